@@ -1,0 +1,66 @@
+"""Where the peers are: folders outside the project's environment, and what to say when one is missing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import BenchError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULT_MODEL = "smollm2-135m"
+VARIANTS = ("Q4_1", "Q8_0", "BF16", "Q4_0")
+SIZES = ("1B", "4B", "8B")
+
+
+def default_root() -> Path:
+    """$KVIK_PEERS, else ~/.cache/kvik-peers."""
+    return Path(os.environ.get("KVIK_PEERS") or Path.home() / ".cache" / "kvik-peers").expanduser().absolute()
+
+
+def default_kvik_python() -> Path:
+    """The Python Kvik is installed in: $KVIK_PYTHON, else the checkout's .venv."""
+    return Path(os.environ.get("KVIK_PYTHON") or REPOSITORY / ".venv" / "bin" / "python")
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The folder that setup_peers.py fills; every path below it."""
+
+    root: Path
+
+    def llama(self, program: str) -> Path:
+        """A program of llama.cpp: llama-bench, llama-completion, llama-perplexity, llama-quantize."""
+        return self.need(self.root / "llama.cpp" / "build" / "bin" / program, "llama.cpp")
+
+    def python(self, peer: str) -> Path:
+        """The Python of a peer's own environment: openvino, transformers or tools."""
+        return self.need(self.root / peer / "bin" / "python", peer)
+
+    def variant(self, name: str) -> Path:
+        """The default model in one of VARIANTS, or F32."""
+        return self.need(self.root / "models" / f"smollm2-135m.{name}.gguf", "models")
+
+    def dequantized(self) -> Path:
+        """The folder of transformers with the dequantized weights."""
+        return self.need(self.root / "models" / "dequantized" / "config.json", "transformers").parent
+
+    def sized(self, size: str) -> Path:
+        """A random-weight model, one of SIZES."""
+        return self.need(self.root / "models" / f"random-{size.lower()}.Q4_1.gguf", "sizes")
+
+    def bandwidth(self) -> Path:
+        """The program that measures read bandwidth."""
+        return self.need(self.root / "bin" / "bandwidth", "bandwidth")
+
+    def work(self) -> Path:
+        """A folder for intermediate files."""
+        folder = self.root / "work"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def need(self, path: Path, step: str) -> Path:
+        if not path.exists():
+            raise BenchError(f"{path} is missing: run `python3 -m bench.setup_peers --root {self.root} --only {step}`")
+        return path

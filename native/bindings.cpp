@@ -1,0 +1,262 @@
+// The only file that knows Python. Every range is checked below it; here arrays become pointers and errors become exceptions.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+#include "pack.h"
+#include "pool.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace kvik;
+
+namespace {
+
+template <typename T>
+using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = Array<uint8_t>;
+using MutableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require(bool ok, const std::string& what) {
+    if (!ok) throw std::invalid_argument(what);
+}
+
+std::vector<std::string> available() {
+    std::vector<std::string> names;
+    if (avx512_kernels()) names.emplace_back("avx512");
+    if (avx2_kernels()) names.emplace_back("avx2");
+    names.emplace_back("portable");
+    return names;
+}
+
+// "" and "auto": KVIK_ISA where it is set, else the best this processor has.
+const Kernels& kernels_named(std::string name) {
+    if (name.empty() || name == "auto") {
+        const char* forced = std::getenv("KVIK_ISA");
+        name = forced && *forced ? forced : available().front();
+    }
+    if (name == "avx512" && avx512_kernels()) return *avx512_kernels();
+    if (name == "avx2" && avx2_kernels()) return *avx2_kernels();
+    if (name == "portable") return portable_kernels();
+    std::string known;
+    for (const std::string& n : available()) known += (known.empty() ? "" : ", ") + n;
+    throw std::invalid_argument("KVIK_ISA: no instruction set " + name + " here; this machine and build have " + known);
+}
+
+Layout layout_of(int32_t layout) {
+    require(layout >= 0 && layout < kLayouts, "unknown layout");
+    return Layout(layout);
+}
+
+Matrix matrix_of(const Bytes& data, int32_t layout, int32_t n, int32_t k) {
+    require(n > 0 && k > 0, "matrix sizes must be positive");
+    Matrix m{layout_of(layout), data.data(), n, k};
+    require(data.size() == m.bytes(), "packed bytes do not fit the matrix");
+    return m;
+}
+
+// The program with what its pointers point to.
+struct PyProgram {
+    std::unique_ptr<Program> program;
+    std::vector<nb::object> kept;
+
+    template <typename T>
+    T keep(T array) {
+        kept.push_back(nb::cast(array));
+        return array;
+    }
+};
+
+using PyPrologue = std::tuple<int32_t, int32_t, int32_t, std::optional<Array<float>>, float, int32_t>;
+using PyPart = std::tuple<Bytes, int32_t, int32_t, int32_t, int32_t, bool, bool>;
+
+Prologue prologue_of(PyProgram& p, const PyPrologue& in) {
+    Prologue out;
+    const auto& [kind, input, second, weight, eps, width] = in;
+    require(kind >= 0 && kind <= 2, "unknown prologue");
+    out.kind = Prologue::Kind(kind);
+    out.input = input;
+    out.second = second;
+    out.eps = eps;
+    out.width = width;
+    if (weight) {
+        require(int64_t(weight->size()) >= (width + kGroup - 1) / kGroup * kGroup, "norm weight must be padded to 32");
+        out.weight = p.keep(*weight).data();
+    }
+    return out;
+}
+
+double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Bytes per second the pool's threads read together from `mib` MiB of memory, best of `repeats`.
+double measure_bandwidth(Pool& pool, int32_t mib, int32_t repeats) {
+    struct Job {
+        std::unique_ptr<uint8_t[]> data;
+        size_t piece;
+        uint64_t sum[256];
+    } job;
+    const uint32_t tiles = uint32_t(mib) * 4;
+    job.piece = 256 * 1024;
+    job.data.reset(new uint8_t[size_t(tiles) * job.piece]);
+    for (size_t i = 0; i < size_t(tiles) * job.piece; i += 64) job.data[i] = uint8_t(i >> 6);
+    double best = 0;
+    for (int32_t r = 0; r < repeats; ++r) {
+        const double t = seconds();
+        pool.run({tiles},
+                 [](void* context, uint32_t, uint32_t tile, uint32_t thread) {
+                     Job& j = *static_cast<Job*>(context);
+                     const uint64_t* p = reinterpret_cast<const uint64_t*>(j.data.get() + size_t(tile) * j.piece);
+                     uint64_t sum[8] = {};
+                     for (size_t i = 0; i < j.piece / 8; i += 8) {
+                         __builtin_prefetch(p + i + 512);
+                         for (size_t k = 0; k < 8; ++k) sum[k] += p[i + k];
+                     }
+                     for (uint64_t s : sum) j.sum[thread & 255] += s;
+                 },
+                 [](void*, uint32_t) {}, &job);
+        best = std::max(best, double(tiles) * double(job.piece) / (seconds() - t));
+    }
+    return best;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.attr("KV_BLOCK_TOKENS") = kBlockTokens;
+
+    m.def("isa_available", &available);
+    m.def("isa_selected", [] { return std::string(kernels_named("").name); });
+    m.def("packed_bytes", [](int32_t layout, int32_t n, int32_t k) {
+        require(n > 0 && k > 0, "matrix sizes must be positive");
+        return packed_bytes(layout_of(layout), n, k);
+    });
+    m.def(
+        "exact_layout",
+        [](int32_t type) -> std::optional<int32_t> {
+            if (source_block(Source(type)).elements == 0) return std::nullopt;
+            return int32_t(exact_layout(Source(type)));
+        });
+    m.def(
+        "pack",
+        [](int32_t type, Bytes source, int32_t n, int32_t k, int32_t permuted_heads, int32_t layout, MutableBytes target,
+           int32_t threads) {
+            const Layout l = layout_of(layout);
+            nb::gil_scoped_release release;
+            const PackResult r = pack(Source(type), source.data(), source.size(), n, k, permuted_heads, l, target.data(),
+                                      target.size(), threads);
+            return std::make_tuple(r.bad_row, r.largest_error);
+        });
+    m.def("unpack", [](int32_t layout, Bytes packed, int32_t k, Floats2 out) {
+        // out [n][k padded to 32]
+        const Matrix w = matrix_of(packed, layout, int32_t(out.shape(0)), k);
+        require(int32_t(out.shape(1)) == w.groups() * kGroup, "rows of the result must be padded to 32");
+        nb::gil_scoped_release release;
+        for (int32_t r = 0; r < w.n; ++r) portable_kernels().embed(w, r, out.data() + size_t(r) * out.shape(1));
+    });
+    m.def("checksum", [](Bytes data) {
+        nb::gil_scoped_release release;
+        return portable_kernels().checksum(data.data(), data.size());
+    });
+    // One linear by itself, for tests: out [rows][n padded to 16] = x [rows][k padded to 32] @ packed.T
+    m.def(
+        "matmul", [](const std::string& isa, int32_t layout, Bytes packed, int32_t n, int32_t k, Floats2 x, Floats2 out, bool fine) {
+            const Kernels& kernels = kernels_named(isa);
+            const Matrix w = matrix_of(packed, layout, n, k);
+            const int32_t rows = int32_t(x.shape(0)), ld = w.groups() * kGroup, g = w.groups();
+            require(int32_t(x.shape(1)) == ld && int32_t(out.shape(0)) == rows && int32_t(out.shape(1)) == w.row_blocks() * kRows,
+                    "shapes do not fit");
+            std::vector<int8_t> q(size_t(rows) * ld), f(size_t(rows) * ld);
+            std::vector<float> scale(size_t(rows) * g), sum(size_t(rows) * g);
+            std::vector<int32_t> isum(size_t(rows) * g), fsum(size_t(rows) * g);
+            for (int32_t r = 0; r < rows; ++r)
+                kernels.quantize(x.data() + size_t(r) * ld, ld, q.data() + size_t(r) * ld, fine ? f.data() + size_t(r) * ld : nullptr,
+                                 scale.data() + size_t(r) * g, sum.data() + size_t(r) * g, isum.data() + size_t(r) * g,
+                                 fsum.data() + size_t(r) * g);
+            const Activations a{x.data(), ld, q.data(), fine ? f.data() : nullptr, scale.data(), sum.data(), isum.data(), fsum.data()};
+            kernels.matmul(w, a, rows, 0, w.row_blocks(), out.data(), w.row_blocks() * kRows, false);
+        });
+
+    nb::class_<Pool>(m, "Pool")
+        .def("__init__", [](Pool* self, int32_t threads) {
+            require(threads >= 1 && threads <= 256, "threads must be in [1, 256]");
+            new (self) Pool(uint32_t(threads));
+        })
+        .def_prop_ro("threads", &Pool::threads)
+        .def("measure_bandwidth", [](Pool& self, int32_t mib, int32_t repeats) {
+            require(mib >= 1 && mib <= 4096 && repeats >= 1, "mib must be in [1, 4096]");
+            nb::gil_scoped_release release;
+            return measure_bandwidth(self, mib, repeats);
+        });
+
+    nb::class_<PyProgram>(m, "Program")
+        .def("__init__",
+             [](PyProgram* self, nb::object pool, const std::string& isa, int32_t max_rows, int32_t layers, int32_t heads,
+                int32_t kv_heads, int32_t head_size, int32_t kv_type, MutableBytes kv, int32_t num_blocks,
+                Array<double> inv_freq, double rope_factor) {
+                 require(kv_type == 0 || kv_type == 1, "unknown KV format");
+                 require(int64_t(inv_freq.size()) == head_size / 2, "rotary frequencies do not fit the head size");
+                 require(num_blocks > 0 && layers > 0 && kv_heads > 0 && head_size > 0, "sizes must be positive");
+                 const size_t bytes = size_t(num_blocks) * size_t(layers) * size_t(kv_heads) * 2 * size_t(head_size) *
+                                      kBlockTokens * kv_element(KV(kv_type));
+                 require(kv.size() == bytes, "cache bytes do not fit its blocks");
+                 auto program = std::make_unique<Program>(nb::cast<Pool&>(pool), kernels_named(isa), max_rows, layers, heads,
+                                                          kv_heads, head_size, KV(kv_type), kv.data(), num_blocks,
+                                                          inv_freq.data(), rope_factor);
+                 new (self) PyProgram{std::move(program), {pool, nb::cast(kv)}};
+             })
+        .def("buffer", [](PyProgram& p, int32_t width) { return p.program->buffer(width); })
+        .def("embed", [](PyProgram& p, Bytes data, int32_t layout, int32_t n, int32_t k, int32_t out) {
+            p.program->embed(matrix_of(p.keep(data), layout, n, k), out);
+        })
+        .def("linear", [](PyProgram& p, const PyPrologue& in, const std::vector<PyPart>& parts) {
+            std::vector<Part> list;
+            for (const auto& [data, layout, n, k, out, accumulate, fine] : parts)
+                list.push_back({matrix_of(p.keep(data), layout, n, k), out, accumulate, fine});
+            p.program->linear(prologue_of(p, in), list);
+        })
+        .def("add", [](PyProgram& p, int32_t a, int32_t b, int32_t out) { p.program->add(a, b, out); })
+        .def("rotate_append", [](PyProgram& p, int32_t q, int32_t k, int32_t v, int32_t layer) {
+            p.program->rotate_append(q, k, v, layer);
+        })
+        .def("attend", [](PyProgram& p, int32_t q, int32_t out, int32_t layer, int32_t window) {
+            p.program->attend(q, out, layer, window);
+        })
+        .def("logits", [](PyProgram& p, const PyPrologue& in, Bytes data, int32_t layout, int32_t n, int32_t k, bool fine) {
+            p.program->logits(prologue_of(p, in), matrix_of(p.keep(data), layout, n, k), fine);
+        })
+        .def("run", [](PyProgram& p, Array<int32_t> tokens, Array<int32_t> positions, Array<int32_t> slots, Array<int32_t> spans,
+                       Array<int32_t> blocks, Array<int32_t> block_spans, Array<int32_t> logit_rows, Floats2 logits) {
+            require(positions.size() == tokens.size() && slots.size() == tokens.size(), "tokens, positions and slots differ in length");
+            require(spans.size() >= 2 && block_spans.size() == spans.size(), "spans do not match");
+            require(block_spans.data()[spans.size() - 1] == int64_t(blocks.size()), "block spans do not cover the blocks");
+            require(logits.shape(0) >= logit_rows.size() && int32_t(logits.shape(1)) == p.program->logits_width(),
+                    "logits array has the wrong shape");
+            const PassView pass{tokens.data(), positions.data(), slots.data(), int32_t(tokens.size()), spans.data(),
+                                int32_t(spans.size()) - 1, blocks.data(), block_spans.data(), logit_rows.data(),
+                                int32_t(logit_rows.size()), logits.data()};
+            nb::gil_scoped_release release;
+            p.program->run(pass);
+        })
+        .def_prop_ro("times", [](const PyProgram& p) {
+            const Times t = p.program->times();
+            return std::make_tuple(t.matrices, t.attention, t.rest);
+        })
+        .def_prop_ro("logits_width", [](const PyProgram& p) { return p.program->logits_width(); })
+        .def_prop_ro("buffer_bytes", [](const PyProgram& p) { return p.program->buffer_bytes(); })
+        .def_prop_ro("isa", [](const PyProgram& p) { return std::string(p.program->isa()); });
+}

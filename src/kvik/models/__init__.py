@@ -1,0 +1,1 @@
+"""One file per architecture family. `MODELS` says which file runs which architecture."""

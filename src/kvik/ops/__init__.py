@@ -1,0 +1,107 @@
+"""The op vocabulary: the dozen words in which a model file says what is computed in which order.
+
+Two executors speak it. `torch_ops.TorchOps` runs each op at once on tensors and is its definition;
+`native_ops.NativeOps` records the ops once into a program that native code replays for every pass.
+
+Shapes: T tokens of the pass, H query heads, H_kv key/value heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Activation", "Executor", "Ops", "Pass", "RopeTable", "StepTimes"]
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+Value = TypeVar("Value")
+
+
+class Pass(NamedTuple):
+    """One forward pass of one model: plain data, whatever mixture of prompts and single tokens it holds.
+
+    Rows of one sequence are consecutive, in order of slot. A token's *position* drives rotary embedding, its *slot*
+    drives attention and memory: row t attends to the slots up to its own (within the window).
+    """
+
+    tokens: NDArray[np.int32]  # [T]
+    positions: NDArray[np.int32]  # [T]
+    slots: NDArray[np.int32]  # [T] index within the sequence's cache
+    spans: NDArray[np.int32]  # [S + 1] rows of sequence s: spans[s] to spans[s + 1]
+    blocks: NDArray[np.int32]  # block ids of all sequences, one after another
+    block_spans: NDArray[np.int32]  # [S + 1] blocks of sequence s: block_spans[s] to block_spans[s + 1]
+    logit_rows: NDArray[np.int32]  # [R] rows that need logits, ascending
+
+
+class StepTimes(NamedTuple):
+    """Seconds of the last pass by kind of work, as the executor measured them."""
+
+    matrices: float
+    attention: float
+    rest: float
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """Rotary frequencies after scaling.
+
+    inv_freq: [D / 2] float64; dimensions i and i + D / 2 rotate by position * inv_freq[i].
+    factor: multiplies cosine and sine (YaRN's attention factor; 1 otherwise).
+    """
+
+    inv_freq: NDArray[np.float64]
+    factor: float = 1.0
+
+
+class Ops(Protocol[Value]):
+    """What a model file may say. Weights are named as in the model's tensor list."""
+
+    def embed(self, weight: str) -> Value:
+        """Rows of the embedding table [V, width] for the pass's tokens: [T, width]."""
+        ...
+
+    def rms_norm(self, x: Value, weight: str, eps: float) -> Value:
+        """x / sqrt(mean(x^2) + eps) * weight, over the last axis (Zhang & Sennrich 2019)."""
+        ...
+
+    def linear(self, x: Value, weight: str) -> Value:
+        """x @ weight.T for weight [N, K]: [T, K] to [T, N]."""
+        ...
+
+    def rope(self, x: Value, heads: int, table: RopeTable) -> Value:
+        """Rotate each of the heads of x [T, heads * D] by its row's position, halves paired (Su et al. 2021)."""
+        ...
+
+    def attend(self, q: Value, k: Value, v: Value, layer: int, window: int | None) -> Value:
+        """Append k, v [T, H_kv * D] to the layer's cache, then causal softmax(q k / sqrt(D)) v: [T, H * D].
+
+        With a window of w, a row sees the last w slots, its own included.
+        """
+        ...
+
+    def gate(self, gate: Value, up: Value, activation: Activation) -> Value:
+        """activation(gate) * up (Shazeer 2020)."""
+        ...
+
+    def add(self, a: Value, b: Value) -> Value:
+        """a + b."""
+        ...
+
+    def logits(self, x: Value, weight: str) -> None:
+        """The pass's logits: x @ weight.T for the rows that need them: [R, V]."""
+        ...
+
+
+class Executor(Protocol):
+    """A model with its weights and cache storage, ready to compute passes."""
+
+    def run(self, work: Pass) -> NDArray[np.float32]:
+        """Compute the pass, append its keys and values, return logits [R, V] (valid until the next call)."""
+        ...
+
+    def times(self) -> StepTimes:
+        """Where the last pass's time went."""
+        ...

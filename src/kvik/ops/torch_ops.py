@@ -1,0 +1,242 @@
+"""The definition of every op, on PyTorch tensors: plain float32, one op at a time.
+
+The oracle of the native executor, and the path that runs on a GPU. Needs the extra `torch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvik.errors import ParameterError
+from kvik.ops import Activation, Ops, Pass, RopeTable, StepTimes
+
+__all__ = ["PagedKV", "Sizes", "TorchExecutor", "TorchOps", "round_to_int8"]
+
+Work = Literal["matrices", "attention", "rest"]
+
+ACTIVATION_GROUP = 32
+KV_TYPES = {"f16": torch.float16, "f32": torch.float32}
+
+
+class Sizes(Protocol):
+    """What the executor itself must know of a model's configuration."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_size(self) -> int: ...
+
+
+Config = TypeVar("Config", bound=Sizes)
+
+
+def round_to_int8(x: Tensor, group: int = ACTIVATION_GROUP) -> Tensor:
+    """x [T, K] as the int8 kernels see it: per `group` consecutive inputs, integers in [-127, 127] times one scale.
+
+    scale = max|x| / 127; integers are x * (127 / max|x|) rounded half to even; a group of zeros stays zero.
+    """
+    grouped = x.reshape(*x.shape[:-1], -1, group)
+    largest = grouped.abs().amax(-1, keepdim=True)
+    inverse = torch.where(largest > 0, 127.0 / largest, 0.0)
+    return (torch.round(grouped * inverse) * (largest / 127.0)).reshape(x.shape)
+
+
+class PagedKV:
+    """Keys and values of all layers in blocks of `block_tokens` slots, addressed through block tables."""
+
+    def __init__(self, config: Sizes, kv: str, num_blocks: int, block_tokens: int, device: torch.device) -> None:
+        if kv not in KV_TYPES:
+            raise ParameterError(f"kv must be 'f16' or 'f32', got {kv!r}")
+        shape = (config.num_layers, num_blocks, block_tokens, config.num_kv_heads, config.head_size)
+        self.keys = torch.zeros(shape, dtype=KV_TYPES[kv], device=device)
+        self.values = torch.zeros(shape, dtype=KV_TYPES[kv], device=device)
+        self.num_blocks, self.block_tokens = num_blocks, block_tokens
+
+    def append(self, layer: int, blocks: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store rows k, v [T, H_kv, D] of one sequence at its slots [T], rounded to the cache's format."""
+        block, offset = blocks[slots // self.block_tokens], slots % self.block_tokens
+        self.keys[layer, block, offset] = k.to(self.keys.dtype)
+        self.values[layer, block, offset] = v.to(self.values.dtype)
+
+    def gather(self, layer: int, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Slots 0 to length of one sequence, as float32 keys and values [length, H_kv, D]."""
+        used = blocks[: -(-length // self.block_tokens)]
+        k = self.keys[layer, used].flatten(0, 1)[:length]
+        v = self.values[layer, used].flatten(0, 1)[:length]
+        return k.float(), v.float()
+
+
+class TorchOps:
+    """Runs the ops of one pass at once. See `kvik.ops.Ops` for what each means."""
+
+    def __init__(
+        self, work: Pass, weights: Mapping[str, Tensor], int8_activations: frozenset[str], cache: PagedKV
+    ) -> None:
+        self._weights, self._int8_activations, self._cache = weights, int8_activations, cache
+        self._device = cache.keys.device
+        self._tokens, self._positions, self._slots = (self._index(x) for x in work[:3])
+        self._sequences = [
+            (slice(*work.spans[s : s + 2].tolist()), self._index(work.blocks[slice(*work.block_spans[s : s + 2])]))
+            for s in range(len(work.spans) - 1)
+        ]
+        self._logit_rows = self._index(work.logit_rows)
+        self.result: Tensor | None = None
+        self.seconds: dict[Work, float] = {"matrices": 0.0, "attention": 0.0, "rest": 0.0}
+
+    def embed(self, weight: str) -> Tensor:
+        with self._timed("rest"):
+            return self._weights[weight][self._tokens]
+
+    def rms_norm(self, x: Tensor, weight: str, eps: float) -> Tensor:
+        with self._timed("rest"):
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * self._weights[weight]
+
+    def linear(self, x: Tensor, weight: str) -> Tensor:
+        with self._timed("matrices"):
+            if weight in self._int8_activations:
+                x = round_to_int8(x)
+            return x @ self._weights[weight].T
+
+    def rope(self, x: Tensor, heads: int, table: RopeTable) -> Tensor:
+        with self._timed("rest"):
+            inv_freq = torch.from_numpy(table.inv_freq).to(self._device)
+            angles = self._positions[:, None].double() * inv_freq  # [T, D / 2]; float64 keeps far positions exact
+            cos, sin = ((f(angles) * table.factor).float()[:, None] for f in (torch.cos, torch.sin))
+            first, second = x.reshape(len(x), heads, -1).chunk(2, dim=-1)  # [T, heads, D / 2] each
+            return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None) -> Tensor:
+        with self._timed("attention"):
+            kv_heads, size = self._cache.keys.shape[-2:]
+            q, k, v = (x.reshape(len(x), -1, size) for x in (q, k, v))  # [T, heads, D]
+            q = (q * size**-0.5).reshape(len(q), kv_heads, -1, size)  # [T, H_kv, query heads per key head, D]
+            out = torch.empty_like(q)
+            for rows, blocks in self._sequences:
+                slots = self._slots[rows]
+                self._cache.append(layer, blocks, slots, k[rows], v[rows])
+                keys, values = self._cache.gather(layer, blocks, int(slots.max()) + 1)
+                scores = torch.einsum("thgd,shd->thgs", q[rows], keys)
+                hidden = _hidden(slots, keys.shape[0], window)
+                probabilities = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(-1)
+                out[rows] = torch.einsum("thgs,shd->thgd", probabilities, values)
+            return out.flatten(1)
+
+    def gate(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        with self._timed("rest"):
+            if activation == "silu":
+                return torch.nn.functional.silu(gate) * up
+            return torch.nn.functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        with self._timed("rest"):
+            return a + b
+
+    def logits(self, x: Tensor, weight: str) -> None:
+        self.result = self.linear(x[self._logit_rows], weight)
+
+    def _index(self, values: NDArray[np.int32]) -> Tensor:
+        return torch.tensor(values.tolist(), dtype=torch.int64, device=self._device)
+
+    @contextmanager
+    def _timed(self, work: Work) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        if self._device.type == "cuda":  # its kernels run behind the call
+            torch.cuda.synchronize(self._device)
+        self.seconds[work] += perf_counter() - start
+
+
+def _hidden(slots: Tensor, length: int, window: int | None) -> Tensor:
+    """[T, length]: True where a row's slot must not see a slot."""
+    keys = torch.arange(length, device=slots.device)
+    hidden = keys > slots[:, None]
+    return hidden if window is None else hidden | (keys <= slots[:, None] - window)
+
+
+class TorchExecutor(Generic[Config]):
+    """A model on PyTorch with paged KV storage. Implements `kvik.ops.Executor`.
+
+    Args:
+        config: the model's sizes.
+        forward: its definition, `kvik.models.llama.forward` for the Llama family.
+        weights: float32 arrays by the definition's names; copied to the device.
+        int8_activations: weights whose native layout is integer: their inputs are rounded by `round_to_int8`.
+        kv: format of keys and values, "f16" or "f32".
+        num_blocks, block_tokens: the cache's storage.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        forward: Callable[[Ops[Tensor], Config], None],
+        weights: Mapping[str, NDArray[np.float32]],
+        *,
+        int8_activations: frozenset[str] = frozenset(),
+        kv: Literal["f16", "f32"],
+        num_blocks: int,
+        block_tokens: int = 16,
+        device: str = "cpu",
+    ) -> None:
+        if unknown := sorted(int8_activations - set(weights)):
+            raise ParameterError(f"int8_activations names weights the model lacks: {', '.join(unknown[:3])}")
+        for name in sorted(int8_activations):
+            if weights[name].shape[-1] % ACTIVATION_GROUP:
+                raise ParameterError(
+                    f"int8_activations: {name} has {weights[name].shape[-1]} inputs, not a multiple of {ACTIVATION_GROUP}"
+                )
+        place = torch.device(device)
+        self._config, self._forward = config, forward
+        self._weights = {name: torch.tensor(w, dtype=torch.float32, device=place) for name, w in weights.items()}
+        self._int8_activations = int8_activations
+        self.cache = PagedKV(config, kv, num_blocks, block_tokens, place)
+        self._times = StepTimes(0.0, 0.0, 0.0)
+
+    def run(self, work: Pass) -> NDArray[np.float32]:
+        """Compute the pass. Raises ParameterError for a pass whose tokens, slots, spans or blocks do not fit."""
+        _check(work, self._config.vocab_size, self.cache)
+        with torch.inference_mode():
+            ops = TorchOps(work, self._weights, self._int8_activations, self.cache)
+            self._forward(ops, self._config)
+        if ops.result is None:
+            raise ParameterError("the model's definition computes no logits")
+        self._times = StepTimes(**ops.seconds)
+        logits: NDArray[np.float32] = ops.result.cpu().numpy()
+        return logits
+
+    def times(self) -> StepTimes:
+        return self._times
+
+
+def _check(work: Pass, vocab_size: int, cache: PagedKV) -> None:
+    rows = len(work.tokens)
+    _within("tokens", work.tokens, vocab_size)
+    _within("blocks", work.blocks, cache.num_blocks)
+    _within("logit_rows", work.logit_rows, rows)
+    if len(work.positions) != rows or len(work.slots) != rows:
+        raise ParameterError(f"pass: {rows} tokens, {len(work.positions)} positions, {len(work.slots)} slots")
+    for name, spans, end in (("spans", work.spans, rows), ("block_spans", work.block_spans, len(work.blocks))):
+        if len(spans) < 2 or spans[0] != 0 or spans[-1] != end or (np.diff(spans) < (name == "spans")).any():
+            raise ParameterError(f"pass: {name} must rise from 0 to {end}, got {spans.tolist()}")
+    if len(work.block_spans) != len(work.spans):
+        raise ParameterError(f"pass: {len(work.spans)} spans, {len(work.block_spans)} block_spans")
+    for s in range(len(work.spans) - 1):
+        capacity = int(work.block_spans[s + 1] - work.block_spans[s]) * cache.block_tokens
+        _within(f"slots of sequence {s}", work.slots[work.spans[s] : work.spans[s + 1]], capacity)
+
+
+def _within(name: str, values: NDArray[np.int32], end: int) -> None:
+    if len(values) and (values.min() < 0 or values.max() >= end):
+        raise ParameterError(f"pass: {name} must lie in [0, {end}), got {values.min()} to {values.max()}")

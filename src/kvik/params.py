@@ -1,0 +1,130 @@
+"""What a user writes down: frozen, validated once, documented. What carries it out lives in its room."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from kvik.errors import ParameterError
+
+__all__ = ["EngineParams", "LogprobsMode", "SamplingParams"]
+
+LogprobsMode = Literal["raw", "processed"]
+
+MAX_SAMPLES = 128
+MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 1024
+MAX_SEED = 2**64 - 1
+MAX_THREADS = 256
+
+
+def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ParameterError(f"{name} must be an integer, got {value!r}")
+    if value < low or (high is not None and value > high):
+        bound = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise ParameterError(f"{name} must be {bound}, got {value}")
+
+
+def _real(name: str, value: object, low: float, high: float | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ParameterError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < low or (high is not None and value > high):
+        bound = f"at least {low:g}" if high is None else f"in [{low:g}, {high:g}]"
+        raise ParameterError(f"{name} must be finite and {bound}, got {value}")
+
+
+def _flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ParameterError(f"{name} must be True or False, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one request are chosen and when it ends.
+
+    The filters apply in one declared order: min_tokens, temperature, top_k, top_p, min_p.
+
+    Attributes:
+        n: samples of the prompt, 1 to 128.
+        max_tokens: most tokens generated per sample, at least 1; None means up to the context's end.
+        min_tokens: end-of-text and stop tokens are banned until this many tokens are out, at least 0.
+        temperature: divides the logits; 0 is greedy. At least 0.
+        top_k: keep the k most probable tokens, ties by lower id; 0 is off.
+        top_p: keep the smallest set of most probable tokens with cumulative probability >= top_p, in [0, 1];
+            1 is off; 0 keeps the best token.
+        min_p: keep tokens with at least min_p times the best token's probability, in [0, 1]; 0 is off.
+        seed: keys the noise, in [0, 2**64 - 1]; None draws a seed from the operating system.
+        stop: up to 16 strings that end the text; the match itself is not returned.
+        stop_token_ids: token ids that end the text beside the model's own; the id is kept in token_ids.
+        ignore_eos: go on past the model's own end-of-text tokens.
+        logprobs: for each generated token, report its log-probability and those of this many best tokens;
+            None reports nothing, 0 only the generated token's.
+        logprobs_mode: "raw" is before any bias or filter, "processed" after all of them.
+    """
+
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    logprobs_mode: LogprobsMode = "raw"
+
+    def __post_init__(self) -> None:
+        _integer("n", self.n, 1, MAX_SAMPLES)
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1)
+        _integer("min_tokens", self.min_tokens, 0)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ParameterError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
+        _real("temperature", self.temperature, 0.0)
+        _integer("top_k", self.top_k, 0)
+        _real("top_p", self.top_p, 0.0, 1.0)
+        _real("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _integer("seed", self.seed, 0, MAX_SEED)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if len(stop) > MAX_STOP_STRINGS:
+            raise ParameterError(f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(stop)}")
+        if not all(isinstance(s, str) and s for s in stop):
+            raise ParameterError(f"stop takes strings that are not empty, got {stop!r}")
+        object.__setattr__(self, "stop", stop)
+        ids = tuple(self.stop_token_ids)
+        for token in ids:
+            _integer("stop_token_ids", token, 0)
+        object.__setattr__(self, "stop_token_ids", ids)
+        _flag("ignore_eos", self.ignore_eos)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.logprobs_mode not in ("raw", "processed"):
+            raise ParameterError(f"logprobs_mode must be 'raw' or 'processed', got {self.logprobs_mode!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineParams:
+    """The machine's share an engine may use.
+
+    Attributes:
+        threads: threads of the native core, 1 to 256; None takes every core this process may run on.
+        kv_bytes: bytes of the KV cache's pool; None takes what one sequence of the whole context needs.
+        max_batch_tokens: most tokens computed in one step, at least 1; a longer prompt is computed in chunks.
+    """
+
+    threads: int | None = None
+    kv_bytes: int | None = None
+    max_batch_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            _integer("threads", self.threads, 1, MAX_THREADS)
+        if self.kv_bytes is not None:
+            _integer("kv_bytes", self.kv_bytes, 1)
+        _integer("max_batch_tokens", self.max_batch_tokens, 1, 65536)

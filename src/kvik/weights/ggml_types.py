@@ -1,0 +1,238 @@
+"""The tensor types of GGUF files and the slow, plain definition of what their bytes mean.
+
+`dequantize` is what every native layout is tested against; its own oracle is the `gguf` package. A block is the
+smallest unit of a type: so many elements in so many bytes, little-endian. Source of the layouts: the GGUF
+specification and `ggml-common.h` of the ggml project.
+
+=====  ==============================================================  =====================
+type   bytes of a block, in order                                      element i
+=====  ==============================================================  =====================
+Q4_0   f16 scale d, 16 bytes q                                         d * (q4[i] - 8)
+Q4_1   f16 scale d, f16 minimum m, 16 bytes q                          d * q4[i] + m
+Q8_0   f16 scale d, 32 int8 q                                          d * q[i]
+=====  ==============================================================  =====================
+
+q4[i] is the low nibble of byte i for i < 16, the high nibble of byte i - 16 from there on. Products and sums are in
+float32, each rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvik.errors import DataError
+
+__all__ = ["SUPPORTED", "TRAITS", "GGMLType", "NonFinite", "Traits", "dequantize", "first_nonfinite", "tensor_bytes"]
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+_CHUNK_BYTES = 1 << 20  # working memory of the passes below stays a few times this, whatever the tensor's size
+
+
+class GGMLType(IntEnum):
+    """Type numbers as GGUF stores them. Numbers that ggml has removed (4, 5, 31 to 33, 36 to 38) are unknown here."""
+
+    F32 = 0
+    F16 = 1
+    Q4_0 = 2
+    Q4_1 = 3
+    Q5_0 = 6
+    Q5_1 = 7
+    Q8_0 = 8
+    Q8_1 = 9
+    Q2_K = 10
+    Q3_K = 11
+    Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+    Q8_K = 15
+    IQ2_XXS = 16
+    IQ2_XS = 17
+    IQ3_XXS = 18
+    IQ1_S = 19
+    IQ4_NL = 20
+    IQ3_S = 21
+    IQ2_S = 22
+    IQ4_XS = 23
+    I8 = 24
+    I16 = 25
+    I32 = 26
+    I64 = 27
+    F64 = 28
+    IQ1_M = 29
+    BF16 = 30
+    TQ1_0 = 34
+    TQ2_0 = 35
+    MXFP4 = 39
+
+
+class Traits(NamedTuple):
+    """Size of a type's block."""
+
+    block_elements: int
+    block_bytes: int
+
+
+TRAITS: dict[GGMLType, Traits] = {
+    GGMLType.F32: Traits(1, 4),
+    GGMLType.F16: Traits(1, 2),
+    GGMLType.Q4_0: Traits(32, 18),
+    GGMLType.Q4_1: Traits(32, 20),
+    GGMLType.Q5_0: Traits(32, 22),
+    GGMLType.Q5_1: Traits(32, 24),
+    GGMLType.Q8_0: Traits(32, 34),
+    GGMLType.Q8_1: Traits(32, 36),
+    GGMLType.Q2_K: Traits(256, 84),
+    GGMLType.Q3_K: Traits(256, 110),
+    GGMLType.Q4_K: Traits(256, 144),
+    GGMLType.Q5_K: Traits(256, 176),
+    GGMLType.Q6_K: Traits(256, 210),
+    GGMLType.Q8_K: Traits(256, 292),
+    GGMLType.IQ2_XXS: Traits(256, 66),
+    GGMLType.IQ2_XS: Traits(256, 74),
+    GGMLType.IQ3_XXS: Traits(256, 98),
+    GGMLType.IQ1_S: Traits(256, 50),
+    GGMLType.IQ4_NL: Traits(32, 18),
+    GGMLType.IQ3_S: Traits(256, 110),
+    GGMLType.IQ2_S: Traits(256, 82),
+    GGMLType.IQ4_XS: Traits(256, 136),
+    GGMLType.I8: Traits(1, 1),
+    GGMLType.I16: Traits(1, 2),
+    GGMLType.I32: Traits(1, 4),
+    GGMLType.I64: Traits(1, 8),
+    GGMLType.F64: Traits(1, 8),
+    GGMLType.IQ1_M: Traits(256, 56),
+    GGMLType.BF16: Traits(1, 2),
+    GGMLType.TQ1_0: Traits(256, 54),
+    GGMLType.TQ2_0: Traits(256, 66),
+    GGMLType.MXFP4: Traits(32, 17),
+}
+
+
+def _f32(blocks: Bytes) -> Floats:
+    return blocks.view("<f4").astype(np.float32, copy=False)
+
+
+def _f16(blocks: Bytes) -> Floats:
+    return blocks.view("<f2").astype(np.float32)
+
+
+def _bf16(blocks: Bytes) -> Floats:
+    return (blocks.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _nibbles(packed: Bytes) -> Floats:
+    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=1).astype(np.float32)
+
+
+def _q4_0(blocks: Bytes) -> Floats:
+    return _f16(blocks[:, :2]) * (_nibbles(blocks[:, 2:]) - np.float32(8))
+
+
+def _q4_1(blocks: Bytes) -> Floats:
+    return _f16(blocks[:, :2]) * _nibbles(blocks[:, 4:]) + _f16(blocks[:, 2:4])
+
+
+def _q8_0(blocks: Bytes) -> Floats:
+    return _f16(blocks[:, :2]) * blocks[:, 2:].view(np.int8).astype(np.float32)
+
+
+_DECODE: dict[GGMLType, Callable[[Bytes], Floats]] = {
+    GGMLType.F32: _f32,
+    GGMLType.F16: _f16,
+    GGMLType.BF16: _bf16,
+    GGMLType.Q4_0: _q4_0,
+    GGMLType.Q4_1: _q4_1,
+    GGMLType.Q8_0: _q8_0,
+}
+
+SUPPORTED = frozenset(_DECODE)
+"""Types whose tensors Kvik reads; the others of `GGMLType` are listed and refused by name."""
+
+_SCALES: dict[GGMLType, tuple[str, ...]] = {
+    GGMLType.Q4_0: ("scale",),
+    GGMLType.Q4_1: ("scale", "minimum"),
+    GGMLType.Q8_0: ("scale",),
+}  # the f16 numbers a block begins with, in order
+
+
+def tensor_bytes(type: GGMLType, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor. shape is in numpy order; the last dimension must hold whole blocks (DataError otherwise)."""
+    block_elements, block_bytes = TRAITS[type]
+    if not shape or shape[-1] % block_elements:
+        row = shape[-1] if shape else 0
+        raise DataError(f"rows of {row} elements do not divide into {type.name} blocks of {block_elements}")
+    return math.prod(shape) // block_elements * block_bytes
+
+
+def _blocks(data: Bytes, type: GGMLType) -> Bytes:
+    """View of the bytes as [blocks, block_bytes]."""
+    if type not in SUPPORTED:
+        known = ", ".join(t.name for t in sorted(SUPPORTED))
+        raise DataError(f"type {GGMLType(type).name} is not supported; supported: {known}")
+    block_bytes = TRAITS[type].block_bytes
+    if data.dtype != np.uint8 or data.ndim != 1 or data.size % block_bytes:
+        raise DataError(f"{type.name} needs whole blocks of {block_bytes} bytes, got {data.dtype}{list(data.shape)}")
+    return np.ascontiguousarray(data).reshape(-1, block_bytes)
+
+
+def dequantize(data: NDArray[Any], type: GGMLType, shape: tuple[int, ...]) -> Floats:
+    """The float32 values of a tensor: the definition, in plain numpy.
+
+    data: uint8 [bytes], exactly the tensor's. shape: numpy order, the last dimension contiguous. Returns float32 of
+    that shape, a copy. Raises DataError for a type outside `SUPPORTED` and for a number of bytes that is not shape's.
+    NaN and infinities pass through: see `first_nonfinite`.
+    """
+    blocks = _blocks(data, type)
+    if tensor_bytes(type, shape) != data.size:
+        raise DataError(f"{type.name} of shape {list(shape)} needs {tensor_bytes(type, shape)} bytes, got {data.size}")
+    out = np.empty((len(blocks), TRAITS[type].block_elements), np.float32)
+    step = max(1, _CHUNK_BYTES // TRAITS[type].block_bytes)
+    with np.errstate(all="ignore"):  # a hostile scale may be NaN or infinite: finding that is first_nonfinite's work
+        for start in range(0, len(blocks), step):
+            part = blocks[start : start + step]
+            out[start : start + step] = _DECODE[type](part).reshape(len(part), -1)
+    return out.reshape(shape)
+
+
+class NonFinite(NamedTuple):
+    """The first number of a tensor that is NaN or infinite."""
+
+    what: Literal["weight", "scale", "minimum"]
+    value: float
+    element: int
+    """Index of the element in the flattened tensor; of a scale or minimum, the first element of its block."""
+    offset: int
+    """Byte of the tensor's data at which the number stands."""
+
+
+def first_nonfinite(data: NDArray[Any], type: GGMLType) -> NonFinite | None:
+    """Find NaN or infinity among the weights (float types) or the scales and minimums (quantized types).
+
+    data: uint8 [bytes] of whole blocks. Returns the first one in the order of the bytes, None when all are finite.
+    Finite scales give finite weights: |d| <= 65504 and |q| <= 128 stay far inside float32. The slow twin of the native
+    check.
+    """
+    blocks = _blocks(data, type)
+    block_elements, block_bytes = TRAITS[type]
+    names = _SCALES.get(type, ("weight",))
+    number_bytes = 2 if type in _SCALES else block_bytes
+    decode = _f16 if type in _SCALES else _DECODE[type]
+    step = max(1, _CHUNK_BYTES // block_bytes)
+    for start in range(0, len(blocks), step):
+        part = blocks[start : start + step, : number_bytes * len(names)]
+        values = decode(np.ascontiguousarray(part).reshape(-1))
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            block, which = divmod(int(bad[0]), len(names))
+            what: Any = names[which]
+            offset = (start + block) * block_bytes + which * number_bytes
+            return NonFinite(what, float(values[bad[0]]), (start + block) * block_elements, offset)
+    return None

@@ -1,0 +1,224 @@
+"""The native sampler against the definition: same kept set, same token, same log-probabilities; and its edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from kvik import _native
+from kvik.decoding import DrawRequest, Sampler, filters, noise, sample_rows, sample_rows_by_definition
+from kvik.errors import KvikError, ParameterError
+from kvik.params import SamplingParams
+
+MakeRow = Callable[[np.random.Generator, int, str], np.ndarray]
+SIZES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 255, 256, 257, 1000, 1025, 5001)
+
+
+def random_params(rng: np.random.Generator, size: int) -> SamplingParams:
+    options: dict[str, object] = {"temperature": float(rng.choice([0, 1e-30, 0.1, 0.7, 1, 1, 1.5, 50, 1e300]))}
+    if rng.random() < 0.5:
+        options["top_k"] = int(rng.choice([1, 2, 5, 50, size, size + 1, max(1, size // 2), max(size - 1, 1), 2000, 2**40]))
+    if rng.random() < 0.5:
+        options["top_p"] = float(rng.choice([0, 0.1, 0.25, 0.5, 0.7, 0.9, 0.95, 0.999, 0.9999999, 1]))
+    if rng.random() < 0.4:
+        options["min_p"] = float(rng.choice([0, 1e-300, 1e-6, 0.01, 0.05, 0.5, 1]))
+    if rng.random() < 0.2:
+        options |= {"min_tokens": 1, "stop_token_ids": tuple(rng.integers(0, size, 3).tolist())}
+    options |= {"logprobs": rng.choice([None, 0, 1, 5, 1000]), "logprobs_mode": str(rng.choice(["raw", "processed"]))}
+    return SamplingParams(**options)  # type: ignore[arg-type]
+
+
+def assert_same(row: np.ndarray, request: DrawRequest) -> None:
+    before = row.copy()
+    (native,) = sample_rows(row[None], [request])
+    (defined,) = sample_rows_by_definition(row[None], [request])
+    np.testing.assert_array_equal(row, before)
+    context = f"V={row.size} {request}"
+    assert native.token_id == defined.token_id, context
+    assert [t for t, _ in native.top] == [t for t, _ in defined.top], context
+    ours, theirs = np.array([native.logprob, *(x for _, x in native.top)]), np.array([defined.logprob, *(x for _, x in defined.top)])
+    np.testing.assert_allclose(np.exp(ours), np.exp(theirs), atol=1e-6, rtol=0, err_msg=context)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6, rtol=1e-12, err_msg=context)
+    assert not np.isnan(ours).any()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_native_draws_as_defined(size: int, kind: str, make_row: MakeRow) -> None:
+    rng = np.random.default_rng(size)
+    for _ in range(12):
+        sampler = Sampler(size, random_params(rng, size), int(rng.integers(2**63)) * 2, int(rng.integers(2**32)))
+        assert_same(make_row(rng, size, kind), sampler.request(int(rng.integers(2**32)), 0))
+
+
+@pytest.mark.parametrize("size", [49152, 50257])
+def test_native_draws_as_defined_on_the_full_vocabulary(size: int, kind: str, make_row: MakeRow) -> None:
+    rng = np.random.default_rng(7)
+    row = make_row(rng, size, kind)
+    for position in range(12):
+        sampler = Sampler(size, random_params(rng, size), 42, 0)
+        assert_same(row, sampler.request(position, 0))
+
+
+FILTERS = [
+    {"top_k": 1}, {"top_k": 50}, {"top_k": 3000}, {"top_k": 49151}, {"top_p": 0.0}, {"top_p": 0.5}, {"top_p": 0.9}, {"top_p": 0.999},
+    {"min_p": 0.05}, {"min_p": 1e-5}, {"temperature": 1.5}, {"temperature": 3.0, "top_p": 0.95}, {"temperature": 0.7, "top_k": 50, "top_p": 0.9},
+    {"temperature": 2.0, "top_k": 20000, "top_p": 0.8, "min_p": 1e-4},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+def test_same_kept_set_and_probabilities_on_the_full_vocabulary(options: dict[str, float], kind: str, make_row: MakeRow) -> None:
+    params = SamplingParams(**options, logprobs_mode="processed", logprobs=0)  # type: ignore[arg-type]
+    object.__setattr__(params, "logprobs", 49152)  # above the public range, to see every kept token
+    row = make_row(np.random.default_rng(11), 49152, kind)
+    (drawn,) = sample_rows(row[None], [Sampler(row.size, params, 3).request(5, 0)])
+    expected = filters.apply(row, params)
+    got = np.full(row.size, -np.inf)
+    got[[token for token, _ in drawn.top]] = [logprob for _, logprob in drawn.top]
+    np.testing.assert_array_equal(got > -np.inf, expected > -np.inf)
+    np.testing.assert_allclose(np.exp(got), np.exp(expected), atol=1e-6, rtol=0)
+
+
+def test_a_row_is_drawn_alike_alone_in_any_batch_and_in_any_order(make_row: MakeRow) -> None:
+    rng = np.random.default_rng(5)
+    rows = np.stack([make_row(rng, 3000, kind) for kind in ("normal", "peaked", "flat", "ties", "equal", "holes") for _ in range(6)])
+    requests = [Sampler(3000, random_params(rng, 3000), i, i).request(i, 0) for i in range(len(rows))]
+    alone = [sample_rows(rows[i : i + 1], requests[i : i + 1])[0] for i in range(len(rows))]
+    assert sample_rows(rows, requests) == alone
+    order = rng.permutation(len(rows))
+    assert sample_rows(rows[order], [requests[i] for i in order]) == [alone[i] for i in order]
+    assert sample_rows(rows[::2], requests[::2]) == alone[::2]  # strided rows
+    assert len({drawn.token_id for drawn in alone}) > 20
+
+
+def test_the_vocabulary_behind_a_token_does_not_change_its_noise() -> None:
+    # what speculation builds on: equal distributions draw equal tokens at equal keys
+    row = np.zeros(500, np.float32)
+    longer = np.concatenate([row, np.full(700, -np.inf, np.float32)])
+    for position in range(50):
+        request = DrawRequest(SamplingParams(), 1, 0, position)
+        assert sample_rows(row[None], [request])[0].token_id == sample_rows(longer[None], [request])[0].token_id
+
+
+def test_greedy_takes_the_lowest_id_of_equals_and_reports_the_raw_logprob() -> None:
+    row = np.zeros(49152, np.float32)
+    row[[700, 701, 40000]] = 3.0
+    drawn = Sampler(row.size, SamplingParams(temperature=0.0, logprobs=2), 0).sample(row, 0, 0)
+    expected = 3.0 - np.log(49149 + 3 * np.exp(3.0))
+    assert drawn.token_id == 700 and drawn.logprob == pytest.approx(expected, abs=1e-6)
+    assert [t for t, _ in drawn.top] == [700, 701]
+    processed = SamplingParams(temperature=0.0, logprobs=2, logprobs_mode="processed")
+    assert Sampler(row.size, processed, 0).sample(row, 0, 0) == (700, 0.0, ((700, 0.0),))
+
+
+def test_raw_logprobs_do_not_depend_on_the_filters(make_row: MakeRow) -> None:
+    row = make_row(np.random.default_rng(0), 5000, "peaked")
+    reference = Sampler(5000, SamplingParams(logprobs=20), 0).sample(row, 0, 0).top
+    for options in ({"temperature": 0.0}, {"top_p": 0.1}, {"top_k": 3, "temperature": 2.0}, {"min_p": 0.5}):
+        assert Sampler(5000, SamplingParams(logprobs=20, **options), 9).sample(row, 3, 0).top == reference  # type: ignore[arg-type]
+
+
+def test_the_race_runs_again_where_all_noise_is_low() -> None:
+    # the exponential variate of this key is above 16, which happens once in nine million draws
+    assert -noise.gumbel(0, 0, RARE_POSITION, [0])[0] > np.log(16)
+    assert_same(np.zeros(1, np.float32), DrawRequest(SamplingParams(), 0, 0, RARE_POSITION))
+
+
+RARE_POSITION = 0
+
+
+def test_min_tokens_bans_the_ends_and_stop_tokens_until_then() -> None:
+    row = np.array([5, 4, 3, 2], np.float32)
+    sampler = Sampler(4, SamplingParams(temperature=0.0, min_tokens=2, stop_token_ids=(1,)), 0, end_ids=frozenset({0}))
+    assert [sampler.sample(row, 10 + n, n).token_id for n in range(4)] == [2, 2, 0, 0]
+    assert sampler.sample(row, 10, 0).logprob == pytest.approx(filters.log_softmax(row.astype(np.float64))[2], abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}], ids=str)
+@pytest.mark.parametrize("mode", ["raw", "processed"])
+def test_nothing_left_is_no_token(options: dict[str, float], mode: str) -> None:
+    params = SamplingParams(min_tokens=1, logprobs=3, logprobs_mode=mode, **options)  # type: ignore[arg-type]
+    banned = Sampler(2, params, 0, end_ids=frozenset({0, 1})).sample(np.array([1, 2], np.float32), 0, 0)
+    assert banned.token_id is None and banned.logprob == -np.inf
+    assert [t for t, _ in banned.top] == ([1, 0] if mode == "raw" else [])
+    assert Sampler(2, params, 0).sample(np.full(2, -np.inf, np.float32), 0, 0) == (None, -np.inf, ())
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 16, 999, 1000])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.9}], ids=str)
+def test_damaged_logits_are_refused_by_name(bad: float, place: int, options: dict[str, float]) -> None:
+    rows = np.zeros((3, 1001), np.float32)
+    rows[1, place] = bad
+    requests = [Sampler(1001, SamplingParams(**options), 0).request(70 + i, 0) for i in range(3)]  # type: ignore[arg-type]
+    with pytest.raises(KvikError, match=f"position 71: .*token {place} is"):
+        sample_rows(rows, requests)
+
+
+def test_logits_are_only_read() -> None:
+    row = np.linspace(-3, 3, 100, dtype=np.float32)
+    row.flags.writeable = False
+    params = SamplingParams(top_k=5, min_tokens=1, logprobs=3)
+    sampler = Sampler(100, params, 0, end_ids=frozenset({99}))
+    one = sampler.sample(row, 0, 0)
+    assert sample_rows(np.broadcast_to(row, (4, 100)), [sampler.request(0, 0)] * 4) == [one] * 4
+    assert one.token_id != 99
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size"), ({"vocab_size": 2**20 + 1}, "vocab_size"), ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"),
+        ({"sample_index": -1}, "sample_index"), ({"end_ids": frozenset({10, 12, 3})}, "end-of-text token ids .* got 10, 12"),
+        ({"params": SamplingParams(stop_token_ids=(11,))}, "stop_token_ids .* got 11"),
+    ],
+)  # fmt: skip
+def test_sampler_ranges(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        Sampler(**({"vocab_size": 10, "params": SamplingParams(), "seed": 0} | options))  # type: ignore[arg-type]
+
+
+def test_shapes_are_checked() -> None:
+    sampler = Sampler(10, SamplingParams(), 0)
+    with pytest.raises(ParameterError, match="shape"):
+        sampler.sample(np.zeros(11, np.float32), 0, 0)
+    with pytest.raises(ParameterError, match="float32"):
+        sample_rows(np.zeros((1, 10)), [sampler.request(0, 0)])
+    with pytest.raises(ParameterError, match="float32"):
+        sample_rows(np.zeros((2, 10), np.float32), [sampler.request(0, 0)])
+    assert sample_rows(np.zeros((0, 10), np.float32), []) == []
+
+
+def call_native(**changes: np.ndarray) -> None:
+    arguments = {
+        "logits": np.zeros((1, 10), np.float32), "reals": np.array([[1.0, 1.0, 0.0]]), "integers": np.zeros((1, 7), np.uint64),
+        "banned": np.zeros(0, np.int32), "outcomes": np.zeros(1, np.uint8), "tokens": np.zeros(1, np.int32), "logprobs": np.zeros(1),
+        "counts": np.zeros(1, np.int32), "top_ids": np.zeros((1, 2), np.int32), "top_logprobs": np.zeros((1, 2)),
+    }  # fmt: skip
+    _native.sample_rows(**(arguments | changes))
+
+
+def whole(*values: int) -> np.ndarray:
+    return np.array([values], np.uint64)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logits": np.zeros((2, 10), np.float32)}, {"logits": np.zeros((1, 0), np.float32)}, {"logits": np.zeros((1, 20), np.float32)[:, ::2]},
+        {"reals": np.array([[-1.0, 1.0, 0.0]])}, {"reals": np.array([[np.nan, 1.0, 0.0]])}, {"reals": np.array([[1.0, 1.5, 0.0]])},
+        {"reals": np.array([[1.0, np.nan, 0.0]])}, {"reals": np.array([[1.0, 1.0, 2.0]])}, {"reals": np.ones((1, 2))},
+        {"integers": whole(0, 2**32, 0, 0, 0, 0, 0)}, {"integers": whole(0, 0, 2**32, 0, 0, 0, 0)},
+        {"integers": whole(0, 0, 0, 2**32, 0, 0, 0)}, {"integers": whole(0, 0, 0, 0, 3, 0, 0)},
+        {"integers": whole(0, 0, 0, 0, 0, 2, 0)}, {"integers": whole(0, 0, 0, 0, 0, 0, 1)},
+        {"banned": np.array([1], np.int32)}, {"integers": whole(0, 0, 0, 0, 0, 0, 1), "banned": np.array([10], np.int32)},
+        {"integers": whole(0, 0, 0, 0, 0, 0, 1), "banned": np.array([-1], np.int32)},
+        {"tokens": np.zeros(2, np.int32)}, {"top_logprobs": np.zeros((1, 3))},
+    ],
+)  # fmt: skip
+def test_native_code_checks_every_range_itself(changes: dict[str, np.ndarray]) -> None:
+    call_native()
+    with pytest.raises(ValueError, match="sampler: "):
+        call_native(**changes)

@@ -1,0 +1,203 @@
+"""The definition of the ops against transformers on random models."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracles.random_models import (
+    SHAPES,
+    SHARPNESS,
+    VOCAB,
+    Shape,
+    hf_config,
+    kvik_weights,
+    oracle_logits,
+    random_model,
+    random_tokens,
+    sharpness,
+)
+
+from kvik.errors import ParameterError
+from kvik.models import llama
+from kvik.models.config import ModelConfig
+from kvik.models.config_readers import config_from_hf
+from kvik.ops import Pass
+from kvik.ops.torch_ops import TorchExecutor, round_to_int8
+
+TOLERANCE = 1e-4
+LENGTHS = (150, 61, 97)
+DECODED = 12
+
+
+@cache
+def model_of(shape: Shape) -> Any:
+    return random_model(shape)
+
+
+def config_of(shape: Shape) -> ModelConfig:
+    return config_from_hf(hf_config(model_of(shape)), "config.json")
+
+
+def executor_of(shape: Shape, **options: Any) -> TorchExecutor[ModelConfig]:
+    settings: dict[str, Any] = {"kv": "f32", "num_blocks": 32} | options
+    return TorchExecutor(config_of(shape), llama.forward, kvik_weights(model_of(shape)), **settings)
+
+
+def make_pass(chunks: list[tuple[Any, int]], tables: list[Any], logit_rows: Any = None) -> Pass:
+    """A pass of (tokens, first slot) per sequence, positions equal to slots."""
+    spans = np.cumsum([0] + [len(tokens) for tokens, _ in chunks])
+    slots = np.concatenate([np.arange(first, first + len(tokens)) for tokens, first in chunks])
+    rows = np.arange(spans[-1]) if logit_rows is None else logit_rows
+    fields = (
+        np.concatenate([tokens for tokens, _ in chunks]),
+        slots,
+        slots,
+        spans,
+        np.concatenate(tables),
+        np.cumsum([0] + [len(table) for table in tables]),
+        rows,
+    )
+    return Pass(*(np.asarray(x, dtype=np.int32) for x in fields))
+
+
+def relative_error(ours: Any, oracle: Any) -> float:
+    return float(np.abs(ours - oracle).max() / np.abs(oracle).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_prefill_in_chunks_then_decode_of_mixed_sequences(shape: Shape) -> None:
+    """Three sequences of different length share each pass, in chunks of random size, over shuffled blocks."""
+    model, executor = model_of(shape), executor_of(shape)
+    assert sharpness(model, shape.seed) >= SHARPNESS
+    rng = np.random.default_rng(shape.seed)
+    sequences = [random_tokens(n, shape.seed + n) for n in LENGTHS]
+    assert shape.window is None or max(LENGTHS) > 2 * shape.window
+    ids = rng.permutation(32)
+    tables = np.split(ids[:21], [10, 14])  # 160, 64 and 112 slots
+    done, got = [0] * 3, [[] for _ in sequences]  # type: list[int], list[list[Any]]
+    while any(d < len(s) for d, s in zip(done, sequences, strict=True)):
+        live = [i for i in rng.permutation(3) if done[i] < len(sequences[i])]
+        chunks = []
+        for i in live:
+            prompt_left = len(sequences[i]) - DECODED - done[i]
+            size = min(int(rng.integers(1, 50)), prompt_left) if prompt_left > 0 else 1
+            chunks.append((sequences[i][done[i] : done[i] + size], done[i]))
+        logits = executor.run(make_pass(chunks, [tables[i] for i in live])).copy()
+        for i, (chunk, _) in zip(live, chunks, strict=True):
+            got[i].append(logits[: len(chunk)])
+            logits = logits[len(chunk) :]
+            done[i] += len(chunk)
+    for tokens, parts in zip(sequences, got, strict=True):
+        assert relative_error(np.concatenate(parts), oracle_logits(model, tokens)) <= TOLERANCE
+
+
+def test_window_and_scaling_matter() -> None:
+    """The models are sharp enough that leaving a feature out fails the tolerance by far."""
+    windowed, yarn = (next(s for s in SHAPES if s.name == name) for name in ("window", "yarn"))
+    for shape, changed in ((windowed, {"sliding_window": 25}), (yarn, {"rope": config_of(SHAPES[0]).rope})):
+        config = ModelConfig(**(vars(config_of(shape)) | changed))
+        executor = TorchExecutor(config, llama.forward, kvik_weights(model_of(shape)), kv="f32", num_blocks=10)
+        tokens = random_tokens(150, 3)
+        logits = executor.run(make_pass([(tokens, 0)], [np.arange(10)]))
+        assert relative_error(logits, oracle_logits(model_of(shape), tokens)) > 100 * TOLERANCE
+
+
+def test_only_the_asked_rows_get_logits() -> None:
+    executor, tokens = executor_of(SHAPES[0]), random_tokens(40, 1)
+    everything = executor.run(make_pass([(tokens, 0)], [np.arange(3)])).copy()
+    some = executor.run(make_pass([(tokens, 0)], [np.arange(3)], [7, 39]))
+    assert some.shape == (2, VOCAB) and some.dtype == np.float32
+    np.testing.assert_allclose(some, everything[[7, 39]], atol=1e-5)
+    assert executor.run(make_pass([(tokens, 0)], [np.arange(3)], [])).shape == (0, VOCAB)
+
+
+def test_positions_drive_rotation_and_slots_drive_memory() -> None:
+    """Rotary attention is relative: the same slots at later positions give the same logits."""
+    executor, tokens = executor_of(SHAPES[0]), random_tokens(40, 2)
+    work = make_pass([(tokens, 0)], [np.arange(3)])
+    plain = executor.run(work).copy()
+    shifted = executor.run(work._replace(positions=work.positions + 200))
+    assert relative_error(shifted, plain) <= TOLERANCE
+    stretched = executor.run(work._replace(positions=work.positions * 2))
+    assert relative_error(stretched, plain) > 100 * TOLERANCE
+
+
+def test_f16_cache_rounds_keys_and_values() -> None:
+    tokens = random_tokens(64, 4)
+    work = make_pass([(tokens, 0)], [np.arange(4)])
+    exact, rounded = (executor_of(SHAPES[0], kv=kv, num_blocks=4) for kv in ("f32", "f16"))
+    error = relative_error(rounded.run(work).copy(), exact.run(work))
+    assert 1e-6 < error < 2e-2
+    assert rounded.cache.keys.dtype == torch.float16
+    torch.testing.assert_close(rounded.cache.keys[0], exact.cache.keys[0].half(), rtol=0, atol=0)
+
+
+def test_round_to_int8_is_as_written_down() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 96)).astype(np.float32) * 10.0 ** rng.integers(-6, 6, (5, 1)).astype(np.float32)
+    x[2, 32:64] = 0.0
+    got = round_to_int8(torch.from_numpy(x)).numpy().reshape(5, 3, 32)
+    for row, group in np.ndindex(5, 3):
+        values = x[row, 32 * group : 32 * group + 32]
+        largest = np.abs(values).max()
+        if largest == 0.0:
+            assert (got[row, group] == 0.0).all()
+            continue
+        integers = np.rint(values * (np.float32(127.0) / largest))  # half to even
+        assert np.abs(integers).max() == 127
+        np.testing.assert_array_equal(got[row, group], integers * (largest / np.float32(127.0)))
+
+
+def test_round_to_int8_halves_go_to_even() -> None:
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -2.5] + [0.0] * 26])
+    assert round_to_int8(x)[0, :6].tolist() == [127.0, 0.0, 2.0, 2.0, 0.0, -2.0]
+
+
+def test_int8_activations_apply_to_the_named_weights_only() -> None:
+    tokens = random_tokens(20, 5)
+    work = make_pass([(tokens, 0)], [np.arange(2)])
+    exact = executor_of(SHAPES[0]).run(work).copy()
+    head = executor_of(SHAPES[0], int8_activations=frozenset({"head"})).run(work).copy()
+    every = frozenset(n for n, w in kvik_weights(model_of(SHAPES[0])).items() if w.ndim == 2 and n != "embed")
+    all_rounded = executor_of(SHAPES[0], int8_activations=every).run(work)
+    assert 1e-4 < relative_error(head, exact) < 2e-2
+    assert relative_error(head, exact) < relative_error(all_rounded, exact) < 0.2
+
+
+def test_times_are_of_the_last_pass() -> None:
+    executor = executor_of(SHAPES[0])
+    assert executor.times() == (0.0, 0.0, 0.0)
+    executor.run(make_pass([(random_tokens(20, 5), 0)], [np.arange(2)]))
+    assert all(0.0 < seconds < 10.0 for seconds in executor.times())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": [VOCAB] * 20}, "tokens"),
+        ({"tokens": [-1] * 20}, "tokens"),
+        ({"blocks": [0, 32]}, "blocks"),
+        ({"slots": range(13, 33)}, "slots of sequence 0"),
+        ({"positions": [0]}, "positions"),
+        ({"spans": [0, 19]}, "spans"),
+        ({"spans": [0, 0, 20]}, "spans"),
+        ({"block_spans": [0, 1]}, "block_spans"),
+        ({"logit_rows": [20]}, "logit_rows"),
+    ],
+)
+def test_a_pass_that_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    work = make_pass([(random_tokens(20, 5), 0)], [np.arange(2)])
+    broken = work._replace(**{name: np.asarray(value, dtype=np.int32) for name, value in change.items()})
+    with pytest.raises(ParameterError, match=message):
+        executor_of(SHAPES[0]).run(broken)
+
+
+def test_options_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ParameterError, match="nowhere"):
+        executor_of(SHAPES[0], int8_activations=frozenset({"nowhere"}))
+    with pytest.raises(ParameterError, match="kv must be"):
+        executor_of(SHAPES[0], kv="int8")
