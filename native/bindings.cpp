@@ -18,6 +18,7 @@
 #include "pack.h"
 #include "pool.h"
 #include "program.h"
+#include "sampler.h"
 
 namespace nb = nanobind;
 using namespace kvik;
@@ -136,7 +137,81 @@ double measure_bandwidth(Pool& pool, int32_t mib, int32_t repeats) {
 
 }  // namespace
 
+// ---- sampler ---------------------------------------------------------------------------------------------------------
+namespace {
+
+template <class T, size_t Dims>
+using SamplerArray = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+template <class T, size_t Dims>
+using SamplerOutput = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+
+void sampler_require(bool condition, const char* message) {
+    if (!condition) throw nb::value_error(message);
+}
+
+// One row of logits per request; the arguments are those of src/kvik/_native.pyi.
+void sample_rows(nb::ndarray<const float, nb::ndim<2>, nb::device::cpu> logits, SamplerArray<double, 2> reals,
+                        SamplerArray<uint64_t, 2> integers, SamplerArray<int32_t, 1> banned, SamplerOutput<uint8_t, 1> outcomes,
+                        SamplerOutput<int32_t, 1> tokens, SamplerOutput<double, 1> logprobs, SamplerOutput<int32_t, 1> counts,
+                        SamplerOutput<int32_t, 2> top_ids, SamplerOutput<double, 2> top_logprobs, const std::string& isa) {
+    const size_t rows = logits.shape(0), vocabulary = logits.shape(1), most = top_ids.shape(1);
+    sampler_require(vocabulary >= 1 && vocabulary <= size_t(kMaxVocabulary), "sampler: vocabulary must be in [1, 2^20]");
+    sampler_require(vocabulary == 1 || logits.stride(1) == 1, "sampler: a row of logits must be contiguous");
+    sampler_require(reals.shape(0) == rows && reals.shape(1) == 3, "sampler: reals must be [rows, 3]");
+    sampler_require(integers.shape(0) == rows && integers.shape(1) == 7, "sampler: integers must be [rows, 7]");
+    sampler_require(outcomes.shape(0) == rows && tokens.shape(0) == rows && logprobs.shape(0) == rows &&
+                        counts.shape(0) == rows && top_ids.shape(0) == rows && top_logprobs.shape(0) == rows &&
+                        top_logprobs.shape(1) == most,
+                    "sampler: an output does not have one entry a row");
+    const int32_t* ban = banned.data();
+    for (size_t i = 0; i < banned.shape(0); ++i)
+        sampler_require(ban[i] >= 0 && size_t(ban[i]) < vocabulary, "sampler: a banned token is outside the vocabulary");
+    std::vector<SampleRequest> requests(rows);
+    size_t bans = 0;
+    for (size_t r = 0; r < rows; ++r) {
+        const double* real = reals.data() + r * 3;
+        const uint64_t* whole = integers.data() + r * 7;
+        // written so that NaN fails
+        sampler_require(real[0] >= 0.0 && real[1] >= 0.0 && real[1] <= 1.0 && real[2] >= 0.0 && real[2] <= 1.0,
+                        "sampler: temperature must be at least 0, top_p and min_p in [0, 1]");
+        sampler_require(whole[1] <= UINT32_MAX && whole[2] <= UINT32_MAX && whole[3] <= UINT32_MAX,
+                        "sampler: sample, position and top_k must be below 2^32");
+        sampler_require(whole[4] <= most && whole[5] <= 1, "sampler: more logprobs than their array has room for");
+        sampler_require(whole[6] <= banned.shape(0) - bans, "sampler: fewer banned tokens than announced");
+        requests[r] = {real[0], real[1], real[2], whole[0], uint32_t(whole[1]), uint32_t(whole[2]), uint32_t(whole[3]),
+                       int32_t(whole[4]), whole[5] == 1, ban + bans, int32_t(whole[6])};
+        bans += whole[6];
+    }
+    sampler_require(bans == banned.shape(0), "sampler: more banned tokens than announced");
+    const SamplerKernels& kernels = *kernels_named(isa).sampler;
+    nb::gil_scoped_release release;
+    thread_local SampleScratch scratch;  // memory kept between steps; holds nothing that a result depends on
+    for (size_t r = 0; r < rows; ++r) {
+        SampleResult result{};
+        result.top_ids = top_ids.data() + r * most;
+        result.top_logprobs = top_logprobs.data() + r * most;
+        sample_row(kernels, logits.data() + int64_t(r) * logits.stride(0), int32_t(vocabulary), requests[r], scratch, result);
+        outcomes.data()[r] = uint8_t(result.outcome);
+        tokens.data()[r] = result.token;
+        logprobs.data()[r] = result.logprob;
+        counts.data()[r] = result.top_count;
+    }
+}
+
+void bind_sampler(nb::module_& m) {
+    m.attr("SAMPLE_DRAWN") = int(Outcome::drawn);
+    m.attr("SAMPLE_NO_TOKEN") = int(Outcome::no_token);
+    m.attr("SAMPLE_NOT_FINITE") = int(Outcome::not_finite);
+    m.def("sample_rows", &sample_rows, nb::arg("logits"), nb::arg("reals"), nb::arg("integers"), nb::arg("banned"),
+          nb::arg("outcomes"), nb::arg("tokens"), nb::arg("logprobs"), nb::arg("counts"), nb::arg("top_ids"),
+          nb::arg("top_logprobs"), nb::arg("isa") = "");
+}
+
+}  // namespace
+// ---- end of sampler --------------------------------------------------------------------------------------------------
+
 NB_MODULE(_native, m) {
+    bind_sampler(m);
     m.attr("KV_BLOCK_TOKENS") = kBlockTokens;
 
     m.def("isa_available", &available);

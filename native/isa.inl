@@ -4,8 +4,9 @@
 #include "matmul.inl"
 #include "elementwise.inl"
 #include "attention.inl"
+#include "sampler_kernels.inl"
 
 namespace KVIK_NS {
 static const kvik::Kernels kTable = {KVIK_ISA_NAME, matmul, embed, rms_norm, silu_gate, add_rows, quantize, rope, append,
-                                     attend, attend_reset, attend_join, attend_finish, checksum};
+                                     attend, attend_reset, attend_join, attend_finish, checksum, &kSampler};
 }

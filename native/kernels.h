@@ -76,6 +76,8 @@ struct Queries {
     float* partials;       // null, or [partition - first][rows * group][state_stride]: kept apart, to be joined by `join`
 };
 
+struct SamplerKernels;
+
 struct Kernels {
     const char* name;
     void (*matmul)(const Matrix&, const Activations&, int32_t rows, int32_t block_begin, int32_t block_end, float* out,
@@ -95,6 +97,7 @@ struct Kernels {
     void (*attend_join)(float* state, const float* partial, int32_t queries, int32_t head_size);
     void (*attend_finish)(const float* state, int32_t rows, int32_t group, int32_t head_size, float* out, int32_t ldo);
     uint64_t (*checksum)(const uint8_t* p, size_t n);
+    const SamplerKernels* sampler;  // sampler.h
 };
 
 constexpr int32_t kMaxQueries = 64;  // rows x group of one attention item

@@ -1,10 +1,8 @@
 // What decides which token is kept or drawn, operation for operation as src/kvik/decoding/{elementary,noise}.py define it:
 // IEEE additions, multiplications and divisions in one order, never contracted (-ffp-contract=off), and integers.
-// `static` keeps a copy for each file, since some are compiled for one instruction set only.
+// Some files are compiled for one instruction set only: `static` keeps a copy for each, and nothing of std:: is instantiated here.
 #pragma once
 
-#include <bit>
-#include <cmath>
 #include <cstdint>
 
 namespace kvik {
@@ -38,21 +36,21 @@ static inline double exact_exp(double x) {
     p = p * r + inverse_factorial(2);
     p = p * r + 1.0;
     p = p * r + 1.0;
-    const uint64_t exponent = (std::bit_cast<uint64_t>(shifted) - std::bit_cast<uint64_t>(kRound)) << 52;
-    return std::bit_cast<double>(std::bit_cast<uint64_t>(p) + exponent);
+    const uint64_t exponent = (__builtin_bit_cast(uint64_t, shifted) - __builtin_bit_cast(uint64_t, kRound)) << 52;
+    return __builtin_bit_cast(double, __builtin_bit_cast(uint64_t, p) + exponent);
 }
 
 // A probability relative to the best token's, e^d for d <= 0, as a whole number of 2^-42.
 static inline uint64_t exact_weight(double d) {
     const double bounded = d > -40.0 ? d : -40.0;  // e^-40 rounds to 0, as everything below does
     const double raised = exact_exp(bounded) * double(uint64_t(1) << kWeightBits) + 0x1p52;
-    return std::bit_cast<uint64_t>(raised) - std::bit_cast<uint64_t>(0x1p52);
+    return __builtin_bit_cast(uint64_t, raised) - __builtin_bit_cast(uint64_t, 0x1p52);
 }
 
 // ln x for finite x > 0.
 static inline double exact_log(double x) {
     int exponent;
-    double m = std::frexp(x, &exponent);
+    double m = __builtin_frexp(x, &exponent);
     if (m < 0x1.6a09e667f3bcdp-1) {
         m *= 2.0;
         --exponent;

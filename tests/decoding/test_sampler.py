@@ -13,6 +13,7 @@ from kvik.errors import KvikError, ParameterError
 from kvik.params import SamplingParams
 
 MakeRow = Callable[[np.random.Generator, int, str], np.ndarray]
+RARE_POSITION = 5150801
 SIZES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 255, 256, 257, 1000, 1025, 5001)
 
 
@@ -125,8 +126,6 @@ def test_the_race_runs_again_where_all_noise_is_low() -> None:
     assert -noise.gumbel(0, 0, RARE_POSITION, [0])[0] > np.log(16)
     assert_same(np.zeros(1, np.float32), DrawRequest(SamplingParams(), 0, 0, RARE_POSITION))
 
-
-RARE_POSITION = 0
 
 
 def test_min_tokens_bans_the_ends_and_stop_tokens_until_then() -> None:

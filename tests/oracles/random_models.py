@@ -46,9 +46,7 @@ class Shape:
     layers: int = 3
     tied: bool = False
     window: int | None = None
-    rope: Mapping[str, Any] = field(
-        default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0}, hash=False
-    )
+    rope: Mapping[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0}, hash=False)
     context: int = 512
     seed: int = 0
 

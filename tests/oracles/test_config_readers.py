@@ -119,7 +119,9 @@ def test_gguf_rope_scaling() -> None:
 
 def test_hf_rope_in_both_spellings() -> None:
     new = read_hf_config({"rope_theta": ABSENT, "rope_parameters": LLAMA3}).rope
-    old = read_hf_config({"rope_theta": 500000.0, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}})
+    old = read_hf_config(
+        {"rope_theta": 500000.0, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}}
+    )
     assert new == old.rope
     assert (new.kind, new.theta, new.factor, new.original_context) == ("llama3", 500000.0, 8.0, 64)
     assert read_hf_config({"rope_scaling": {"type": "linear", "factor": 2.0}}).rope.factor == 2.0
@@ -185,7 +187,10 @@ def test_gguf_values_that_are_no_sizes_are_named(key: str, value: object) -> Non
         ({"general.architecture": "llamo"}, "'llamo' is not supported; nearest is 'llama'"),
         ({"general.architecture": 3}, "general.architecture must be a string"),
         ({"llama.attention.head_count_kv": 2}, "head_count_kv is 2, which does not divide the 9"),
-        ({"llama.attention.head_count": 7, "llama.attention.head_count_kv": 7}, "embedding_length is 576, not a multiple"),
+        (
+            {"llama.attention.head_count": 7, "llama.attention.head_count_kv": 7},
+            "embedding_length is 576, not a multiple",
+        ),
         ({"llama.attention.key_length": 63, "llama.rope.dimension_count": ABSENT}, "key_length gives heads of size 63"),
         ({"llama.attention.value_length": 32}, "value_length is 32"),
         ({"llama.rope.dimension_count": 32}, "dimension_count is 32"),

@@ -59,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
         "mscale": 1.0,
         "mscale_all_dim": 0.8,
     },
-    "yarn-edges-meet": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4},
+    "yarn-edges-meet": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 6},
     "yarn-of-context": {"rope_type": "yarn", "factor": 2.0},
 }
 
@@ -86,7 +86,8 @@ def test_frequencies_are_those_of_transformers(case: str, head_size: int) -> Non
     inv_freq, factor, config = oracle(CASES[case], head_size, context)
     table = rope_table(config_from_hf(config, "config.json").rope, head_size, context)
     assert table.inv_freq.dtype == np.float64 and table.inv_freq.shape == (head_size // 2,)
-    np.testing.assert_allclose(table.inv_freq, inv_freq, rtol=1e-6)
+    # transformers computes in float32; the low edge of llama3's blend cancels, and a factor of 32 magnifies the rest.
+    np.testing.assert_allclose(table.inv_freq, inv_freq, rtol=2e-6 if case == "llama3.2" else 1e-6)
     assert table.factor == pytest.approx(factor, rel=1e-12)
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
 
 from kvik.errors import DataError
 from kvik.models.config import ModelConfig, RopeConfig
+from kvik.models.config_fields import Fields, Path, short
 from kvik.models.rope import yarn_attention_factor
 
 __all__ = ["GGUF_ARCHITECTURES", "HF_ARCHITECTURES", "config_from_gguf", "config_from_hf"]
@@ -23,9 +22,6 @@ GGUF_ARCHITECTURES: Mapping[str, str] = {"llama": "llama"}
 
 HF_ARCHITECTURES: Mapping[str, str] = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama"}
 """The family that runs an entry of config.json's `architectures`."""
-
-Path = str | os.PathLike[str]
-Value = TypeVar("Value")
 
 MAX_WIDTH = 1 << 20
 MAX_LAYERS = 1024
@@ -60,75 +56,6 @@ HF_NEUTRAL: Mapping[str, object] = {
 }
 
 
-class _Fields:
-    """Typed, bounded look-ups; None counts as absent."""
-
-    def __init__(self, values: Mapping[str, object], path: Path, where: str = "") -> None:
-        self.values, self.path, self._where = values, path, where
-
-    def error(self, key: str, problem: str) -> DataError:
-        return DataError(f"{self._where}{key} {problem}", path=self.path)
-
-    def required(self, key: str, value: Value | None) -> Value:
-        if value is None:
-            raise self.error(key, "is missing")
-        return value
-
-    def integer_or_none(self, key: str, low: int, high: int) -> int | None:
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(key, f"must be an integer, got {_short(value)}")
-        if not low <= value <= high:
-            raise self.error(key, f"must be in [{low}, {high}], got {value}")
-        return value
-
-    def integer(self, key: str, low: int, high: int) -> int:
-        return self.required(key, self.integer_or_none(key, low, high))
-
-    def per_layer(self, key: str, high: int) -> int | None:
-        """A count that a file may give once or as a list with one entry a layer; the layers must agree."""
-        value = self.values.get(key)
-        if isinstance(value, list | tuple):
-            if not value or any(entry != value[0] for entry in value):
-                raise self.error(key, "differs between layers, which is not supported")
-            return _Fields({key: value[0]}, self.path, self._where).integer_or_none(key, 1, high)
-        return self.integer_or_none(key, 1, high)
-
-    def real_or_none(self, key: str, low: float, high: float) -> float | None:
-        """A number in (low, high]."""
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(key, f"must be a number, got {_short(value)}")
-        if not low < value <= high:  # also false for NaN
-            raise self.error(key, f"must be above {low:g} and at most {high:g}, got {value}")
-        return float(value)
-
-    def real(self, key: str, low: float, high: float) -> float:
-        return self.required(key, self.real_or_none(key, low, high))
-
-    def text_or_none(self, key: str) -> str | None:
-        value = self.values.get(key)
-        if value is not None and not isinstance(value, str):
-            raise self.error(key, f"must be a string, got {_short(value)}")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, f"must be true or false, got {_short(value)}")
-        return value
-
-    def refuse_unless(self, neutral: Mapping[str, object], prefix: str = "") -> None:
-        for key, expected in neutral.items():
-            value = self.values.get(prefix + key)
-            if value is not None and value != expected:
-                raise self.error(prefix + key, f"is {_short(value)}, which is not supported")
-
-
 def config_from_gguf(
     metadata: Mapping[str, object],
     tensor_shapes: Mapping[str, tuple[int, ...]],
@@ -148,7 +75,7 @@ def config_from_gguf(
 
     Raises DataError for a missing, mistyped, absurd or contradictory key and for an unsupported feature.
     """
-    fields = _Fields(metadata, path)
+    fields = Fields(metadata, path)
     arch = fields.text_or_none("general.architecture")
     family = _family(fields, "general.architecture", arch, architectures)
     p = f"{arch}."
@@ -190,10 +117,10 @@ def config_from_hf(
 
     Raises DataError for a missing, mistyped, absurd or contradictory key and for an unsupported feature.
     """
-    fields = _Fields(config, path)
+    fields = Fields(config, path)
     names = config.get("architectures")
     if not isinstance(names, list | tuple) or len(names) != 1 or not isinstance(names[0], str):
-        raise fields.error("architectures", f"must be a list of one name, got {_short(names)}")
+        raise fields.error("architectures", f"must be a list of one name, got {short(names)}")
     family = _family(fields, "architectures", names[0], architectures)
     fields.refuse_unless(HF_NEUTRAL)
     hidden = fields.integer("hidden_size", 1, MAX_WIDTH)
@@ -219,17 +146,17 @@ def config_from_hf(
     )
 
 
-def _family(fields: _Fields, key: str, name: str | None, architectures: Mapping[str, str]) -> str:
+def _family(fields: Fields, key: str, name: str | None, architectures: Mapping[str, str]) -> str:
     if name is None:
         raise fields.error(key, "is missing")
     if name not in architectures:
         nearest = difflib.get_close_matches(name, architectures, 1, 0.0)
         known = ", ".join(sorted(architectures))
-        raise fields.error(key, f"{_short(name)} is not supported; nearest is {nearest[0]!r} of: {known}")
+        raise fields.error(key, f"{short(name)} is not supported; nearest is {nearest[0]!r} of: {known}")
     return architectures[name]
 
 
-def _kv_heads(fields: _Fields, key: str, heads: int) -> int:
+def _kv_heads(fields: Fields, key: str, heads: int) -> int:
     kv_heads = fields.per_layer(key, MAX_HEADS)
     if kv_heads is None:
         return heads
@@ -238,19 +165,19 @@ def _kv_heads(fields: _Fields, key: str, heads: int) -> int:
     return kv_heads
 
 
-def _divided(fields: _Fields, key: str, width: int, heads_key: str, heads: int) -> int:
+def _divided(fields: Fields, key: str, width: int, heads_key: str, heads: int) -> int:
     if width % heads:
         raise fields.error(key, f"is {width}, not a multiple of {heads_key} {heads}")
     return width // heads
 
 
-def _even(fields: _Fields, key: str, head_size: int) -> int:
+def _even(fields: Fields, key: str, head_size: int) -> int:
     if head_size % 2 or head_size > MAX_HEAD_SIZE:
         raise fields.error(key, f"gives heads of size {head_size}; it must be even and at most {MAX_HEAD_SIZE}")
     return head_size
 
 
-def _gguf_vocab_size(fields: _Fields, p: str, tensor_shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _gguf_vocab_size(fields: Fields, p: str, tensor_shapes: Mapping[str, tuple[int, ...]]) -> int:
     shape = tensor_shapes.get("token_embd.weight")
     if shape is None:
         raise DataError("is missing", path=fields.path, tensor="token_embd.weight")
@@ -267,7 +194,7 @@ def _gguf_vocab_size(fields: _Fields, p: str, tensor_shapes: Mapping[str, tuple[
     return shape[0]
 
 
-def _gguf_head_size(fields: _Fields, p: str, hidden: int, heads: int) -> int:
+def _gguf_head_size(fields: Fields, p: str, hidden: int, heads: int) -> int:
     key = p + "attention.key_length"
     size = fields.integer_or_none(key, 1, MAX_HEAD_SIZE)
     if size is None:
@@ -281,7 +208,7 @@ def _gguf_head_size(fields: _Fields, p: str, hidden: int, heads: int) -> int:
 
 
 def _gguf_rope(
-    fields: _Fields, p: str, head_size: int, has_tensor: bool, divisors: Iterable[float] | None
+    fields: Fields, p: str, head_size: int, has_tensor: bool, divisors: Iterable[float] | None
 ) -> RopeConfig:
     theta = fields.real_or_none(p + "rope.freq_base", 1.0, 1e15) or 10000.0
     s = p + "rope.scaling."
@@ -291,7 +218,7 @@ def _gguf_rope(
         factor = fields.real_or_none(p + "rope.scale_linear", 0.0, MAX_FACTOR) or factor
         kind = "none" if factor == 1.0 else "linear"
     if kind not in ("none", "linear", "yarn"):
-        raise fields.error(s + "type", f"{_short(kind)} is not supported; none, linear and yarn are")
+        raise fields.error(s + "type", f"{short(kind)} is not supported; none, linear and yarn are")
     if has_tensor and divisors is None:
         raise DataError("its values are needed to read the configuration", path=fields.path, tensor="rope_freqs.weight")
     if divisors is not None:
@@ -322,7 +249,7 @@ def _gguf_rope(
 
 
 def _yarn(
-    fields: _Fields, theta: float, factor: float, original: int | None, attention: float | None, betas: tuple[str, str]
+    fields: Fields, theta: float, factor: float, original: int | None, attention: float | None, betas: tuple[str, str]
 ) -> RopeConfig:
     fast = fields.real_or_none(betas[0], 0.0, MAX_FACTOR) or 32.0
     slow = fields.real_or_none(betas[1], 0.0, MAX_FACTOR) or 1.0
@@ -339,15 +266,15 @@ def _yarn(
     )
 
 
-def _hf_rope(top: _Fields, context: int) -> RopeConfig:
+def _hf_rope(top: Fields, context: int) -> RopeConfig:
     """`rope_parameters`, or the older pair `rope_theta` and `rope_scaling`."""
     key = "rope_parameters" if top.values.get("rope_parameters") is not None else "rope_scaling"
     values = top.values.get(key)
     if values is None:
         values = {}
     if not isinstance(values, Mapping):
-        raise top.error(key, f"must be an object, got {_short(values)}")
-    fields = _Fields(values, top.path, f"{key}.")
+        raise top.error(key, f"must be an object, got {short(values)}")
+    fields = Fields(values, top.path, f"{key}.")
     fields.refuse_unless({"partial_rotary_factor": 1.0})
     theta = fields.real_or_none("rope_theta", 1.0, 1e15) or top.real_or_none("rope_theta", 1.0, 1e15) or 10000.0
     kind_key = "rope_type" if values.get("rope_type") is not None else "type"
@@ -365,10 +292,10 @@ def _hf_rope(top: _Fields, context: int) -> RopeConfig:
         return _hf_llama3(fields, theta, original or context)
     if kind == "yarn":
         return _hf_yarn(fields, theta, original or context, context)
-    raise fields.error(kind_key, f"{_short(kind)} is not supported; default, linear, llama3 and yarn are")
+    raise fields.error(kind_key, f"{short(kind)} is not supported; default, linear, llama3 and yarn are")
 
 
-def _hf_llama3(fields: _Fields, theta: float, original: int) -> RopeConfig:
+def _hf_llama3(fields: Fields, theta: float, original: int) -> RopeConfig:
     low = fields.real("low_freq_factor", 0.0, MAX_FACTOR)
     high = fields.real("high_freq_factor", 0.0, MAX_FACTOR)
     if high <= low:
@@ -383,7 +310,7 @@ def _hf_llama3(fields: _Fields, theta: float, original: int) -> RopeConfig:
     )
 
 
-def _hf_yarn(fields: _Fields, theta: float, original: int, context: int) -> RopeConfig:
+def _hf_yarn(fields: Fields, theta: float, original: int, context: int) -> RopeConfig:
     fields.refuse_unless({"truncate": True})
     factor = fields.real_or_none("factor", 0.0, MAX_FACTOR) or context / original
     attention = fields.real_or_none("attention_factor", 0.0, MAX_FACTOR)
@@ -393,7 +320,7 @@ def _hf_yarn(fields: _Fields, theta: float, original: int, context: int) -> Rope
     return _yarn(fields, theta, factor, original, attention, ("beta_fast", "beta_slow"))
 
 
-def _hf_window(fields: _Fields, architecture: str) -> int | None:
+def _hf_window(fields: Fields, architecture: str) -> int | None:
     window = fields.integer_or_none("sliding_window", 1, MAX_CONTEXT)
     if not fields.flag("use_sliding_window", True):
         window = None
@@ -402,10 +329,5 @@ def _hf_window(fields: _Fields, architecture: str) -> int | None:
     layers = fields.values.get("layer_types")
     kind = "full_attention" if window is None else "sliding_attention"
     if layers is not None and (not isinstance(layers, list | tuple) or any(entry != kind for entry in layers)):
-        raise fields.error("layer_types", f"must all be {kind!r}, got {_short(layers)}")
+        raise fields.error("layer_types", f"must all be {kind!r}, got {short(layers)}")
     return window
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -193,9 +193,9 @@ class TorchExecutor(Generic[Config]):
         if unknown := sorted(int8_activations - set(weights)):
             raise ParameterError(f"int8_activations names weights the model lacks: {', '.join(unknown[:3])}")
         for name in sorted(int8_activations):
-            if weights[name].shape[-1] % ACTIVATION_GROUP:
+            if (inputs := weights[name].shape[-1]) % ACTIVATION_GROUP:
                 raise ParameterError(
-                    f"int8_activations: {name} has {weights[name].shape[-1]} inputs, not a multiple of {ACTIVATION_GROUP}"
+                    f"int8_activations: {name} has {inputs} inputs, not a multiple of {ACTIVATION_GROUP}"
                 )
         place = torch.device(device)
         self._config, self._forward = config, forward

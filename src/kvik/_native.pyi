@@ -1,0 +1,91 @@
+"""The native core. Arrays are checked there; errors are ValueError."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+KV_BLOCK_TOKENS: int
+
+def isa_available() -> list[str]: ...
+def isa_selected() -> str: ...
+def packed_bytes(layout: int, n: int, k: int) -> int: ...
+def exact_layout(type: int) -> int | None: ...
+def pack(
+    type: int,
+    source: NDArray[np.uint8],
+    n: int,
+    k: int,
+    permuted_heads: int,
+    layout: int,
+    target: NDArray[np.uint8],
+    threads: int,
+    /,
+) -> tuple[int, float]: ...
+def unpack(layout: int, packed: NDArray[np.uint8], k: int, out: NDArray[np.float32], /) -> None: ...
+def checksum(data: NDArray[np.uint8], /) -> int: ...
+def matmul(
+    isa: str,
+    layout: int,
+    packed: NDArray[np.uint8],
+    n: int,
+    k: int,
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+    fine: bool,
+    /,
+) -> None: ...
+
+class Pool:
+    def __init__(self, threads: int, /) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    def measure_bandwidth(self, mib: int, repeats: int, /) -> float: ...
+
+class Program:
+    def __init__(
+        self,
+        pool: Pool,
+        isa: str,
+        max_rows: int,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        head_size: int,
+        kv_type: int,
+        kv: NDArray[np.uint8],
+        num_blocks: int,
+        inv_freq: NDArray[np.float64],
+        rope_factor: float,
+        /,
+    ) -> None: ...
+    def buffer(self, width: int, /) -> int: ...
+    def embed(self, data: NDArray[np.uint8], layout: int, n: int, k: int, out: int, /) -> None: ...
+    def linear(self, prologue: tuple[Any, ...], parts: Sequence[tuple[Any, ...]], /) -> None: ...
+    def add(self, a: int, b: int, out: int, /) -> None: ...
+    def rotate_append(self, q: int, k: int, v: int, layer: int, /) -> None: ...
+    def attend(self, q: int, out: int, layer: int, window: int, /) -> None: ...
+    def logits(
+        self, prologue: tuple[Any, ...], data: NDArray[np.uint8], layout: int, n: int, k: int, fine: bool, /
+    ) -> None: ...
+    def run(
+        self,
+        tokens: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        slots: NDArray[np.int32],
+        spans: NDArray[np.int32],
+        blocks: NDArray[np.int32],
+        block_spans: NDArray[np.int32],
+        logit_rows: NDArray[np.int32],
+        logits: NDArray[np.float32],
+        /,
+    ) -> None: ...
+    @property
+    def times(self) -> tuple[float, float, float]: ...
+    @property
+    def logits_width(self) -> int: ...
+    @property
+    def buffer_bytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...

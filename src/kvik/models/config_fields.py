@@ -1,0 +1,97 @@
+"""Look-ups in what a file says about its model: typed, bounded, and named when they fail."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TypeVar
+
+from kvik.errors import DataError
+
+__all__ = ["Fields", "Path", "short"]
+
+Path = str | os.PathLike[str]
+Value = TypeVar("Value")
+
+
+class Fields:
+    """A mapping of keys to values of any type. None counts as absent; every failure is a DataError.
+
+    Args:
+        values: what the file says.
+        path: the file, for messages.
+        where: put before each key in messages.
+    """
+
+    def __init__(self, values: Mapping[str, object], path: Path, where: str = "") -> None:
+        self.values, self.path, self._where = values, path, where
+
+    def error(self, key: str, problem: str) -> DataError:
+        return DataError(f"{self._where}{key} {problem}", path=self.path)
+
+    def required(self, key: str, value: Value | None) -> Value:
+        if value is None:
+            raise self.error(key, "is missing")
+        return value
+
+    def integer_or_none(self, key: str, low: int, high: int) -> int | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(key, f"must be an integer, got {short(value)}")
+        if not low <= value <= high:
+            raise self.error(key, f"must be in [{low}, {high}], got {value}")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        return self.required(key, self.integer_or_none(key, low, high))
+
+    def per_layer(self, key: str, high: int) -> int | None:
+        """A count that a file may give once or as a list with one entry a layer; the layers must agree."""
+        value = self.values.get(key)
+        if isinstance(value, list | tuple):
+            if not value or any(entry != value[0] for entry in value):
+                raise self.error(key, "differs between layers, which is not supported")
+            return Fields({key: value[0]}, self.path, self._where).integer_or_none(key, 1, high)
+        return self.integer_or_none(key, 1, high)
+
+    def real_or_none(self, key: str, low: float, high: float) -> float | None:
+        """A number in (low, high]."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(key, f"must be a number, got {short(value)}")
+        if not low < value <= high:  # also false for NaN
+            raise self.error(key, f"must be above {low:g} and at most {high:g}, got {value}")
+        return float(value)
+
+    def real(self, key: str, low: float, high: float) -> float:
+        return self.required(key, self.real_or_none(key, low, high))
+
+    def text_or_none(self, key: str) -> str | None:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.error(key, f"must be a string, got {short(value)}")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(key, f"must be true or false, got {short(value)}")
+        return value
+
+    def refuse_unless(self, neutral: Mapping[str, object], prefix: str = "") -> None:
+        for key, expected in neutral.items():
+            value = self.values.get(prefix + key)
+            if value is not None and value != expected:
+                raise self.error(prefix + key, f"is {short(value)}, which is not supported")
+
+
+def short(value: object) -> str:
+    """The value as a message shows it, at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
