@@ -30,38 +30,61 @@ static void append(const Cache& c, int32_t slot, const float* k, const float* v)
     }
 }
 
-// Scores of Q queries against one block of 16 keys; sums over even and odd dimensions kept apart.
-template <int Q, KV Type>
-static inline void scores(const uint8_t* keys, const float* q, int d, float* out) {
-    F even[Q], odd[Q];
-    for (int i = 0; i < Q; ++i) even[i] = odd[i] = zero();
+// Scores of Q queries against B blocks of 16 keys; sums over even and odd dimensions kept apart.
+template <int Q, int B, KV Type>
+static inline void scores(const uint8_t* const* keys, const float* q, int d, float* out) {
+    F even[Q][B], odd[Q][B];
+    KVIK_UNROLL
+    for (int i = 0; i < Q; ++i)
+        KVIK_UNROLL
+        for (int b = 0; b < B; ++b) even[i][b] = odd[i][b] = zero();
     for (int j = 0; j < d; j += 2) {
-        const F k0 = load_kv(keys, size_t(j) * kBlockTokens, Type), k1 = load_kv(keys, size_t(j + 1) * kBlockTokens, Type);
+        F k0[B], k1[B];
+        KVIK_UNROLL
+        for (int b = 0; b < B; ++b) {
+            k0[b] = load_kv(keys[b], size_t(j) * kBlockTokens, Type);
+            k1[b] = load_kv(keys[b], size_t(j + 1) * kBlockTokens, Type);
+        }
+        KVIK_UNROLL
         for (int i = 0; i < Q; ++i) {
-            even[i] = fma(k0, set1(q[i * d + j]), even[i]);
-            odd[i] = fma(k1, set1(q[i * d + j + 1]), odd[i]);
+            const F q0 = set1(q[i * d + j]), q1 = set1(q[i * d + j + 1]);
+            KVIK_UNROLL
+            for (int b = 0; b < B; ++b) {
+                even[i][b] = fma(k0[b], q0, even[i][b]);
+                odd[i][b] = fma(k1[b], q1, odd[i][b]);
+            }
         }
     }
-    for (int i = 0; i < Q; ++i) store(out + i * kPartition, add(even[i], odd[i]));
+    KVIK_UNROLL
+    for (int i = 0; i < Q; ++i)
+        KVIK_UNROLL
+        for (int b = 0; b < B; ++b) store(out + i * kPartition + b * kBlockTokens, add(even[i][b], odd[i][b]));
 }
 
 // acc[Q][lanes * 16] = sum over tokens of weight * value, V lanes of 16 dimensions at once.
 template <int Q, int V, KV Type>
 static inline void weigh(const uint8_t* const* values, int tokens, int d, int at, const float* p, float* acc, int stride) {
     F sum[Q][V];
+    KVIK_UNROLL
     for (int i = 0; i < Q; ++i)
+        KVIK_UNROLL
         for (int j = 0; j < V; ++j) sum[i][j] = zero();
     for (int t = 0; t < tokens; ++t) {
         const uint8_t* row = values[t / kBlockTokens];
         const size_t first = size_t(t % kBlockTokens) * size_t(d) + size_t(at);
         F v[V];
+        KVIK_UNROLL
         for (int j = 0; j < V; ++j) v[j] = load_kv(row, first + size_t(j) * kLanes, Type);
+        KVIK_UNROLL
         for (int i = 0; i < Q; ++i) {
             const F w = set1(p[i * kPartition + t]);
+            KVIK_UNROLL
             for (int j = 0; j < V; ++j) sum[i][j] = fma(v[j], w, sum[i][j]);
         }
     }
+    KVIK_UNROLL
     for (int i = 0; i < Q; ++i)
+        KVIK_UNROLL
         for (int j = 0; j < V; ++j) store(acc + i * stride + at + j * kLanes, sum[i][j]);
 }
 
@@ -72,16 +95,23 @@ static void weigh_all(const uint8_t* const* values, int tokens, int d, const flo
     for (; at < d; at += kLanes) weigh<Q, 1, Type>(values, tokens, d, at, p, acc, stride);
 }
 
+// What fits in the registers.
 #if defined(KVIK_AVX512)
-constexpr int kQueryTile = 6;
+constexpr int kQueryTile = 6, kScoreBlocks = 2;
 #else
-constexpr int kQueryTile = 3;
+constexpr int kQueryTile = 3, kScoreBlocks = 1;
 #endif
 
 template <int Q, KV Type>
-static void scores_of(int n, const uint8_t* keys, const float* q, int d, float* out) {
-    if (n == Q) return scores<Q, Type>(keys, q, d, out);
-    if constexpr (Q > 1) scores_of<Q - 1, Type>(n, keys, q, d, out);
+static void scores_of(int n, const uint8_t* const* keys, int blocks, const float* q, int d, float* out) {
+    if (n == Q) {
+        int b = 0;
+        for (; b + kScoreBlocks <= blocks; b += kScoreBlocks)
+            scores<Q, kScoreBlocks, Type>(keys + b, q, d, out + b * kBlockTokens);
+        for (; b < blocks; ++b) scores<Q, 1, Type>(keys + b, q, d, out + b * kBlockTokens);
+    } else if constexpr (Q > 1) {
+        scores_of<Q - 1, Type>(n, keys, blocks, q, d, out);
+    }
 }
 template <int Q, KV Type>
 static void weigh_of(int n, const uint8_t* const* values, int tokens, int d, const float* p, float* acc, int stride) {
@@ -103,8 +133,7 @@ static void partition(const uint8_t* const* blocks, int blocks_here, int base, i
     for (int b = 0; b < blocks_here; ++b) values[b] = blocks[b] + size_t(d) * kBlockTokens * kv_element(Type);
     for (int i = 0; i < queries; i += kQueryTile) {
         const int n = queries - i < kQueryTile ? queries - i : kQueryTile;
-        for (int b = 0; b < blocks_here; ++b)
-            scores_of<kQueryTile, Type>(n, blocks[b], q + i * d, d, p + i * kPartition + b * kBlockTokens);
+        scores_of<kQueryTile, Type>(n, blocks, blocks_here, q + i * d, d, p + i * kPartition);
     }
     for (int i = 0; i < queries; ++i) {
         float* s = p + i * kPartition;
@@ -142,8 +171,9 @@ static void attend_reset(float* state, int32_t queries, int32_t d) {
 static void attend_join(float* state, const float* partial, int32_t queries, int32_t d) {
     for (int i = 0; i < queries; ++i, state += state_stride(d), partial += state_stride(d)) {
         if (partial[d] <= kNothing) continue;  // nothing this query may see
-        const float top = max_of(state[d], partial[d]);
-        const float old = exp1(state[d] - top), fresh = exp1(partial[d] - top);
+        // one of the two factors is e^0 = 1
+        const float top = max_of(state[d], partial[d]), factor = exp1(state[d] < partial[d] ? state[d] - top : partial[d] - top);
+        const float old = state[d] < partial[d] ? factor : 1.0f, fresh = state[d] < partial[d] ? 1.0f : factor;
         const F o = set1(old), f = set1(fresh);
         for (int j = 0; j < d; j += kLanes) store(state + j, fma(load(partial + j), f, mul(load(state + j), o)));
         state[d] = top;

@@ -42,19 +42,18 @@ static void quantize(const float* x, int32_t n, int8_t* q, int8_t* fine, float* 
         const F whole_a = round_even(scaled_a), whole_b = round_even(scaled_b);
         store_i8(q, whole_a);
         store_i8(q + kLanes, whole_b);
-        int32_t total = 0;
-        for (int i = 0; i < kGroup; ++i) total += q[i];
+        int32_t total = int32_t(reduce_add(add(whole_a, whole_b)));  // of small integers: exact
         isum[g] = total;
         scale[g] = top / 127.0f;
         if (fine) {
-            store_i8(fine, max(min(mul(sub(scaled_a, whole_a), steps), most), least));
-            store_i8(fine + kLanes, max(min(mul(sub(scaled_b, whole_b), steps), most), least));
-            int32_t rest = 0;
-            for (int i = 0; i < kGroup; ++i) rest += fine[i];
+            const F rest_a = round_even(max(min(mul(sub(scaled_a, whole_a), steps), most), least));
+            const F rest_b = round_even(max(min(mul(sub(scaled_b, whole_b), steps), most), least));
+            store_i8(fine, rest_a);
+            store_i8(fine + kLanes, rest_b);
             fine += kGroup;
-            fine_isum[g] = rest;
+            fine_isum[g] = int32_t(reduce_add(add(rest_a, rest_b)));
             scale[g] *= 1.0f / 256.0f;
-            total = 256 * total + rest;
+            total = 256 * total + fine_isum[g];
         }
         sum[g] = scale[g] * float(total);
     }

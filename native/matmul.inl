@@ -22,12 +22,14 @@ struct Group {
     explicit Group(const uint8_t* p) {
         if constexpr (Bits == 4) {
             const __m512i mask = _mm512_set1_epi8(15);
+            KVIK_UNROLL
             for (int j = 0; j < 4; ++j) {
                 const __m512i b = _mm512_loadu_si512(p + 64 * j);
                 w[j] = _mm512_and_si512(b, mask);
                 w[j + 4] = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
             }
         } else {
+            KVIK_UNROLL
             for (int j = 0; j < 8; ++j) w[j] = _mm512_loadu_si512(p + 64 * j);
         }
     }
@@ -38,6 +40,7 @@ struct Group {
         std::memcpy(x, a, 32);
         __m512i c = Offset ? _mm512_set1_epi32(-Offset * isum) : _mm512_setzero_si512();
         __m512i d = _mm512_setzero_si512();
+        KVIK_UNROLL
         for (int j = 0; j < 8; j += 2) {
             c = _mm512_dpbusd_epi32(c, w[j], _mm512_set1_epi32(x[j]));
             d = _mm512_dpbusd_epi32(d, w[j + 1], _mm512_set1_epi32(x[j + 1]));
@@ -69,6 +72,7 @@ struct Group {
         if constexpr (Bits == 4) {
             const __m256i mask = _mm256_set1_epi8(15);
             __m256i s = _mm256_setzero_si256();
+            KVIK_UNROLL
             for (int j = 0; j < 4; ++j) {
                 const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 64 * j));
                 s = _mm256_add_epi16(s, _mm256_maddubs_epi16(_mm256_and_si256(b, mask), _mm256_set1_epi32(x[j])));
@@ -81,6 +85,7 @@ struct Group {
             // |quant - 128| <= 128 against the activation with the quant's sign: 2 * 128 * 127 = 32512 fits
             const __m256i flip = _mm256_set1_epi8(-128);
             __m256i sum = _mm256_setzero_si256();
+            KVIK_UNROLL
             for (int j = 0; j < 8; ++j) {
                 const __m256i b =
                     _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 64 * j)), flip);
@@ -126,6 +131,7 @@ struct Group {
         for (int i = 0; i < kLanes; ++i) r.v[i] = -Offset * isum;
         for (int j = 0; j < (Bits == 4 ? 4 : 8); ++j)
             for (int i = 0; i < kLanes; ++i)
+                KVIK_UNROLL
                 for (int b = 0; b < 4; ++b) {
                     const uint8_t w = p[64 * j + 4 * i + b];
                     if constexpr (Bits == 4)
@@ -164,11 +170,13 @@ static inline void tile_integer(const uint8_t* w, int groups, const Activations&
     const int8_t* fine = Fine ? a.fine + size_t(row) * a.ld : nullptr;
     const int32_t* fine_isum = Fine ? a.fine_isum + size_t(row) * lg : nullptr;
     F acc[M];
+    KVIK_UNROLL
     for (int m = 0; m < M; ++m) acc[m] = zero();
     for (int g = 0; g < groups; ++g, w += block_bytes(L)) {
         for (size_t line = 0; line < block_bytes(L); line += 64) prefetch(w + kAhead + line);
         const Group<T::bits> group(w);
         const F s = load_f16(reinterpret_cast<const uint16_t*>(w + T::quants));
+        KVIK_UNROLL
         for (int m = 0; m < M; ++m) {
             const size_t at = size_t(m) * a.ld + g * kGroup;
             I dot = group.template dot<T::offset>(q + at, isum[m * lg + g]);
@@ -178,9 +186,11 @@ static inline void tile_integer(const uint8_t* w, int groups, const Activations&
         }
         if constexpr (T::minimum) {
             const F low = load_f16(reinterpret_cast<const uint16_t*>(w + T::quants + 32));
+            KVIK_UNROLL
             for (int m = 0; m < M; ++m) acc[m] = fma(low, set1(sum[m * lg + g]), acc[m]);
         }
     }
+    KVIK_UNROLL
     for (int m = 0; m < M; ++m) {
         float* o = out + size_t(m) * ldo;
         store(o, accumulate ? add(load(o), acc[m]) : acc[m]);
@@ -202,17 +212,20 @@ static inline void tile_real(const uint8_t* w, int groups, const Activations& a,
                              bool accumulate) {
     const float* x = a.x + size_t(row) * a.ld;
     F even[M], odd[M];
+    KVIK_UNROLL
     for (int m = 0; m < M; ++m) even[m] = odd[m] = zero();
     for (int g = 0; g < groups; ++g, w += block_bytes(L), x += kGroup) {
         for (size_t line = 0; line < block_bytes(L); line += 64) prefetch(w + 2 * kAhead + line);
         for (int k = 0; k < kGroup; k += 2) {
             const F w0 = load_line<L>(w, k), w1 = load_line<L>(w, k + 1);
+            KVIK_UNROLL
             for (int m = 0; m < M; ++m) {
                 even[m] = fma(w0, set1(x[size_t(m) * a.ld + k]), even[m]);
                 odd[m] = fma(w1, set1(x[size_t(m) * a.ld + k + 1]), odd[m]);
             }
         }
     }
+    KVIK_UNROLL
     for (int m = 0; m < M; ++m) {
         float* o = out + size_t(m) * ldo;
         const F y = add(even[m], odd[m]);

@@ -46,8 +46,8 @@ struct Row {
     double score(int32_t token) const { return double(x[token]) * scale - best; }
 };
 
-// The last token of the shortest prefix whose weights reach `needed`: radix selection on the keys, which visits each candidate a
-// few times and sorts nothing. items: key << 32 | token, tokens ascending, weights of all at least `needed` in sum.
+// The last token of the shortest prefix whose weights reach `needed`: radix selection on the keys, which visits each
+// candidate a few times and sorts nothing. items: key << 32 | token, tokens ascending, whose weights sum to `needed` or more.
 template <class Weight>
 Cut select(std::vector<uint64_t>& items, uint64_t needed, Weight weight) {
     constexpr int kDigit = 11;  // 16 KiB of sums
@@ -97,8 +97,8 @@ void keep(const Row& row, const Cut& cut) {
     std::erase_if(row.scratch.ids, [&](int32_t token) { return !cut.keeps(row.x[token], token); });
 }
 
-// scratch.ids becomes the k best tokens of the row, ascending by id. The k-th largest strip maximum is a lower bound of the
-// k-th largest logit, so that one comparison leaves few candidates. scratch.maxima must be this row's.
+// scratch.ids becomes the k best tokens of the row, ascending by id. The k-th largest strip maximum is a lower bound of
+// the k-th largest logit, so that one comparison leaves few candidates. scratch.maxima must be this row's.
 Cut best_k(const Row& row, uint32_t k) {
     float least = kLowest;
     const size_t strips = strips_of(row.n);
@@ -140,8 +140,8 @@ Cut select_weight(const Row& row, uint64_t needed) {
     return select(row.scratch.items, needed, [weights](int32_t token) { return weights[token]; });
 }
 
-// The nucleus of a flat row is too long to list. Every 16th token tells roughly where it ends; above that band weights are only
-// summed, and the selection sees the band alone. Nothing where the band missed the end.
+// The nucleus of a flat row is too long to list. Every 16th token tells roughly where it ends; above that band weights
+// are only summed, and the selection sees the band alone. Nothing where the band missed the end.
 std::optional<Cut> nucleus_by_band(const Row& row, double p, uint64_t needed) {
     constexpr double kMargin = 0.02;
     auto& ids = row.scratch.ids;
@@ -238,9 +238,10 @@ Winner best_of(const Row& row, const std::vector<int32_t>& ids, const Cut& cut, 
     return winner;
 }
 
-// argmax of score + noise. The scores' exponentials race: the winner has the least E / w with E = -ln(1 - v) >= v, and the least of
-// all is exponential with rate W = sum of w. So only tokens with v <= c w can win if some token reaches -ln c, which fails with
-// probability e^-16 for c = 16 / W and then takes a larger c. Those few are scored exactly, so f32 decides nothing.
+// argmax of score + noise. The scores' exponentials race: the winner has the least E / w with E = -ln(1 - v) >= v, and
+// the least of all is exponential with rate W = sum of w. So only tokens with v <= c w can win if some token reaches
+// -ln c, which fails with probability e^-16 for c = 16 / W and then takes a larger c. Those few are scored exactly, so
+// f32 decides nothing.
 int32_t draw(const Row& row, const Kept& kept, const NoiseKey& key) {
     auto& scratch = row.scratch;
     if (kept.listed && scratch.ids.size() <= kScoreAll) return best_of(row, scratch.ids, kept.cut, key).token;

@@ -1,5 +1,5 @@
-// Sampling of one row of logits: the fast twin of src/kvik/decoding/filters.py and noise.py, with the same kept set and the same
-// drawn token. No Python, no threads, no state.
+// Sampling of one row of logits: the fast twin of src/kvik/decoding/filters.py and noise.py, with the same kept set and
+// the same drawn token. No Python, no threads, no state.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ constexpr int32_t kNoiseGroup = 64;  // tokens that share Philox blocks; rows of
 struct SamplerKernels {
     // The largest of x [n] and the maxima of its strips [ceil(n / 256) * 16]; *suspect if there is a NaN or infinity.
     float (*row_max)(const float* x, int32_t n, float* maxima, bool* suspect);
-    // The sum of exp((x - top) * scale) over x >= cut, to about 1e-7, in one order. weights [n padded to 64] gets the terms, 0 for
-    // what is below the cut or padding; it may be null.
+    // The sum of exp((x - top) * scale) over x >= cut, to about 1e-7, in one order. weights [n padded to 64] gets the
+    // terms, 0 for what is below the cut or padding; it may be null.
     double (*exp_sum)(const float* x, int32_t n, float top, float scale, float cut, float* weights);
     // Indices of least <= x <= most, ascending; returns how many. out has room for n.
     int32_t (*collect)(const float* x, int32_t n, float least, float most, int32_t* out);
@@ -26,7 +26,8 @@ struct SamplerKernels {
     uint64_t (*exact_weights)(const float* x, int32_t n, double scale, double top, uint64_t* weights);
     // The sum of the weights of x > cut.
     uint64_t (*weight_above)(const float* x, const uint64_t* weights, int32_t n, float cut);
-    // Tokens whose noise may reach -ln(limit): those with v <= limit * weight, v rounded down. weights as exp_sum wrote them.
+    // Tokens whose score with noise may reach -ln(limit): those with v <= limit * weight, v rounded down. weights as
+    // exp_sum wrote them; out has room for n.
     int32_t (*race)(const float* weights, int32_t n, float limit, uint64_t seed, uint32_t sample, uint32_t position,
                     int32_t* out);
 };

@@ -40,12 +40,14 @@ static inline double exact_exp(double x) {
     return __builtin_bit_cast(double, __builtin_bit_cast(uint64_t, p) + exponent);
 }
 
-// A probability relative to the best token's, e^d for d <= 0, as a whole number of 2^-42.
-static inline uint64_t exact_weight(double d) {
-    const double bounded = d > -40.0 ? d : -40.0;  // e^-40 rounds to 0, as everything below does
-    const double raised = exact_exp(bounded) * double(uint64_t(1) << kWeightBits) + 0x1p52;
+// A probability relative to the best token's, e^d for d <= 0, as a whole number of 2^-42. e^-40 rounds to 0, as everything
+// below does.
+static inline double bounded(double d) { return d > -40.0 ? d : -40.0; }
+static inline uint64_t bounded_weight(double d) {
+    const double raised = exact_exp(d) * double(uint64_t(1) << kWeightBits) + 0x1p52;
     return __builtin_bit_cast(uint64_t, raised) - __builtin_bit_cast(uint64_t, 0x1p52);
 }
+static inline uint64_t exact_weight(double d) { return bounded_weight(bounded(d)); }
 
 // ln x for finite x > 0.
 static inline double exact_log(double x) {

@@ -14,6 +14,9 @@ namespace KVIK_NS {
 
 constexpr int kLanes = 16;
 
+// For loops over registers: unless they are unrolled early, GCC keeps a copy of the array in memory.
+#define KVIK_UNROLL _Pragma("GCC unroll 16")
+
 // f16 and bf16, one value at a time: IEEE, round to nearest even.
 static inline float half_to_float(uint16_t h) {
     const uint32_t sign = uint32_t(h & 0x8000u) << 16;
@@ -113,11 +116,11 @@ static inline void store_i8(int8_t* p, F a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 
-static inline void halves(F a, float out[8], bool maximum) {
-    const __m256 lo = _mm512_castps512_ps256(a.v);
-    const __m256 hi = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
-    _mm256_storeu_ps(out, maximum ? _mm256_max_ps(lo, hi) : _mm256_add_ps(lo, hi));
+static inline __m256 low_half(F a) { return _mm512_castps512_ps256(a.v); }
+static inline __m256 high_half(F a) {
+    return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
 }
+#define KVIK_HALVES 1
 
 #elif defined(KVIK_AVX2)
 
@@ -179,9 +182,9 @@ static inline void store_i8(int8_t* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packs_epi16(_mm256_castsi256_si128(j), _mm256_extracti128_si256(j, 1)));
 }
-static inline void halves(F x, float out[8], bool maximum) {
-    _mm256_storeu_ps(out, maximum ? _mm256_max_ps(x.a, x.b) : _mm256_add_ps(x.a, x.b));
-}
+static inline __m256 low_half(F x) { return x.a; }
+static inline __m256 high_half(F x) { return x.b; }
+#define KVIK_HALVES 1
 
 #else  // portable: the definition
 
@@ -231,26 +234,38 @@ static inline void store_i8(int8_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = int8_t(__builtin_rintf(a.v[i]));
 }
 #undef KVIK_LANES
-static inline void halves(F a, float out[8], bool maximum) {
-    for (int i = 0; i < 8; ++i)
-        out[i] = maximum ? (a.v[i] > a.v[i + 8] ? a.v[i] : a.v[i + 8]) : a.v[i] + a.v[i + 8];
-}
-
 #endif
 
+static inline float max_of(float a, float b) { return a > b ? a : b; }
+
 // Fold 16 lanes: lane i with lane i + 8, then + 4, + 2, + 1.
+#if defined(KVIK_HALVES)
+static inline float reduce_add(F x) {
+    const __m256 h = _mm256_add_ps(low_half(x), high_half(x));
+    const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+static inline float reduce_max(F x) {
+    const __m256 h = _mm256_max_ps(low_half(x), high_half(x));
+    const __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)));
+}
+#undef KVIK_HALVES
+#else
 static inline float reduce_add(F a) {
     float h[8];
-    halves(a, h, false);
+    for (int i = 0; i < 8; ++i) h[i] = a.v[i] + a.v[i + 8];
     const float q0 = h[0] + h[4], q1 = h[1] + h[5], q2 = h[2] + h[6], q3 = h[3] + h[7];
     return (q0 + q2) + (q1 + q3);
 }
-static inline float max_of(float a, float b) { return a > b ? a : b; }
 static inline float reduce_max(F a) {
-    float h[8];
-    halves(a, h, true);
-    return max_of(max_of(max_of(h[0], h[4]), max_of(h[2], h[6])), max_of(max_of(h[1], h[5]), max_of(h[3], h[7])));
+    float top = a.v[0];
+    for (int i = 1; i < kLanes; ++i) top = max_of(a.v[i], top);
+    return top;
 }
+#endif
 
 // e^x, relative error below 3e-7 (degree-6 polynomial for 2^f on [-0.5, 0.5] and a two-part ln 2);
 // exactly 0 below -87, clamped at 88.

@@ -37,6 +37,28 @@ def matmul(
     /,
 ) -> None: ...
 
+SAMPLE_DRAWN: int
+SAMPLE_NO_TOKEN: int
+SAMPLE_NOT_FINITE: int
+
+# One draw a row. reals [R, 3]: temperature, top_p, min_p; integers [R, 7]: seed, sample, position, top_k, logprobs,
+# processed (0 or 1), number of banned tokens; banned: the ids of all rows, one row after another. The rest are outputs:
+# outcome (SAMPLE_...), token and its log-probability of each row, and its best tokens [R, K], of which the first
+# `counts` are written. isa "" is the selected one.
+def sample_rows(
+    logits: NDArray[np.float32],
+    reals: NDArray[np.float64],
+    integers: NDArray[np.uint64],
+    banned: NDArray[np.int32],
+    outcomes: NDArray[np.uint8],
+    tokens: NDArray[np.int32],
+    logprobs: NDArray[np.float64],
+    counts: NDArray[np.int32],
+    top_ids: NDArray[np.int32],
+    top_logprobs: NDArray[np.float64],
+    isa: str = "",
+) -> None: ...
+
 class Pool:
     def __init__(self, threads: int, /) -> None: ...
     @property

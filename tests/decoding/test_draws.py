@@ -30,7 +30,9 @@ def chi_square_limit(freedom: int, z: float = 4.0) -> float:
     return freedom * (1.0 - v + z * math.sqrt(v)) ** 3
 
 
-def draws(row: np.ndarray, params: SamplingParams, key: Callable[[int], tuple[int, int, int]], count: int) -> np.ndarray:
+def draws(
+    row: np.ndarray, params: SamplingParams, key: Callable[[int], tuple[int, int, int]], count: int
+) -> np.ndarray:
     counts = np.zeros(row.size, np.int64)
     for begin in range(0, count, 10_000):
         requests = [DrawRequest(params, *key(i)) for i in range(begin, begin + 10_000)]

@@ -1,8 +1,8 @@
 """Kept sets against transformers' logits processors, in float64.
 
-They agree wherever nothing ties. They differ by definition in three places, each asserted below: at a tie with the k-th token
-TopKLogitsWarper keeps all of them and Kvik k; TopPLogitsWarper leaves the order of equals to its sort; it also keeps
-tokens whose probability vanishes at p = 1, where Kvik's filter is off in `apply`.
+They agree wherever nothing ties. They differ by definition in three places, each asserted below: at a tie with the k-th
+token TopKLogitsWarper keeps all of them and Kvik k; TopPLogitsWarper leaves the order of equals to its sort, Kvik takes
+the lower ids; at p = 1 it keeps tokens that no sum can need, as `apply` does, where 1 is off, but not `filters.top_p`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from transformers.generation.logits_process import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from kvik.decoding import filters
 from kvik.params import SamplingParams

@@ -40,7 +40,11 @@ def test_a_token_reads_its_own_word() -> None:
         place = (16 * (token // 64) + token % 16, token // 16 % 4)
         seen.add(place)
         high, low = (
-            int(noise.philox(noise.Words(*(np.array([w], np.uint64) for w in (place[0], position, sample, stream))), seed)[place[1]][0])
+            int(
+                noise.philox(
+                    noise.Words(*(np.array([w], np.uint64) for w in (place[0], position, sample, stream))), seed
+                )[place[1]][0]
+            )
             for stream in (0, 1)
         )
         assert int(got[token]) == high << 32 | low
@@ -57,9 +61,7 @@ def test_noise_of_a_token_depends_on_its_key_only() -> None:
         assert not np.isclose(other, whole, rtol=0, atol=1e-9).any()
 
 
-@pytest.mark.parametrize(
-    ("component", "bits"), [("seed", 64), ("sample", 32), ("position", 32), ("token", 20)]
-)
+@pytest.mark.parametrize(("component", "bits"), [("seed", 64), ("sample", 32), ("position", 32), ("token", 20)])
 def test_every_key_bit_flips_half_of_the_result(component: str, bits: int) -> None:
     ids = np.arange(0, 2000, 2)
     key = {"seed": 12345678901234567, "sample": 5, "position": 300}
@@ -86,7 +88,11 @@ def test_uniform_by_chi_square() -> None:
 
 
 def _rows(axis: str) -> list[np.ndarray]:
-    keys = {"seed": [(s, 0, 0) for s in range(40)], "sample": [(0, s, 0) for s in range(40)], "position": [(0, 0, p) for p in range(40)]}
+    keys = {
+        "seed": [(s, 0, 0) for s in range(40)],
+        "sample": [(0, s, 0) for s in range(40)],
+        "position": [(0, 0, p) for p in range(40)],
+    }
     return [noise.gumbel(*key, IDS[:20000]) for key in keys[axis]]
 
 
@@ -134,10 +140,14 @@ def test_largest_keys_are_accepted() -> None:
 
 
 def test_exact_exp_and_log_are_accurate() -> None:
-    x = -np.concatenate([[0.0, 700.0], np.random.default_rng(0).exponential(30, 20000).clip(0, 700), np.logspace(-300, 2.8, 500)])
+    x = -np.concatenate(
+        [[0.0, 700.0], np.random.default_rng(0).exponential(30, 20000).clip(0, 700), np.logspace(-300, 2.8, 500)]
+    )
     np.testing.assert_allclose(exact_exp(x), np.exp(x), rtol=1e-14)
     assert exact_exp(-np.inf) == exact_exp(-700.0) and exact_exp(0.0) == 1.0
-    y = np.concatenate([np.logspace(-307, 300, 20000), np.random.default_rng(1).random(20000), 1 - np.logspace(-15, -1, 100), [5e-324]])
+    y = np.concatenate(
+        [np.logspace(-307, 300, 20000), np.random.default_rng(1).random(20000), 1 - np.logspace(-15, -1, 100), [5e-324]]
+    )
     np.testing.assert_allclose(exact_log(y), np.log(y), rtol=2e-15)
     assert exact_log(1.0) == 0.0
 

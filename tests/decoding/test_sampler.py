@@ -20,7 +20,9 @@ SIZES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 255, 256, 257, 1000, 1025, 5001)
 def random_params(rng: np.random.Generator, size: int) -> SamplingParams:
     options: dict[str, object] = {"temperature": float(rng.choice([0, 1e-30, 0.1, 0.7, 1, 1, 1.5, 50, 1e300]))}
     if rng.random() < 0.5:
-        options["top_k"] = int(rng.choice([1, 2, 5, 50, size, size + 1, max(1, size // 2), max(size - 1, 1), 2000, 2**40]))
+        options["top_k"] = int(
+            rng.choice([1, 2, 5, 50, size, size + 1, max(1, size // 2), max(size - 1, 1), 2000, 2**40])
+        )
     if rng.random() < 0.5:
         options["top_p"] = float(rng.choice([0, 0.1, 0.25, 0.5, 0.7, 0.9, 0.95, 0.999, 0.9999999, 1]))
     if rng.random() < 0.4:
@@ -39,7 +41,10 @@ def assert_same(row: np.ndarray, request: DrawRequest) -> None:
     context = f"V={row.size} {request}"
     assert native.token_id == defined.token_id, context
     assert [t for t, _ in native.top] == [t for t, _ in defined.top], context
-    ours, theirs = np.array([native.logprob, *(x for _, x in native.top)]), np.array([defined.logprob, *(x for _, x in defined.top)])
+    ours, theirs = (
+        np.array([native.logprob, *(x for _, x in native.top)]),
+        np.array([defined.logprob, *(x for _, x in defined.top)]),
+    )
     np.testing.assert_allclose(np.exp(ours), np.exp(theirs), atol=1e-6, rtol=0, err_msg=context)
     np.testing.assert_allclose(ours, theirs, atol=2e-6, rtol=1e-12, err_msg=context)
     assert not np.isnan(ours).any()
@@ -63,14 +68,27 @@ def test_native_draws_as_defined_on_the_full_vocabulary(size: int, kind: str, ma
 
 
 FILTERS = [
-    {"top_k": 1}, {"top_k": 50}, {"top_k": 3000}, {"top_k": 49151}, {"top_p": 0.0}, {"top_p": 0.5}, {"top_p": 0.9}, {"top_p": 0.999},
-    {"min_p": 0.05}, {"min_p": 1e-5}, {"temperature": 1.5}, {"temperature": 3.0, "top_p": 0.95}, {"temperature": 0.7, "top_k": 50, "top_p": 0.9},
+    {"top_k": 1},
+    {"top_k": 50},
+    {"top_k": 3000},
+    {"top_k": 49151},
+    {"top_p": 0.0},
+    {"top_p": 0.5},
+    {"top_p": 0.9},
+    {"top_p": 0.999},
+    {"min_p": 0.05},
+    {"min_p": 1e-5},
+    {"temperature": 1.5},
+    {"temperature": 3.0, "top_p": 0.95},
+    {"temperature": 0.7, "top_k": 50, "top_p": 0.9},
     {"temperature": 2.0, "top_k": 20000, "top_p": 0.8, "min_p": 1e-4},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("options", FILTERS, ids=str)
-def test_same_kept_set_and_probabilities_on_the_full_vocabulary(options: dict[str, float], kind: str, make_row: MakeRow) -> None:
+def test_same_kept_set_and_probabilities_on_the_full_vocabulary(
+    options: dict[str, float], kind: str, make_row: MakeRow
+) -> None:
     params = SamplingParams(**options, logprobs_mode="processed", logprobs=0)  # type: ignore[arg-type]
     object.__setattr__(params, "logprobs", 49152)  # above the public range, to see every kept token
     row = make_row(np.random.default_rng(11), 49152, kind)
@@ -84,7 +102,9 @@ def test_same_kept_set_and_probabilities_on_the_full_vocabulary(options: dict[st
 
 def test_a_row_is_drawn_alike_alone_in_any_batch_and_in_any_order(make_row: MakeRow) -> None:
     rng = np.random.default_rng(5)
-    rows = np.stack([make_row(rng, 3000, kind) for kind in ("normal", "peaked", "flat", "ties", "equal", "holes") for _ in range(6)])
+    rows = np.stack(
+        [make_row(rng, 3000, kind) for kind in ("normal", "peaked", "flat", "ties", "equal", "holes") for _ in range(6)]
+    )
     requests = [Sampler(3000, random_params(rng, 3000), i, i).request(i, 0) for i in range(len(rows))]
     alone = [sample_rows(rows[i : i + 1], requests[i : i + 1])[0] for i in range(len(rows))]
     assert sample_rows(rows, requests) == alone
@@ -92,6 +112,22 @@ def test_a_row_is_drawn_alike_alone_in_any_batch_and_in_any_order(make_row: Make
     assert sample_rows(rows[order], [requests[i] for i in order]) == [alone[i] for i in order]
     assert sample_rows(rows[::2], requests[::2]) == alone[::2]  # strided rows
     assert len({drawn.token_id for drawn in alone}) > 20
+
+
+def test_every_instruction_set_gives_the_same_bits(kind: str, make_row: MakeRow) -> None:
+    rng = np.random.default_rng(9)
+    for size in (*SIZES, 49152):
+        row = make_row(rng, size, kind)
+        requests = [Sampler(size, random_params(rng, size), 4, 0).request(i, 0) for i in range(8)]
+        rows = np.broadcast_to(row, (len(requests), size))
+        portable = sample_rows(rows, requests, isa="portable")
+        for isa in _native.isa_available():
+            assert sample_rows(rows, requests, isa=isa) == portable
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="no instruction set pentium"):
+        sample_rows(np.zeros((1, 4), np.float32), [DrawRequest(SamplingParams(), 0, 0, 0)], isa="pentium")
 
 
 def test_the_vocabulary_behind_a_token_does_not_change_its_noise() -> None:
@@ -125,7 +161,6 @@ def test_the_race_runs_again_where_all_noise_is_low() -> None:
     # the exponential variate of this key is above 16, which happens once in nine million draws
     assert -noise.gumbel(0, 0, RARE_POSITION, [0])[0] > np.log(16)
     assert_same(np.zeros(1, np.float32), DrawRequest(SamplingParams(), 0, 0, RARE_POSITION))
-
 
 
 def test_min_tokens_bans_the_ends_and_stop_tokens_until_then() -> None:
@@ -169,11 +204,15 @@ def test_logits_are_only_read() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vocab_size": 0}, "vocab_size"), ({"vocab_size": 2**20 + 1}, "vocab_size"), ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"),
-        ({"sample_index": -1}, "sample_index"), ({"end_ids": frozenset({10, 12, 3})}, "end-of-text token ids .* got 10, 12"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"vocab_size": 2**20 + 1}, "vocab_size"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"sample_index": -1}, "sample_index"),
+        ({"end_ids": frozenset({10, 12, 3})}, "end-of-text token ids .* got 10, 12"),
         ({"params": SamplingParams(stop_token_ids=(11,))}, "stop_token_ids .* got 11"),
     ],
-)  # fmt: skip
+)
 def test_sampler_ranges(options: dict[str, object], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         Sampler(**({"vocab_size": 10, "params": SamplingParams(), "seed": 0} | options))  # type: ignore[arg-type]
@@ -192,10 +231,17 @@ def test_shapes_are_checked() -> None:
 
 def call_native(**changes: np.ndarray) -> None:
     arguments = {
-        "logits": np.zeros((1, 10), np.float32), "reals": np.array([[1.0, 1.0, 0.0]]), "integers": np.zeros((1, 7), np.uint64),
-        "banned": np.zeros(0, np.int32), "outcomes": np.zeros(1, np.uint8), "tokens": np.zeros(1, np.int32), "logprobs": np.zeros(1),
-        "counts": np.zeros(1, np.int32), "top_ids": np.zeros((1, 2), np.int32), "top_logprobs": np.zeros((1, 2)),
-    }  # fmt: skip
+        "logits": np.zeros((1, 10), np.float32),
+        "reals": np.array([[1.0, 1.0, 0.0]]),
+        "integers": np.zeros((1, 7), np.uint64),
+        "banned": np.zeros(0, np.int32),
+        "outcomes": np.zeros(1, np.uint8),
+        "tokens": np.zeros(1, np.int32),
+        "logprobs": np.zeros(1),
+        "counts": np.zeros(1, np.int32),
+        "top_ids": np.zeros((1, 2), np.int32),
+        "top_logprobs": np.zeros((1, 2)),
+    }
     _native.sample_rows(**(arguments | changes))
 
 
@@ -206,17 +252,28 @@ def whole(*values: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"logits": np.zeros((2, 10), np.float32)}, {"logits": np.zeros((1, 0), np.float32)}, {"logits": np.zeros((1, 20), np.float32)[:, ::2]},
-        {"reals": np.array([[-1.0, 1.0, 0.0]])}, {"reals": np.array([[np.nan, 1.0, 0.0]])}, {"reals": np.array([[1.0, 1.5, 0.0]])},
-        {"reals": np.array([[1.0, np.nan, 0.0]])}, {"reals": np.array([[1.0, 1.0, 2.0]])}, {"reals": np.ones((1, 2))},
-        {"integers": whole(0, 2**32, 0, 0, 0, 0, 0)}, {"integers": whole(0, 0, 2**32, 0, 0, 0, 0)},
-        {"integers": whole(0, 0, 0, 2**32, 0, 0, 0)}, {"integers": whole(0, 0, 0, 0, 3, 0, 0)},
-        {"integers": whole(0, 0, 0, 0, 0, 2, 0)}, {"integers": whole(0, 0, 0, 0, 0, 0, 1)},
-        {"banned": np.array([1], np.int32)}, {"integers": whole(0, 0, 0, 0, 0, 0, 1), "banned": np.array([10], np.int32)},
+        {"logits": np.zeros((2, 10), np.float32)},
+        {"logits": np.zeros((1, 0), np.float32)},
+        {"logits": np.zeros((1, 20), np.float32)[:, ::2]},
+        {"reals": np.array([[-1.0, 1.0, 0.0]])},
+        {"reals": np.array([[np.nan, 1.0, 0.0]])},
+        {"reals": np.array([[1.0, 1.5, 0.0]])},
+        {"reals": np.array([[1.0, np.nan, 0.0]])},
+        {"reals": np.array([[1.0, 1.0, 2.0]])},
+        {"reals": np.ones((1, 2))},
+        {"integers": whole(0, 2**32, 0, 0, 0, 0, 0)},
+        {"integers": whole(0, 0, 2**32, 0, 0, 0, 0)},
+        {"integers": whole(0, 0, 0, 2**32, 0, 0, 0)},
+        {"integers": whole(0, 0, 0, 0, 3, 0, 0)},
+        {"integers": whole(0, 0, 0, 0, 0, 2, 0)},
+        {"integers": whole(0, 0, 0, 0, 0, 0, 1)},
+        {"banned": np.array([1], np.int32)},
+        {"integers": whole(0, 0, 0, 0, 0, 0, 1), "banned": np.array([10], np.int32)},
         {"integers": whole(0, 0, 0, 0, 0, 0, 1), "banned": np.array([-1], np.int32)},
-        {"tokens": np.zeros(2, np.int32)}, {"top_logprobs": np.zeros((1, 3))},
+        {"tokens": np.zeros(2, np.int32)},
+        {"top_logprobs": np.zeros((1, 3))},
     ],
-)  # fmt: skip
+)
 def test_native_code_checks_every_range_itself(changes: dict[str, np.ndarray]) -> None:
     call_native()
     with pytest.raises(ValueError, match="sampler: "):

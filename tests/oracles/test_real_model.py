@@ -53,7 +53,7 @@ def kvik_logits(path: Path, **options: Any) -> Logits:
     def compute(ids: list[int]) -> torch.Tensor:
         logits = llm.score([ids], return_logits=True)[0].logits
         assert logits is not None
-        return torch.from_numpy(np.asarray(logits))
+        return torch.tensor(np.asarray(logits))
 
     return compute
 

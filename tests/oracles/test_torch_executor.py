@@ -152,6 +152,18 @@ def test_round_to_int8_is_as_written_down() -> None:
         np.testing.assert_array_equal(got[row, group], integers * (largest / np.float32(127.0)))
 
 
+def test_fine_rounding_adds_a_second_term() -> None:
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(4, 64)).astype(np.float32))
+    scale = x.reshape(4, 2, 32).abs().amax(-1, keepdim=True) / 127.0
+    coarse, fine = (round_to_int8(x, fine=f) for f in (False, True))
+    terms = ((fine - coarse).reshape(4, 2, 32) / scale * 256.0).numpy()
+    np.testing.assert_allclose(terms, np.rint(terms), atol=2e-2)
+    assert 100 < np.abs(terms).max() < 127.1
+    errors = [float(((y - x).reshape(4, 2, 32) / scale).abs().max()) for y in (coarse, fine)]
+    assert 0.4 < errors[0] <= 0.501 and errors[1] <= 1.501 / 256
+    assert torch.equal(round_to_int8(torch.zeros(2, 32), fine=True), torch.zeros(2, 32))
+
+
 def test_round_to_int8_halves_go_to_even() -> None:
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -2.5] + [0.0] * 26])
     assert round_to_int8(x)[0, :6].tolist() == [127.0, 0.0, 2.0, 2.0, 0.0, -2.0]
@@ -163,9 +175,11 @@ def test_int8_activations_apply_to_the_named_weights_only() -> None:
     exact = executor_of(SHAPES[0]).run(work).copy()
     head = executor_of(SHAPES[0], int8_activations=frozenset({"head"})).run(work).copy()
     every = frozenset(n for n, w in kvik_weights(model_of(SHAPES[0])).items() if w.ndim == 2 and n != "embed")
+    all_fine = executor_of(SHAPES[0], fine_activations=every).run(work).copy()
     all_rounded = executor_of(SHAPES[0], int8_activations=every).run(work)
     assert 1e-4 < relative_error(head, exact) < 2e-2
     assert relative_error(head, exact) < relative_error(all_rounded, exact) < 0.2
+    assert 0.0 < relative_error(all_fine, exact) < 0.02 * relative_error(all_rounded, exact)
 
 
 def test_times_are_of_the_last_pass() -> None:
@@ -199,5 +213,7 @@ def test_a_pass_that_does_not_fit_is_refused(change: dict[str, Any], message: st
 def test_options_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ParameterError, match="nowhere"):
         executor_of(SHAPES[0], int8_activations=frozenset({"nowhere"}))
+    with pytest.raises(ParameterError, match="share head"):
+        executor_of(SHAPES[0], int8_activations=frozenset({"head"}), fine_activations=frozenset({"head"}))
     with pytest.raises(ParameterError, match="kv must be"):
         executor_of(SHAPES[0], kv="int8")

@@ -3,8 +3,8 @@
 A verb's module is imported when that verb runs, and imports what is heavy inside its functions: `kvik run` has 0.45 s
 until the first token, all imports included.
 
-Exit codes: 0 done, 2 wrong usage, 65 bad file or data, 74 input, output or network, 75 try again, 130 stopped with Ctrl-C,
-141 the reader of the output left, 1 a defect of Kvik.
+Exit codes: 0 done, 2 wrong usage, 65 bad file or data, 74 input, output or network, 75 try again, 130 stopped with
+Ctrl-C, 141 the reader of the output left, 1 a defect of Kvik.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ GROUPS = frozenset({"eval", "models"})
 """Verbs with verbs of their own; alone they print their help."""
 
 INTERRUPTED, PIPE_CLOSED = 130, 141
+STDOUT_FILENO = 1
 _COMPLETION = "_KVIK_COMPLETE"
 # Of what typer raises for wrong usage it exports only this one; the others share its second base.
 _ClickException: Any = typer.BadParameter.__mro__[2]
@@ -58,9 +59,9 @@ def build(verbs: Iterable[str] = VERBS, *, completion: bool = True) -> typer.Typ
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from kvik import __version__
 
-        print(f"kvik {version('kvik')}")
+        print(f"kvik {__version__}")
         raise typer.Exit
 
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _dispatch(arguments)
-        _flush()
+        sys.stdout.flush()
         return code
     except BaseException as error:
         code, line = _ending(error)
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        _abandon_output(error)
+        _finish_output()
         if line:
             print(f"kvik: error: {' '.join(line.split())}", file=sys.stderr, flush=True)
         return code
@@ -124,7 +125,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return INTERRUPTED, ""
     if isinstance(error, SystemExit):
-        return (error.code, "") if isinstance(error.code, int) else (0 if error.code is None else 1, str(error.code or ""))
+        return (error.code, "") if isinstance(error.code, int) else (0 if error.code is None else 1, "")
     if isinstance(error, BrokenPipeError):
         return PIPE_CLOSED, ""
     if isinstance(error, _ClickException):
@@ -154,19 +155,12 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-
-
-def _abandon_output(error: BaseException) -> None:
-    """Print what is still buffered; where that is impossible, drop it, so that the interpreter's end does not fail on it."""
+def _finish_output() -> None:
+    """Print what is still buffered; where that is impossible drop it, or the interpreter's end would fail on it."""
     try:
         sys.stdout.flush()
     except OSError:
-        if not isinstance(error, OSError):
-            return
-    if isinstance(error, OSError) and sys.stdout is sys.__stdout__:
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(descriptor, sys.stdout.fileno())
-        os.close(descriptor)
+        if sys.stdout is sys.__stdout__:
+            descriptor = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(descriptor, STDOUT_FILENO)
+            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""From logits to tokens: filters, noise, sampler. filters.py and noise.py are the definition, the native sampler its fast twin."""
+"""From logits to tokens. filters.py and noise.py are the definition, the native sampler is its fast twin."""
 
 from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, TokenLogprob, sample_rows, sample_rows_by_definition
 

@@ -1,8 +1,8 @@
 """The filters of sampling: pure functions on one row of scores, float64 [V]; -inf marks a removed token.
 
-This is the definition; native/sampler.cpp is its fast twin, with the same kept set and the same drawn token. The order is
-fixed: banned (min_tokens), temperature, top-k, top-p, min-p. No function writes into its input. The best remaining token,
-the one with the lowest id among equals, survives every filter.
+This is the definition; native/sampler.cpp is its fast twin, with the same kept set and the same drawn token. The
+order is fixed: banned (min_tokens), temperature, top-k, top-p, min-p. No function writes into its input. The best
+remaining token, the one with the lowest id among equals, survives every filter.
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ def inverse_temperature(value: float) -> float:
 
 
 def temperature(scores: Float64, value: float) -> Float64:
-    """Scores times 1 / value, value >= 1e-9 (Ackley, Hinton and Sejnowski 1985, "A learning algorithm for Boltzmann machines").
+    """Scores times 1 / value, value >= 1e-9.
 
-    In float64 distinct f32 logits stay distinct, so no later filter sees a tie that was none.
+    Ackley, Hinton and Sejnowski 1985, "A learning algorithm for Boltzmann machines". In float64 distinct f32 logits
+    stay distinct, so no later filter sees a tie that was none.
     """
     if is_greedy(value):
         raise ParameterError(f"temperature must be at least {LEAST_TEMPERATURE:g} to scale by, got {value}; use greedy")
@@ -128,8 +129,9 @@ def weights(scores: Float64) -> npt.NDArray[np.int64]:
 def top_p(scores: Float64, p: float) -> Float64:
     """Keeps the smallest set of best tokens with cumulative probability >= p, p in [0, 1]; 0 keeps the best token.
 
-    Holtzman et al. 2020, "The curious case of neural text degeneration", arXiv:1904.09751. Probabilities are those among
-    the tokens that remain, exact to 2^-42 of the best one's; cumulative sums are exact, so that p = 0.5 keeps two of four equals.
+    Holtzman et al. 2020, "The curious case of neural text degeneration", arXiv:1904.09751. Probabilities are those
+    among the tokens that remain, exact to 2^-42 of the best one's; their sums are exact, so that p = 0.5 keeps two of
+    four equals.
     """
     if not 0.0 <= p <= 1.0:
         raise ParameterError(f"top_p must be in [0, 1], got {p}")
@@ -141,7 +143,7 @@ def top_p(scores: Float64, p: float) -> Float64:
 
 
 def min_p(scores: Float64, p: float) -> Float64:
-    """Keeps tokens of at least p times the best token's probability, p in [0, 1] (Nguyen et al. 2024, arXiv:2407.01082)."""
+    """Keeps tokens with at least p times the best probability, p in [0, 1] (Nguyen et al. 2024, arXiv 2407.01082)."""
     if not 0.0 <= p <= 1.0:
         raise ParameterError(f"min_p must be in [0, 1], got {p}")
     best = scores.max()
@@ -151,7 +153,7 @@ def min_p(scores: Float64, p: float) -> Float64:
 
 
 def filtered_scores(logits: npt.ArrayLike, params: SamplingParams, banned: Iterable[int] = ()) -> Float64:
-    """All filters in their order on logits [V]; the best token's score is 0, a removed one's -inf. What the noise is added to."""
+    """What the noise is added to: all filters in order on logits [V], shifted so that the best token's score is 0."""
     scores = ban(checked(logits), banned)
     if is_greedy(params.temperature):
         scores = greedy(scores)

@@ -1,15 +1,15 @@
 """Gumbel noise without a generator: a pure function of (seed, sample index, position, token id).
 
-Construction: Philox4x32-10, the counter-based bijection of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy
-as 1, 2, 3" (SC 2011). The key is the seed (two 32-bit words); the counter's words are block, position, sample index and
-stream. A call yields four words, shared among tokens so that sixteen lanes of native code need no shuffle: token t reads
-word (t / 16) mod 4 of block 16 * (t / 64) + t mod 16. Stream 0 holds the high, stream 1 the low 32 bits of a token's
-64-bit integer h; further streams are free for other uses of the same key.
+Construction: Philox4x32-10, the counter-based bijection of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as
+easy as 1, 2, 3" (SC 2011). The key is the seed (two 32-bit words); the counter's words are block, position, sample
+index and stream. A call yields four words, shared among tokens so that sixteen lanes of native code need no shuffle:
+token t reads word (t / 16) mod 4 of block 16 * (t / 64) + t mod 16. Stream 0 holds the high, stream 1 the low 32 bits
+of a token's 64-bit integer h; further streams are free for other uses of the same key.
 
-h becomes v = (h + 1/2) / 2^64 in (0, 1), an exponential variate -ln(1 - v), and the Gumbel variate -ln(-ln(1 - v)). Large
-noise, which decides draws, comes from v near 0, where float64 resolves every h: no token of probability above 1e-19 is out of
-reach. Adding Gumbel noise to log-probabilities and taking the largest draws from the distribution (Gumbel 1954; Maddison,
-Tarlow and Minka, "A* sampling", 2014).
+h becomes v = (h + 1/2) / 2^64 in (0, 1), an exponential variate -ln(1 - v), and the Gumbel variate -ln(-ln(1 - v)).
+Large noise, which decides draws, comes from v near 0, where float64 resolves every h: no token of probability above
+1e-19 is out of reach. Adding Gumbel noise to log-probabilities and taking the largest draws from the distribution
+(Gumbel 1954; Maddison, Tarlow and Minka, "A* sampling", 2014).
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ import numpy.typing as npt
 from kvik.decoding.elementary import Float64, exact_log
 from kvik.errors import ParameterError
 
-__all__ = ["HIGH_STREAM", "LOW_STREAM", "MAX_POSITION", "MAX_SAMPLE", "MAX_SEED", "MAX_TOKEN", "gumbel", "integers", "philox", "uniform"]
+__all__ = [
+    "HIGH_STREAM",
+    "LOW_STREAM",
+    "MAX_POSITION",
+    "MAX_SAMPLE",
+    "MAX_SEED",
+    "MAX_TOKEN",
+    "gumbel",
+    "integers",
+    "philox",
+    "uniform",
+]
 
 UInt64 = npt.NDArray[np.uint64]
 
@@ -67,7 +78,8 @@ def _bounded(name: str, value: int, high: int) -> int:
 def integers(seed: int, sample_index: int, position: int, token_ids: npt.ArrayLike) -> UInt64:
     """The 64-bit integers h of token_ids (any shape, in [0, 2^32 - 1]).
 
-    seed is in [0, 2^64 - 1]; sample_index and position (of the token being drawn) are in [0, 2^32 - 1]; ParameterError otherwise.
+    seed is in [0, 2^64 - 1], sample_index and position (of the token being drawn) in [0, 2^32 - 1]; ParameterError
+    otherwise.
     """
     key = _bounded("seed", seed, MAX_SEED)
     sample = np.uint64(_bounded("sample index", sample_index, MAX_SAMPLE))

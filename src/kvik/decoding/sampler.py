@@ -1,8 +1,8 @@
 """Drawing tokens: the argmax of filtered log-probability + Gumbel noise, in native code and as its definition.
 
-A sequence owns one frozen `Sampler`. The noise is keyed by position, so there is no state to advance: what a `Sampler` draws at
-a position depends on the logits alone, never on the batch, on the order of calls or on what was drawn before. Its snapshot is itself.
-The engine asks each sequence for a `DrawRequest` and calls `sample_rows` once a step.
+A sequence owns one frozen `Sampler`. The noise is keyed by position, so there is no state to advance: what a `Sampler`
+draws at a position depends on the logits alone, never on the batch, on the order of calls or on what was drawn before.
+Its snapshot is itself. The engine asks each sequence for a `DrawRequest` and calls `sample_rows` once a step.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Drawn(NamedTuple):
     """The outcome of one row.
 
     token_id is None where the filters left no token; logprob is then -inf. Otherwise logprob is the drawn token's
-    log-probability, and top holds the best tokens, falling, as many as params.logprobs asks and as have a probability above 0:
-    before bans and filters (logprobs_mode "raw") or after them ("processed").
+    log-probability. top holds the best tokens, falling, as many as params.logprobs asks and as have a probability
+    above 0. Both are before bans and filters (logprobs_mode "raw") or after them ("processed").
     """
 
     token_id: int | None
@@ -83,7 +83,8 @@ class Sampler:
         for name, ids in (("end-of-text token ids", self.end_ids), ("stop_token_ids", self.params.stop_token_ids)):
             outside = sorted(token for token in ids if not 0 <= token < self.vocab_size)
             if outside:
-                raise ParameterError(f"{name} must be in [0, {self.vocab_size - 1}], got {', '.join(map(str, outside))}")
+                listed = ", ".join(map(str, outside))
+                raise ParameterError(f"{name} must be in [0, {self.vocab_size - 1}], got {listed}")
         object.__setattr__(self, "_banned", tuple(sorted(self.end_ids.union(self.params.stop_token_ids))))
 
     def request(self, position: int, num_generated: int) -> DrawRequest:
@@ -98,17 +99,21 @@ class Sampler:
         return sample_rows(logits[None], [self.request(position, num_generated)])[0]
 
 
-def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest]) -> list[Drawn]:
-    """Draws one token a row in one native call without the GIL. logits: float32 [R, V], rows contiguous, not written to.
+def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest], *, isa: str = "") -> list[Drawn]:
+    """Draws one token a row in one native call without the GIL.
 
-    NaN or +inf in a row raises KvikError naming row, position and token.
+    logits is float32 [R, V], each row contiguous, and is not written to. NaN or +inf in a row raises KvikError naming
+    position and token. isa "" takes the selected instruction set, which changes speed and nothing else.
     """
     rows = len(requests)
     if logits.ndim != 2 or logits.shape[0] != rows or logits.dtype != np.float32:
         raise ParameterError(f"logits must be float32 [{rows}, V], got {logits.dtype} {logits.shape}")
     if rows == 0:
         return []
-    reals, whole, banned, most = [], [], [], 0
+    reals: list[tuple[float, ...]] = []
+    whole: list[tuple[int, ...]] = []
+    banned: list[int] = []
+    most = 0
     for params, seed, sample_index, position, ban in requests:
         reals.append((params.temperature, params.top_p, params.min_p))
         processed = params.logprobs_mode == "processed"
@@ -121,7 +126,7 @@ def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest]
     counts, top_ids, top_logprobs = np.empty(rows, np.int32), np.empty((rows, most), np.int32), np.empty((rows, most))
     _native.sample_rows(
         logits, np.array(reals, np.float64), np.array(whole, np.uint64), np.array(banned, np.int32),
-        outcomes, tokens, logprobs, counts, top_ids, top_logprobs,
+        outcomes, tokens, logprobs, counts, top_ids, top_logprobs, isa,
     )  # fmt: skip
     if (outcomes == _native.SAMPLE_NOT_FINITE).any():
         row = int((outcomes == _native.SAMPLE_NOT_FINITE).argmax())

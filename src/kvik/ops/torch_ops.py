@@ -42,15 +42,20 @@ class Sizes(Protocol):
 Config = TypeVar("Config", bound=Sizes)
 
 
-def round_to_int8(x: Tensor, group: int = ACTIVATION_GROUP) -> Tensor:
-    """x [T, K] as the int8 kernels see it: per `group` consecutive inputs, integers in [-127, 127] times one scale.
+def round_to_int8(x: Tensor, *, fine: bool = False) -> Tensor:
+    """x [T, K] as integer kernels see it: in each 32 consecutive inputs, integers times one scale.
 
-    scale = max|x| / 127; integers are x * (127 / max|x|) rounded half to even; a group of zeros stays zero.
+    scale = max|x| / 127; the integers, x * (127 / max|x|) rounded half to even, lie in [-127, 127]; a group of zeros
+    stays zero. fine: a second integer in [-127, 127] counts 256ths of the scale that the first leaves.
     """
-    grouped = x.reshape(*x.shape[:-1], -1, group)
+    grouped = x.reshape(*x.shape[:-1], -1, ACTIVATION_GROUP)
     largest = grouped.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 0, 127.0 / largest, 0.0)
-    return (torch.round(grouped * inverse) * (largest / 127.0)).reshape(x.shape)
+    scaled = grouped * torch.where(largest > 0, 127.0 / largest, 0.0)
+    integers, scale = torch.round(scaled), largest / 127.0
+    if fine:
+        rest = torch.round((scaled - integers) * 256.0).clamp(-127.0, 127.0)
+        integers, scale = integers * 256.0 + rest, scale / 256.0
+    return (integers * scale).reshape(x.shape)
 
 
 class PagedKV:
@@ -82,9 +87,9 @@ class TorchOps:
     """Runs the ops of one pass at once. See `kvik.ops.Ops` for what each means."""
 
     def __init__(
-        self, work: Pass, weights: Mapping[str, Tensor], int8_activations: frozenset[str], cache: PagedKV
+        self, work: Pass, weights: Mapping[str, Tensor], coarse: frozenset[str], fine: frozenset[str], cache: PagedKV
     ) -> None:
-        self._weights, self._int8_activations, self._cache = weights, int8_activations, cache
+        self._weights, self._coarse, self._fine, self._cache = weights, coarse, fine, cache
         self._device = cache.keys.device
         self._tokens, self._positions, self._slots = (self._index(x) for x in work[:3])
         self._sequences = [
@@ -105,13 +110,13 @@ class TorchOps:
 
     def linear(self, x: Tensor, weight: str) -> Tensor:
         with self._timed("matrices"):
-            if weight in self._int8_activations:
-                x = round_to_int8(x)
+            if weight in self._coarse or weight in self._fine:
+                x = round_to_int8(x, fine=weight in self._fine)
             return x @ self._weights[weight].T
 
     def rope(self, x: Tensor, heads: int, table: RopeTable) -> Tensor:
         with self._timed("rest"):
-            inv_freq = torch.from_numpy(table.inv_freq).to(self._device)
+            inv_freq = torch.tensor(table.inv_freq, device=self._device)
             angles = self._positions[:, None].double() * inv_freq  # [T, D / 2]; float64 keeps far positions exact
             cos, sin = ((f(angles) * table.factor).float()[:, None] for f in (torch.cos, torch.sin))
             first, second = x.reshape(len(x), heads, -1).chunk(2, dim=-1)  # [T, heads, D / 2] each
@@ -134,10 +139,10 @@ class TorchOps:
             return out.flatten(1)
 
     def gate(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        if activation != "silu":
+            raise ParameterError(f"the torch executor has no activation {activation!r}")
         with self._timed("rest"):
-            if activation == "silu":
-                return torch.nn.functional.silu(gate) * up
-            return torch.nn.functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
+            return torch.nn.functional.silu(gate) * up
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         with self._timed("rest"):
@@ -172,7 +177,8 @@ class TorchExecutor(Generic[Config]):
         config: the model's sizes.
         forward: its definition, `kvik.models.llama.forward` for the Llama family.
         weights: float32 arrays by the definition's names; copied to the device.
-        int8_activations: weights whose native layout is integer: their inputs are rounded by `round_to_int8`.
+        int8_activations, fine_activations: weights whose native layout is integer: their inputs are rounded by
+            `round_to_int8`, those of the second set finely. Disjoint.
         kv: format of keys and values, "f16" or "f32".
         num_blocks, block_tokens: the cache's storage.
         device: "cpu" or "cuda".
@@ -185,22 +191,17 @@ class TorchExecutor(Generic[Config]):
         weights: Mapping[str, NDArray[np.float32]],
         *,
         int8_activations: frozenset[str] = frozenset(),
+        fine_activations: frozenset[str] = frozenset(),
         kv: Literal["f16", "f32"],
         num_blocks: int,
         block_tokens: int = 16,
         device: str = "cpu",
     ) -> None:
-        if unknown := sorted(int8_activations - set(weights)):
-            raise ParameterError(f"int8_activations names weights the model lacks: {', '.join(unknown[:3])}")
-        for name in sorted(int8_activations):
-            if (inputs := weights[name].shape[-1]) % ACTIVATION_GROUP:
-                raise ParameterError(
-                    f"int8_activations: {name} has {inputs} inputs, not a multiple of {ACTIVATION_GROUP}"
-                )
+        _check_rounded(weights, int8_activations, fine_activations)
         place = torch.device(device)
         self._config, self._forward = config, forward
         self._weights = {name: torch.tensor(w, dtype=torch.float32, device=place) for name, w in weights.items()}
-        self._int8_activations = int8_activations
+        self._coarse, self._fine = int8_activations, fine_activations
         self.cache = PagedKV(config, kv, num_blocks, block_tokens, place)
         self._times = StepTimes(0.0, 0.0, 0.0)
 
@@ -208,7 +209,7 @@ class TorchExecutor(Generic[Config]):
         """Compute the pass. Raises ParameterError for a pass whose tokens, slots, spans or blocks do not fit."""
         _check(work, self._config.vocab_size, self.cache)
         with torch.inference_mode():
-            ops = TorchOps(work, self._weights, self._int8_activations, self.cache)
+            ops = TorchOps(work, self._weights, self._coarse, self._fine, self.cache)
             self._forward(ops, self._config)
         if ops.result is None:
             raise ParameterError("the model's definition computes no logits")
@@ -218,6 +219,16 @@ class TorchExecutor(Generic[Config]):
 
     def times(self) -> StepTimes:
         return self._times
+
+
+def _check_rounded(weights: Mapping[str, NDArray[np.float32]], coarse: frozenset[str], fine: frozenset[str]) -> None:
+    if both := sorted(coarse & fine):
+        raise ParameterError(f"int8_activations and fine_activations share {', '.join(both[:3])}")
+    for name in sorted(coarse | fine):
+        if name not in weights:
+            raise ParameterError(f"int8_activations and fine_activations must name weights, got {name!r}")
+        if (inputs := weights[name].shape[-1]) % ACTIVATION_GROUP:
+            raise ParameterError(f"int8_activations: {name} has {inputs} inputs, not a multiple of {ACTIVATION_GROUP}")
 
 
 def _check(work: Pass, vocab_size: int, cache: PagedKV) -> None:

@@ -1,0 +1,52 @@
+# Two commands matter: `make demo` and `make test`. Everything happens in .venv; nothing else is touched.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*) $(shell find src/kvik -name '*.py' -o -name '*.pyi' 2>/dev/null)
+PROMPT ?= Why is the sky blue?
+
+.PHONY: demo test test-all check core native-check bench bench-sizes install clean
+
+demo: $(VENV)/.installed
+	$(BIN)/kvik run "$(PROMPT)"
+
+install: $(VENV)/.installed
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Kvik and its base dependencies only.
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	@echo "building Kvik (native core: about a minute)"
+	$(PIP) install .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed pyproject.toml
+	@echo "installing the test extra"
+	$(PIP) install torch==2.13.0
+	$(PIP) install ".[test]"
+	@touch $@
+
+check: $(VENV)/.tested
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+test: check
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: check
+	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/.installed
+	$(PYTHON) bench/setup_peers.py
+	$(BIN)/python bench/run.py
+
+bench-sizes: $(VENV)/.installed
+	$(PYTHON) bench/setup_peers.py --only llama.cpp,sizes
+	$(BIN)/python bench/sizes.py
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,193 @@
+"""`kvik bench`: how fast a model runs on this machine, and where a step's time goes."""
+
+from __future__ import annotations
+
+import random
+import resource
+from dataclasses import dataclass, replace
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvik.cli.machine import cores, memory, processor
+from kvik.cli.options import Json, ModelOptions, with_options
+from kvik.cli.output import amount, print_json, print_table, write
+from kvik.errors import ParameterError
+
+if TYPE_CHECKING:
+    from kvik.llm import LLM
+    from kvik.params import SamplingParams
+
+__all__ = ["register"]
+
+_BANDWIDTH_MIB, _BANDWIDTH_REPEATS = 512, 5  # beyond any cache of the processor
+_MEASURED = ("prefill_tok_s", "decode_tok_s", "first_token_ms", "read_gb_s")
+_PARTS = ("matrices", "attention", "rest", "python")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("bench")(with_options(bench))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What is measured."""
+
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt, at least 1.", metavar="N")] = 512
+    new_tokens: Annotated[int, typer.Option(help="Tokens to decode, at least 1.", metavar="N")] = 128
+    sequences: Annotated[int, typer.Option(help="Sequences at once; 1 so far.", metavar="N")] = 1
+    depth: Annotated[int, typer.Option(help="Tokens in the context before decoding, at least 0.", metavar="N")] = 0
+    repeat: Annotated[int, typer.Option(help="Measured rounds, at least 1; one more goes ahead.", metavar="N")] = 5
+    seed: Annotated[int, typer.Option(help="Of the random prompts and of sampling.", metavar="N")] = 0
+
+    def check(self) -> None:
+        """Raise ParameterError naming the option and its range."""
+        least = {"prompt_tokens": 1, "new_tokens": 1, "sequences": 1, "depth": 0, "repeat": 1, "seed": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ParameterError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        if self.sequences > 1:
+            raise ParameterError(f"--sequences must be 1, got {self.sequences}: more come with the batching engine")
+
+
+def bench(model: ModelOptions, options: BenchOptions, json: Json = False) -> None:
+    """Measure how fast a model runs here: medians over several rounds, after one that does not count.
+
+    Prompts are random tokens. Prefill and the first token's time are of --prompt-tokens with one token drawn. Decoding
+    starts from an empty context, or from --depth tokens, and includes sampling with the model's default settings.
+
+    \b
+    prefill_tok_s   prompt tokens per second, until the first token is out
+    decode_tok_s    tokens per second after the first one
+    first_token_ms  from the request to its first token
+    load_ms         from the command line's first look at the model until it is ready, imports included
+    step_ms         a decode step by where its time goes; python is all that is not in the other three
+    read_gb_s       bytes of the matrices a decode step reads, over its time in matrices
+    bandwidth_gb_s  what this machine's memory gives the same threads
+    peak_rss_bytes  most memory the process held, before bandwidth is measured
+
+    \b
+    Examples:
+      kvik bench
+      kvik bench --json --threads 2 --prompt-tokens 2048 --depth 2048 --repeat 9
+    """
+    options.check()
+    begun = perf_counter()
+    llm = model.load()
+    load_ms = 1e3 * (perf_counter() - begun)
+    _check_fits(llm, options)
+    params = replace(llm.default_params(), seed=options.seed % 2**64, ignore_eos=True)
+    rounds = [_round(llm, params, options, number) for number in range(options.repeat + 1)][1:]
+    report = _report(llm, options, rounds, load_ms)
+    if json:
+        print_json(report)
+    else:
+        _show(report)
+
+
+def _check_fits(llm: LLM, options: BenchOptions) -> None:
+    context = llm.info.context_length
+    for name, tokens in (
+        ("--prompt-tokens", options.prompt_tokens + 1),
+        ("--depth and --new-tokens", max(1, options.depth) + options.new_tokens + 1),
+    ):
+        if tokens > context:
+            raise ParameterError(f"{name} need a context of {tokens} tokens; {llm.info.name} has {context}")
+
+
+def _round(llm: LLM, params: SamplingParams, options: BenchOptions, number: int) -> dict[str, float]:
+    """One prefill and one decode, each with a prompt of its own."""
+    draw = random.Random(f"{options.seed} {number}")
+    ordinary = [token for token in range(llm.info.vocab_size) if token not in llm.tokenizer.special_ids]
+    prompt = draw.choices(ordinary, k=options.prompt_tokens)
+    begun = perf_counter()
+    for _ in llm.stream(prompt, replace(params, max_tokens=1)):
+        pass
+    first_token = perf_counter() - begun
+    context = draw.choices(ordinary, k=max(1, options.depth))
+    stream = llm.stream(context, replace(params, max_tokens=options.new_tokens + 1))
+    next(stream)
+    stats = llm.engine.stats
+    stats.reset()
+    begun = perf_counter()
+    for _ in stream:
+        pass
+    decoding = perf_counter() - begun
+    steps = {name: 1e3 * getattr(stats, name) / stats.steps for name in _PARTS[:3]}
+    steps["python"] = 1e3 * decoding / stats.steps - sum(steps.values())
+    return {
+        "prefill_tok_s": options.prompt_tokens / first_token,
+        "decode_tok_s": options.new_tokens / decoding,
+        "first_token_ms": 1e3 * first_token,
+        "read_gb_s": matrix_bytes(llm) / stats.matrices * stats.steps / 1e9 if stats.matrices else 0.0,
+        **steps,
+    }
+
+
+def matrix_bytes(llm: LLM) -> int:
+    """Bytes of the matrices one decode step reads: all but an embedding table that is not also the output head."""
+    from kvik.weights.packed import read_packed
+    from kvik.weights.store import ModelStore
+
+    path = ModelStore().folder_for(llm.info.path) / f"weights-{llm.info.weights}.kvik"
+    tensors = read_packed(path, verify=False).tensors
+    read_whole = (t for name, t in tensors.items() if not t.vector and (name != "embed" or "head" not in tensors))
+    return sum(t.nbytes for t in read_whole)
+
+
+def _report(llm: LLM, options: BenchOptions, rounds: list[dict[str, float]], load_ms: float) -> dict[str, Any]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    values = {name: [one[name] for one in rounds] for name in rounds[0]}
+    middle = {name: median(each) for name, each in values.items()}
+    info, machine = llm.info, cores()
+    return {
+        **{name: middle[name] for name in _MEASURED[:3]},
+        "load_ms": load_ms,
+        "step_ms": {name: middle[name] for name in _PARTS},
+        "read_gb_s": middle["read_gb_s"],
+        "bandwidth_gb_s": _bandwidth(info.threads) / 1e9,
+        "peak_rss_bytes": peak,
+        "range": {name: {"min": min(each), "max": max(each)} for name, each in values.items()},
+        "model": info,
+        "machine": {
+            "processor": processor(), "cores": machine.allowed, "cores_of_machine": machine.machine,
+            "memory_bytes": memory().total,
+        },
+        "settings": options,
+    }  # fmt: skip
+
+
+def _bandwidth(threads: int) -> float:
+    from kvik import _native
+
+    return _native.Pool(threads).measure_bandwidth(_BANDWIDTH_MIB, _BANDWIDTH_REPEATS)
+
+
+def _show(report: dict[str, Any]) -> None:
+    spread = report["range"]
+
+    def row(name: str, unit: str, digits: int = 1) -> list[str]:
+        low, high = spread[name]["min"], spread[name]["max"]
+        return [name, f"{report[name]:.{digits}f}", unit, f"{low:.{digits}f} to {high:.{digits}f}"]
+
+    info, step = report["model"], report["step_ms"]
+    how = ", ".join(filter(None, (f"weights {info.weights}", f"kv {info.kv}", info.executor, info.isa)))
+    write(f"{info.name}: {how}, {info.threads} threads\n")
+    write(f"{report['machine']['processor']}\n\n")
+    whole = sum(step.values())
+    print_table(
+        [
+            row("prefill_tok_s", "tokens/s"),
+            row("decode_tok_s", "tokens/s"),
+            row("first_token_ms", "ms"),
+            ["load_ms", f"{report['load_ms']:.1f}", "ms", ""],
+            *([f"step {name}", f"{step[name]:.3f}", "ms", f"{step[name] / whole:.1%}"] for name in _PARTS),
+            row("read_gb_s", "GB/s"),
+            ["bandwidth_gb_s", f"{report['bandwidth_gb_s']:.1f}", "GB/s", ""],
+            ["peak_rss_bytes", amount(report["peak_rss_bytes"]), "", ""],
+        ],
+        "<><<",
+    )

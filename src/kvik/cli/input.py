@@ -1,0 +1,39 @@
+"""Text that comes in: files, standard input, arguments. All of it must be UTF-8."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from kvik.errors import DataError
+
+__all__ = ["argument_text", "decoded", "read_text"]
+
+STDIN = "standard input"
+
+
+def read_text(name: str) -> str:
+    """The text of a file, or of standard input for "-". Raises DataError where there is none and for no UTF-8."""
+    if name == "-":
+        return decoded(sys.stdin.buffer.read() if sys.stdin is not None else b"", STDIN)
+    from kvik.weights.files import open_regular
+
+    with open(open_regular(Path(name)), "rb") as file:
+        return decoded(file.read(), name)
+
+
+def argument_text(argument: str) -> str:
+    """A prompt from the command line: "-" is standard input, less its last line break; else the argument itself."""
+    if argument == "-":
+        return read_text("-").removesuffix("\n").removesuffix("\r")
+    return decoded(os.fsencode(argument), "the prompt")
+
+
+def decoded(data: bytes, name: str, before: int = 0) -> str:
+    """The text of bytes that `before` others came ahead of. Raises DataError naming the byte that is wrong."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise DataError(f"is not UTF-8: byte 0x{byte:02x}", path=name, offset=before + error.start) from None

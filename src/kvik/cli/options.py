@@ -1,0 +1,243 @@
+"""The options that verbs share, as dataclasses: a verb names the group it takes, the command line gets its fields.
+
+`SamplingOptions` has the fields of `SamplingParams`; a test keeps them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from kvik.cli.output import Progress
+from kvik.errors import ParameterError
+from kvik.params import EngineParams, SamplingParams
+from kvik.weights.catalogue import CATALOGUE, DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from kvik.llm import LLM
+
+__all__ = [
+    "DEFAULT_MAX_TOKENS",
+    "Json",
+    "ModelOptions",
+    "Plain",
+    "SamplingOptions",
+    "System",
+    "complete_models",
+    "with_options",
+]
+
+DEFAULT_MAX_TOKENS = 512
+MODEL_PANEL, SAMPLING_PANEL = "Model", "Sampling"
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the field names of the Python API.")]
+Plain = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the model's chat template.")]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before all else.")]
+
+
+def make_llm(model: str, **settings: Any) -> LLM:
+    """The one place that makes a model for the command line; tests put another here."""
+    from kvik.llm import LLM
+
+    return LLM(model, **settings)
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give each field of every options dataclass among the function's parameters an option of its own."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, type] = {}
+    parameters = []
+    for name, parameter in signature(function).parameters.items():
+        kind = hints[name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            groups[name] = kind
+            kinds = get_type_hints(kind, include_extras=True)
+            for f in fields(kind):
+                parameters.append(
+                    Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
+                )
+        else:
+            parameters.append(parameter.replace(annotation=kind, kind=Parameter.KEYWORD_ONLY))
+
+    def call(**values: Any) -> None:
+        options = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        function(**values, **options)
+
+    call.__name__, call.__doc__ = function.__name__, function.__doc__
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined] # typer reads it
+    return call
+
+
+def _choices(*names: str) -> Callable[[str], list[str]]:
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+def complete_models(incomplete: str) -> list[str]:
+    return [name for name in CATALOGUE if name.startswith(incomplete)]
+
+
+def _option(name: str, help: str, panel: str, default: str | None = None, **more: Any) -> Any:
+    names = (name,) if isinstance(name, str) else name
+    shown: Any = True if default is None else default
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=shown, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, in which form, on which part of the machine. Values are checked by `kvik.LLM`."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", metavar="REF", rich_help_panel=MODEL_PANEL, autocompletion=complete_models,
+            help="Name of the catalogue (`kvik models list`), .gguf file, folder, or hub id.",
+        ),
+    ] = DEFAULT_MODEL  # fmt: skip
+    weights: Annotated[
+        str,
+        _option(
+            "--weights", "Format of the weights: auto keeps what the file has, else f32, bf16, int8 or int4.",
+            MODEL_PANEL, metavar="FORMAT", autocompletion=_choices("auto", "f32", "bf16", "int8", "int4"),
+        ),
+    ] = "auto"  # fmt: skip
+    kv: Annotated[
+        str,
+        _option(
+            "--kv", "Format of keys and values: f16 or f32.",
+            MODEL_PANEL, metavar="FORMAT", autocompletion=_choices("f16", "f32"),
+        ),
+    ] = "f16"  # fmt: skip
+    executor: Annotated[
+        str,
+        _option(
+            "--executor", "native, or torch (needs kvik[torch]).",
+            MODEL_PANEL, metavar="NAME", autocompletion=_choices("native", "torch"),
+        ),
+    ] = "native"  # fmt: skip
+    device: Annotated[
+        str, _option("--device", "cpu; the torch executor takes others, like cuda.", MODEL_PANEL, metavar="NAME")
+    ] = "cpu"
+    threads: Annotated[
+        int | None,
+        _option("--threads", "Threads, 1 to 256.", MODEL_PANEL, "every core this process may run on", metavar="N"),
+    ] = None
+
+    def load(self) -> LLM:
+        """The model, fetched and packed if need be, with bars on a terminal."""
+        engine = engine_params(threads=self.threads)
+        with Progress() as progress:
+            try:
+                return make_llm(
+                    self.model, weights=self.weights, kv=self.kv, executor=self.executor, device=self.device,
+                    engine=engine, progress=progress,
+                )  # fmt: skip
+            except ParameterError as error:
+                raise _naming_options(error, ModelOptions) from None
+
+
+def engine_params(**given: Any) -> EngineParams:
+    """EngineParams whose errors name the option."""
+    try:
+        return EngineParams(**given)
+    except ParameterError as error:
+        raise _naming_options(error, EngineParams) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """The fields of SamplingParams; None is what was not given."""
+
+    temperature: Annotated[
+        float | None,
+        _option("--temperature", "Divides the logits, at least 0; 0 always takes the best token.", SAMPLING_PANEL,
+                "the model's own, else 0.7", metavar="X"),
+    ] = None  # fmt: skip
+    top_k: Annotated[
+        int | None,
+        _option("--top-k", "Keep the K most probable tokens; 0 is off.", SAMPLING_PANEL,
+                "the model's own, else 50", metavar="K"),
+    ] = None  # fmt: skip
+    top_p: Annotated[
+        float | None,
+        _option("--top-p", "Keep the fewest tokens that have probability P together, 0 to 1; 1 is off.", SAMPLING_PANEL,
+                "the model's own, else 0.9", metavar="P"),
+    ] = None  # fmt: skip
+    min_p: Annotated[
+        float | None,
+        _option("--min-p", "Keep tokens with at least P times the best one's probability, 0 to 1; 0 is off.",
+                SAMPLING_PANEL, "the model's own, else 0", metavar="P"),
+    ] = None  # fmt: skip
+    seed: Annotated[
+        int | None,
+        _option("--seed", "Number that makes the answer repeatable, 0 to 2**64 - 1.", SAMPLING_PANEL,
+                "another each time", metavar="N"),
+    ] = None  # fmt: skip
+    n: Annotated[int | None, _option("--n", "Answers to the prompt, 1 to 128.", SAMPLING_PANEL, "1", metavar="N")] = (
+        None
+    )
+    max_tokens: Annotated[
+        int | None, _option("--max-tokens", "Most tokens of an answer, at least 1.", SAMPLING_PANEL, metavar="N")
+    ] = DEFAULT_MAX_TOKENS
+    min_tokens: Annotated[
+        int | None,
+        _option("--min-tokens", "Fewest tokens of an answer: until then nothing ends it.", SAMPLING_PANEL,
+                "0", metavar="N"),
+    ] = None  # fmt: skip
+    stop: Annotated[
+        list[str] | None,
+        _option("--stop", "Text that ends the answer and is left out. Repeat it for up to 16.", SAMPLING_PANEL,
+                metavar="TEXT"),
+    ] = None  # fmt: skip
+    stop_token_ids: Annotated[
+        list[str] | None,
+        _option("--stop-token-ids", "Token ids that end the answer, separated by commas. May be repeated.",
+                SAMPLING_PANEL, metavar="IDS"),
+    ] = None  # fmt: skip
+    ignore_eos: Annotated[bool, _option("--ignore-eos", "Go on past the model's own end of text.", SAMPLING_PANEL)] = (
+        False
+    )
+    logprobs: Annotated[
+        int | None,
+        _option("--logprobs", "Also print each token's log-probability and those of the N best, 0 to 1024.",
+                SAMPLING_PANEL, metavar="N"),
+    ] = None  # fmt: skip
+    logprobs_mode: Annotated[
+        str | None,
+        _option("--logprobs-mode", "raw: before every filter; processed: after them.", SAMPLING_PANEL, "raw",
+                metavar="MODE", autocompletion=_choices("raw", "processed")),
+    ] = None  # fmt: skip
+
+    def params(self, base: SamplingParams) -> SamplingParams:
+        """`base` with what was given. Raises ParameterError naming the option and its range."""
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        given = {name: value for name, value in given.items() if value is not None and value is not False}
+        if "stop_token_ids" in given:
+            given["stop_token_ids"] = _ids(given["stop_token_ids"])
+        try:
+            return replace(base, **given)
+        except ParameterError as error:
+            raise _naming_options(error, SamplingParams) from None
+
+    def check(self) -> None:
+        """Raise what `params` would raise, before a model is loaded for it."""
+        self.params(SamplingParams())
+
+
+def _ids(texts: list[str]) -> tuple[int, ...]:
+    try:
+        return tuple(int(piece) for text in texts for piece in text.split(","))
+    except ValueError:
+        given = ",".join(texts)
+        raise ParameterError(f"--stop-token-ids takes whole numbers separated by commas, got {given!r}") from None
+
+
+def _naming_options(error: ParameterError, kind: Any) -> ParameterError:
+    """The same error with `top_p` called `--top-p`."""
+    first, _, rest = str(error).partition(" ")
+    known = first in {f.name for f in fields(kind)}
+    return ParameterError(f"--{first.replace('_', '-')} {rest}") if known else error
