@@ -14,7 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
 from kvik.models import llama
-from kvik.models.config import ModelConfig
 from kvik.models.config_readers import config_from_gguf
 
 HEADS, KV_HEADS = 9, 3
@@ -23,9 +22,8 @@ ROWS = 256
 
 
 class RealModel(NamedTuple):
-    """config as Kvik reads it; state by transformers' names, float32, rows in transformers' order."""
+    """state: by transformers' names, float32, rows in transformers' order."""
 
-    config: ModelConfig
     state: Mapping[str, torch.Tensor]
 
     def transformers(self, dtype: torch.dtype) -> LlamaForCausalLM:
@@ -48,9 +46,6 @@ class RealModel(NamedTuple):
         model.tie_weights()
         return model.to(dtype).eval()
 
-    def kvik_weights(self) -> dict[str, np.ndarray[Any, Any]]:
-        return {spec.name: self.state[spec.hf_name].numpy() for spec in llama.tensors(self.config)}
-
 
 def load_real_model(path: Path) -> RealModel:
     reader = gguf.GGUFReader(path)
@@ -67,7 +62,7 @@ def load_real_model(path: Path) -> RealModel:
         if permuted is not None:  # rows 2i and 2i + 1 of a head back to i and i + 32
             weight = weight.reshape(permuted, 32, 2, -1).swapaxes(1, 2).reshape(weight.shape)
         state[spec.hf_name] = torch.from_numpy(weight)
-    return RealModel(config, state)
+    return RealModel(state)
 
 
 def english() -> str:

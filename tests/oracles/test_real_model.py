@@ -13,13 +13,9 @@ from oracles.real_model import WINDOW, Comparison, Difference, RealModel, englis
 from transformers import LlamaForCausalLM
 
 import kvik
-from kvik.models import llama
-from kvik.ops import Pass
-from kvik.ops.torch_ops import TorchExecutor
 
 LEAST_TOKENS = 4000
 STARTS = (20_000, 50_000)
-CHUNK = 512
 
 Logits = Callable[[list[int]], torch.Tensor]
 
@@ -58,32 +54,6 @@ def kvik_logits(path: Path, **options: Any) -> Logits:
     return compute
 
 
-def definition_logits(model: RealModel, int8_activations: frozenset[str], kv: Any) -> Logits:
-    """Of the torch definition, without the engine."""
-    executor = TorchExecutor(
-        model.config,
-        llama.forward,
-        model.kvik_weights(),
-        int8_activations=int8_activations,
-        kv=kv,
-        num_blocks=WINDOW // 16,
-    )
-
-    def compute(ids: list[int]) -> torch.Tensor:
-        table = np.arange(WINDOW // 16)
-        parts = []
-        for start in range(0, len(ids), CHUNK):
-            tokens = ids[start : start + CHUNK]
-            slots = np.arange(start, start + len(tokens))
-            rows = np.arange(len(tokens))
-            fields = (tokens, slots, slots, [0, len(tokens)], table, [0, len(table)], rows)
-            work = Pass(*(np.asarray(x, dtype=np.int32) for x in fields))
-            parts.append(torch.from_numpy(executor.run(work).copy()))
-        return torch.cat(parts)
-
-    return compute
-
-
 def compare(reference: list[tuple[list[int], torch.Tensor]], logits: Logits) -> Difference:
     comparison = Comparison()
     for ids, log_probabilities in reference:
@@ -116,8 +86,15 @@ def test_reference_reads_the_text_well(reference: Any, bf16: Difference) -> None
 
 
 @pytest.mark.slow
-def test_definition_agrees_with_transformers(reference: Any, real_model: RealModel) -> None:
-    exact = compare(reference, definition_logits(real_model, frozenset(), "f32"))
-    assert exact.agreement >= 0.999 and exact.mean_kl <= 1e-6, exact
-    halved = compare(reference, definition_logits(real_model, frozenset(), "f16"))
-    assert halved.agreement >= 0.999 and halved.mean_kl <= 1e-5, halved
+def test_definition_agrees_with_transformers(default_model_gguf: Path, reference: Any) -> None:
+    got = compare(reference, kvik_logits(default_model_gguf, weights="f32", kv="f32", executor="torch"))
+    assert got.agreement >= 0.999 and got.mean_kl <= 1e-6, got
+
+
+@pytest.mark.slow
+def test_default_layout_of_the_definition_is_as_good(
+    default_model_gguf: Path, reference: Any, bf16: Difference
+) -> None:
+    got = compare(reference, kvik_logits(default_model_gguf, executor="torch"))
+    assert abs(got.perplexity_ratio - 1.0) <= 0.005, got
+    assert got.mean_kl <= 1.2 * bf16.mean_kl, (got, bf16)

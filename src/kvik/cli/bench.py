@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvik.cli.machine import cores, memory, processor
-from kvik.cli.options import Json, ModelOptions, with_options
+from kvik.cli.options import Json, ModelOptions, add_verb
 from kvik.cli.output import amount, print_json, print_table, write
 from kvik.errors import ParameterError
 
@@ -29,7 +29,7 @@ _PARTS = ("matrices", "attention", "rest", "python")
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("bench")(with_options(bench))
+    add_verb(app, "bench", bench)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def bench(model: ModelOptions, options: BenchOptions, json: Json = False) -> Non
     prefill_tok_s   prompt tokens per second, until the first token is out
     decode_tok_s    tokens per second after the first one
     first_token_ms  from the request to its first token
-    load_ms         from the command line's first look at the model until it is ready, imports included
+    load_ms         until the model is ready, the engine's imports included
     step_ms         a decode step by where its time goes; python is all that is not in the other three
     read_gb_s       bytes of the matrices a decode step reads, over its time in matrices
     bandwidth_gb_s  what this machine's memory gives the same threads

@@ -11,7 +11,7 @@ import typer
 
 from kvik.cli.conversation import HELP, Conversation
 from kvik.cli.input import decoded
-from kvik.cli.options import Json, ModelOptions, Plain, SamplingOptions, System, with_options
+from kvik.cli.options import Json, ModelOptions, Plain, SamplingOptions, System, add_verb
 from kvik.cli.output import note
 from kvik.errors import KvikError, ParameterError
 
@@ -28,7 +28,7 @@ _INTERRUPTED = 130
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("chat")(with_options(chat))
+    add_verb(app, "chat", chat)
 
 
 def chat(
@@ -42,15 +42,16 @@ def chat(
 
     Enter sends, Alt-Enter starts a new line; between lines of three double quotes a message may have any number of
     lines. Ctrl-C stops the answer and keeps what was said; Ctrl-D leaves. Lines that begin with / are commands, /?
-    lists them. Input that is no terminal is taken line by line, each a message; with --json each answer is a line of JSON.
+    lists them. Input that is no terminal is taken line by line, each a message; with --json each answer is a line of
+    JSON.
 
     \b
     Examples:
       kvik chat --system "Answer in one sentence." --temperature 0
       printf 'Hi!\\nWhat did I just say?\\n' | kvik chat --json
     """
-    sampling.check()
-    if sampling.n not in (None, 1):
+    sampling.check(json)
+    if sampling.n != 1:
         raise ParameterError(f"--n must be 1 here, got {sampling.n}: a conversation has one answer at a time")
     begun = perf_counter()
     llm = model.load()

@@ -12,7 +12,7 @@ from typing import Literal
 import typer
 
 from kvik.cli.machine import cores, memory, processor
-from kvik.cli.options import Json
+from kvik.cli.options import Json, add_verb
 from kvik.cli.output import amount, print_json, write
 from kvik.errors import KvikError
 from kvik.weights.catalogue import CATALOGUE, DEFAULT_MODEL
@@ -36,7 +36,7 @@ class Finding:
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("doctor")(doctor)
+    add_verb(app, "doctor", doctor)
 
 
 def doctor(json: Json = False) -> None:

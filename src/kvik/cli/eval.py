@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvik.cli.input import read_text
-from kvik.cli.options import Json, ModelOptions, with_options
+from kvik.cli.options import Json, ModelOptions, add_group, add_verb
 from kvik.cli.output import print_json, print_table, quoted, write
 
 if TYPE_CHECKING:
@@ -19,10 +19,8 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
-    group = typer.Typer(help="Measure what a model thinks of given text.")
-    group.callback()(_group)
-    group.command("logprobs")(with_options(logprobs))
-    app.add_typer(group, name="eval")
+    group = add_group(app, "eval", _group)
+    add_verb(group, "logprobs", logprobs)
 
 
 def _group() -> None:
@@ -30,7 +28,9 @@ def _group() -> None:
 
 
 def logprobs(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A text file in UTF-8, or - for standard input.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", show_default=False, help="A text file in UTF-8, or - for standard input.")
+    ],
     model: ModelOptions,
     json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvik.cli.options import Json, complete_models
+from kvik.cli.options import Json, add_group, add_verb, complete_models
 from kvik.cli.output import Progress, amount, note, print_json, print_table, write
 from kvik.errors import DataError, ParameterError
 
@@ -18,23 +18,27 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Name in `kvik models list`.", autocompletion=complete_models)
+    str,
+    typer.Argument(
+        metavar="NAME", show_default=False, help="Name in `kvik models list`.", autocompletion=complete_models
+    ),
 ]
 Ref = Annotated[
     str,
-    typer.Argument(metavar="REF", help="Catalogue name, .gguf file, folder or hub id.", autocompletion=complete_models),
+    typer.Argument(
+        metavar="REF",
+        show_default=False,
+        help="Catalogue name, .gguf file, folder or hub id.",
+        autocompletion=complete_models,
+    ),
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
-    group = typer.Typer(help="List, fetch, show and remove models.")
-    group.callback()(_group)
-    group.command("list")(list_models)
-    group.command("pull")(pull)
-    group.command("show")(show)
-    group.command("rm")(remove)
-    app.add_typer(group, name="models")
+    group = add_group(app, "models", _group)
+    for name, verb in (("list", list_models), ("pull", pull), ("show", show), ("rm", remove)):
+        add_verb(group, name, verb)
 
 
 def _group() -> None:
@@ -182,9 +186,15 @@ def _described(store: ModelStore, path: Path) -> dict[str, Any]:
             "tensor_types": types,
             "context_length": known.get(f"{architecture}.context_length"),
             "chat_template": isinstance(known.get("tokenizer.chat_template"), str),
-            "license": known.get("general.license"),
+            "license": known.get("general.license") or _catalogue_licence(store, path),
             "packed": _packed(store.folder_for(path)),
         }
+
+
+def _catalogue_licence(store: ModelStore, path: Path) -> str | None:
+    """What the catalogue knows of a file of the store that does not say its licence."""
+    name = path.parent.name if path.parent.parent == store.root / "models" else ""
+    return store.catalogue[name].licence if name in store.catalogue else None
 
 
 def _packed(folder: Path) -> list[dict[str, Any]]:

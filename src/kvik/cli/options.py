@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, cleandoc, signature
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -27,6 +27,8 @@ __all__ = [
     "Plain",
     "SamplingOptions",
     "System",
+    "add_group",
+    "add_verb",
     "complete_models",
     "with_options",
 ]
@@ -36,7 +38,10 @@ MODEL_PANEL, SAMPLING_PANEL = "Model", "Sampling"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the field names of the Python API.")]
 Plain = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the model's chat template.")]
-System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before all else.")]
+System = Annotated[
+    str | None,
+    typer.Option("--system", metavar="TEXT", show_default=False, help="What the model is told before all else."),
+]
 
 
 def make_llm(model: str, **settings: Any) -> LLM:
@@ -44,6 +49,25 @@ def make_llm(model: str, **settings: Any) -> LLM:
     from kvik.llm import LLM
 
     return LLM(model, **settings)
+
+
+def add_verb(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
+    """Make a function a verb. Its docstring is the help, its parameters the options (see `with_options`)."""
+    app.command(name, help=_flowing(function.__doc__ or ""))(with_options(function))
+
+
+def add_group(app: typer.Typer, name: str, function: Callable[[], None]) -> typer.Typer:
+    """A verb with verbs of its own; the function's docstring is its help."""
+    group = typer.Typer(help=_flowing(function.__doc__ or ""))
+    group.callback()(function)
+    app.add_typer(group, name=name)
+    return group
+
+
+def _flowing(text: str) -> str:
+    """The text with its paragraphs in one line each, for a terminal of any width; those after a \\b stay."""
+    paragraphs = cleandoc(text).split("\n\n")
+    return "\n\n".join(p if p.startswith("\b") else " ".join(p.split()) for p in paragraphs)
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -83,7 +107,7 @@ def complete_models(incomplete: str) -> list[str]:
 
 def _option(name: str, help: str, panel: str, default: str | None = None, **more: Any) -> Any:
     names = (name,) if isinstance(name, str) else name
-    shown: Any = True if default is None else default
+    shown: Any = default is None if default in (None, "") else default
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=shown, **more)
 
 
@@ -115,7 +139,7 @@ class ModelOptions:
     executor: Annotated[
         str,
         _option(
-            "--executor", "native, or torch (needs kvik[torch]).",
+            "--executor", "native, or torch (extra kvik\\[torch]).",
             MODEL_PANEL, metavar="NAME", autocompletion=_choices("native", "torch"),
         ),
     ] = "native"  # fmt: skip
@@ -177,26 +201,26 @@ class SamplingOptions:
         _option("--seed", "Number that makes the answer repeatable, 0 to 2**64 - 1.", SAMPLING_PANEL,
                 "another each time", metavar="N"),
     ] = None  # fmt: skip
-    n: Annotated[int | None, _option("--n", "Answers to the prompt, 1 to 128.", SAMPLING_PANEL, "1", metavar="N")] = (
-        None
-    )
+    n: Annotated[
+        int, _option("--n", "Answers to the prompt, 1 to 128.", SAMPLING_PANEL, metavar="N")
+    ] = SamplingParams.n  # fmt: skip
     max_tokens: Annotated[
-        int | None, _option("--max-tokens", "Most tokens of an answer, at least 1.", SAMPLING_PANEL, metavar="N")
+        int, _option("--max-tokens", "Most tokens of an answer, at least 1.", SAMPLING_PANEL, metavar="N")
     ] = DEFAULT_MAX_TOKENS
     min_tokens: Annotated[
-        int | None,
+        int,
         _option("--min-tokens", "Fewest tokens of an answer: until then nothing ends it.", SAMPLING_PANEL,
-                "0", metavar="N"),
-    ] = None  # fmt: skip
+                metavar="N"),
+    ] = SamplingParams.min_tokens  # fmt: skip
     stop: Annotated[
         list[str] | None,
         _option("--stop", "Text that ends the answer and is left out. Repeat it for up to 16.", SAMPLING_PANEL,
-                metavar="TEXT"),
+                "", metavar="TEXT"),
     ] = None  # fmt: skip
     stop_token_ids: Annotated[
         list[str] | None,
         _option("--stop-token-ids", "Token ids that end the answer, separated by commas. May be repeated.",
-                SAMPLING_PANEL, metavar="IDS"),
+                SAMPLING_PANEL, "", metavar="IDS"),
     ] = None  # fmt: skip
     ignore_eos: Annotated[bool, _option("--ignore-eos", "Go on past the model's own end of text.", SAMPLING_PANEL)] = (
         False
@@ -204,13 +228,13 @@ class SamplingOptions:
     logprobs: Annotated[
         int | None,
         _option("--logprobs", "Also print each token's log-probability and those of the N best, 0 to 1024.",
-                SAMPLING_PANEL, metavar="N"),
+                SAMPLING_PANEL, "", metavar="N"),
     ] = None  # fmt: skip
     logprobs_mode: Annotated[
-        str | None,
-        _option("--logprobs-mode", "raw: before every filter; processed: after them.", SAMPLING_PANEL, "raw",
+        str,
+        _option("--logprobs-mode", "raw: before every filter; processed: after them.", SAMPLING_PANEL,
                 metavar="MODE", autocompletion=_choices("raw", "processed")),
-    ] = None  # fmt: skip
+    ] = SamplingParams.logprobs_mode  # fmt: skip
 
     def params(self, base: SamplingParams) -> SamplingParams:
         """`base` with what was given. Raises ParameterError naming the option and its range."""
@@ -223,9 +247,11 @@ class SamplingOptions:
         except ParameterError as error:
             raise _naming_options(error, SamplingParams) from None
 
-    def check(self) -> None:
-        """Raise what `params` would raise, before a model is loaded for it."""
-        self.params(SamplingParams())
+    def check(self, json: bool) -> None:
+        """Raise what `params` would raise, and what would have no effect, before a model is loaded for it."""
+        params = self.params(SamplingParams())
+        if params.logprobs_mode != SamplingParams.logprobs_mode and params.logprobs is None and not json:
+            raise ParameterError("--logprobs-mode needs --logprobs, which says that log-probabilities are printed")
 
 
 def _ids(texts: list[str]) -> tuple[int, ...]:

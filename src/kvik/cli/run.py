@@ -10,7 +10,7 @@ import typer
 
 from kvik.cli.answer import Answer, InOrder, encode, print_logprobs, take_answer, with_seed
 from kvik.cli.input import argument_text
-from kvik.cli.options import Json, ModelOptions, Plain, SamplingOptions, System, with_options
+from kvik.cli.options import Json, ModelOptions, Plain, SamplingOptions, System, add_verb
 from kvik.cli.output import note, plain, print_json, write
 from kvik.errors import ParameterError
 
@@ -21,11 +21,13 @@ _INTERRUPTED = 130
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("run")(with_options(run))
+    add_verb(app, "run", run)
 
 
 def run(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text, or - to read it from standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", show_default=False, help="The text, or - to read it from standard input.")
+    ],
     model: ModelOptions,
     sampling: SamplingOptions,
     raw: Plain = False,
@@ -46,7 +48,7 @@ def run(
       git diff | kvik run - --system "Write a commit message."
       kvik run --raw "The future of AI is" --logprobs 3 --json
     """
-    sampling.check()
+    sampling.check(json)
     text = argument_text(prompt)
     if not text:
         raise ParameterError("the prompt is empty")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from kvik.errors import DataError
+from kvik.errors import DataError, ParameterError
 
 __all__ = ["BPE", "pack_bpe"]
 
@@ -102,7 +102,12 @@ class BPE:
         return bytes(self._blob[self._offsets[token] : self._offsets[token + 1]])
 
     def encode_word(self, word: str) -> list[int]:
-        """The ids of one word. The list is shared: do not change it."""
+        """The ids of one word. The list is shared: do not change it.
+
+        Raises:
+            ParameterError: a character of it has no token and one of its bytes has none either. Other engines leave such
+                characters out; SmolLM2, for one, cannot express U+0004.
+        """
         ids = self._seen.get(word)
         if ids is None:
             ids = self._encode(word)
@@ -113,8 +118,13 @@ class BPE:
         return ids
 
     def byte_ids(self, data: bytes) -> list[int]:
-        """The token of each byte."""
-        return [self._byte_ids[value] for value in data]
+        """The token of each byte of valid UTF-8."""
+        ids = [self._byte_ids[value] for value in data]
+        if _NONE in ids:
+            for char in data.decode():
+                if any(self._byte_ids[value] == _NONE for value in char.encode()):
+                    raise ParameterError(f"this model's vocabulary cannot express U+{ord(char):04X}; take it out of the text")
+        return ids
 
     def _encode(self, word: str) -> list[int]:
         data = word.encode()

@@ -1,0 +1,261 @@
+"""Text to token ids and back, without losing a byte."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvik.errors import DataError, ParameterError, StorageError
+from kvik.text.bpe import BPE, pack_bpe
+
+if TYPE_CHECKING:
+    from kvik.text.chat_template import ChatTemplate
+
+__all__ = ["Tokenizer"]
+
+_SETTINGS, _TABLES = "kvik_tokenizer.json", "kvik_tokenizer.bin"
+_FORMAT = 1
+_SPACE_MARK = "▁"
+# SentencePiece units that no merge crosses: a run of space marks with what follows it.
+_UNITS = re.compile("▁+[^▁]*|[^▁]+")
+
+
+class Tokenizer:
+    """A byte-level or SentencePiece BPE tokenizer.
+
+    `decode_bytes(encode(text, add_special=False))` is `text.encode()` for every text. Safe to share between threads.
+
+    Attributes:
+        vocab_size: number of token ids.
+        bos_id: the beginning-of-text token, if there is one.
+        eos_ids: tokens that end a turn or a document.
+        special_ids: tokens that ordinary text never becomes (beginning, end, padding, roles, …).
+        add_bos, add_eos: what `encode(add_special=True)` puts around the ids.
+        chat_template: the model's template, if it has one.
+    """
+
+    def __init__(self, bpe: BPE, settings: Mapping[str, Any], tables: bytes | memoryview) -> None:
+        """Use `from_gguf` or `load`. `settings` is what `save` writes beside the tables."""
+        self._bpe, self._settings, self._tables = bpe, dict(settings), tables
+        self.vocab_size: int = bpe.size
+        self.bos_id: int | None = settings["bos_id"]
+        self.eos_ids: frozenset[int] = frozenset(settings["eos_ids"])
+        self.add_bos: bool = settings["add_bos"]
+        self.add_eos: bool = settings["add_eos"]
+        self.special_ids: frozenset[int] = frozenset(settings["special_ids"])
+        self.chat_template: str | None = settings["chat_template"]
+        self._eos_id: int | None = settings["eos_id"]
+        self._literals: dict[str, int] = {text: token for token, text in settings["literals"]}
+        self._literal_ids = frozenset(self._literals.values())
+        self._patterns: list[str] | None = settings["patterns"]
+        self._space_prefix: bool = settings["space_prefix"]
+        self._whole_text: bool = settings["whole_text"]
+        self._pre: Any = None
+        self._finders: dict[bool, re.Pattern[str] | None] = {}
+        self._pieces: dict[int, bytes] = {}
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
+        """The tokenizer that GGUF metadata describes. Raises DataError naming the key that does not fit."""
+        from kvik.text.gguf_vocab import read_vocabulary
+
+        v = read_vocabulary(metadata)
+        tables = pack_bpe(v.pieces, v.merges, v.bytes_to_id, v.chars_to_id, v.words)
+        eos = metadata.get("tokenizer.ggml.eos_token_id")
+        settings = {
+            "format": _FORMAT, "byteorder": sys.byteorder, "crc32": zlib.crc32(tables),
+            "bos_id": v.bos_id, "eos_id": eos, "eos_ids": sorted(v.eos_ids),
+            "add_bos": v.add_bos, "add_eos": v.add_eos,
+            "special_ids": sorted(v.special_ids), "literals": sorted(v.literals.items()),
+            "patterns": v.patterns, "space_prefix": v.space_prefix, "whole_text": v.whole_text,
+            "chat_template": v.chat_template,
+        }  # fmt: skip
+        return cls(BPE(tables), settings, tables)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """A tokenizer that `save` wrote. Raises DataError when it is missing, damaged or of another version."""
+        folder = Path(folder)
+        try:
+            settings = json.loads((folder / _SETTINGS).read_bytes())
+            with (folder / _TABLES).open("rb") as file:
+                tables = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            if settings["format"] != _FORMAT or settings["byteorder"] != sys.byteorder:
+                raise DataError("saved by another version of Kvik; delete the folder to have it made again", path=folder)
+            if settings["crc32"] != zlib.crc32(tables):
+                raise DataError(f"{_TABLES} is damaged; delete the folder to have it made again", path=folder)
+            return cls(BPE(tables), settings, tables)
+        except FileNotFoundError as error:
+            raise DataError(f"no saved tokenizer: {Path(error.filename).name} is missing", path=folder) from None
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot read the tokenizer: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError("the saved tokenizer is damaged; delete the folder to have it made again", path=folder) from error
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into a folder, which is made if needed. Raises StorageError; nothing is left half-written."""
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _replace(folder / _TABLES, self._tables)
+            _replace(folder / _SETTINGS, json.dumps(self._settings, ensure_ascii=False, indent=1).encode())
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot write the tokenizer: {error.strerror}") from error
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """The ids of a text.
+
+        Args:
+            text: any text that is valid Unicode; lone surrogates are refused with ParameterError.
+            add_special: put the beginning-of-text and end-of-text tokens around it where the model wants them.
+            parse_special: the texts of special tokens become these tokens. Only for text you trust.
+        """
+        _check_text(text)
+        ids: list[int] = []
+        if add_special and self.add_bos and self.bos_id is not None:
+            ids.append(self.bos_id)
+        for part in self._split(text, parse_special):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                self._encode_ordinary(part, ids)
+        if add_special and self.add_eos and self._eos_id is not None:
+            ids.append(self._eos_id)
+        return ids
+
+    def split_special(self, text: str) -> list[str | int]:
+        """Cut a trusted text at its special tokens: ids of these and, between them, ordinary text that is not empty."""
+        parts: list[str | int] = []
+        for part in self._split(text, True):
+            ordinary = part if isinstance(part, str) else None if part in self.special_ids else self.token_text(part)
+            if ordinary is None:
+                parts.append(part)
+            elif parts and isinstance(parts[-1], str):
+                parts[-1] += ordinary
+            else:
+                parts.append(ordinary)
+        return parts
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False, after: int | None = None) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD. See `decode_bytes`."""
+        return self.decode_bytes(ids, skip_special=skip_special, after=after).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False, after: int | None = None) -> bytes:
+        """The exact bytes of ids.
+
+        Args:
+            ids: each in [0, vocab_size); ParameterError otherwise.
+            skip_special: leave special tokens out.
+            after: the id that came before the first; None for the beginning of a text, where a SentencePiece
+                vocabulary's added space is taken away again.
+        """
+        parts = []
+        for token in ids:
+            piece = self.piece(token, after)
+            if not skip_special or token not in self.special_ids:
+                parts.append(piece)
+            after = token
+        return b"".join(parts)
+
+    def piece(self, token: int, after: int | None = None) -> bytes:
+        """The bytes of one token that follows the token `after` (None: it begins the text)."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.vocab_size:
+                raise ParameterError(f"token id {token!r} is outside the vocabulary [0, {self.vocab_size - 1}]")
+            piece = self._pieces[token] = self._bpe.piece(token)
+        if self._space_prefix and piece[:1] == b" " and (after is None or after in self._literal_ids):
+            return piece if token in self._literal_ids else piece[1:]
+        return piece
+
+    def token_text(self, token: int) -> str:
+        """The text of one token by itself, U+FFFD for bytes that are no UTF-8."""
+        return self.piece(token, token).decode("utf-8", "replace")
+
+    def special_texts(self) -> list[str]:
+        """The texts of the special tokens, longest first."""
+        return sorted((text for text, token in self._literals.items() if token in self.special_ids), key=_longest_first)
+
+    def make_chat_template(self) -> ChatTemplate | None:
+        """The model's chat template, ready to use; None when it has none. Raises DataError when it is no template."""
+        if self.chat_template is None:
+            return None
+        from kvik.text.chat_template import ChatTemplate
+
+        bos = "" if self.bos_id is None else self.token_text(self.bos_id)
+        eos = "" if self._eos_id is None else self.token_text(self._eos_id)
+        return ChatTemplate(self.chat_template, bos, eos)
+
+    def _split(self, text: str, parse_special: bool) -> list[str | int]:
+        """Ordinary text and literal tokens, in order; of literals that begin at one place the longest counts."""
+        if not text:
+            return []
+        if parse_special not in self._finders:
+            texts = [t for t, token in self._literals.items() if parse_special or token not in self.special_ids]
+            found = "|".join(re.escape(text) for text in sorted(texts, key=_longest_first))
+            self._finders[parse_special] = re.compile(f"({found})") if texts else None
+        finder = self._finders[parse_special]
+        if finder is None:
+            return [text]
+        parts = finder.split(text)
+        return [self._literals[part] if odd % 2 else part for odd, part in enumerate(parts) if part]
+
+    def _encode_ordinary(self, text: str, ids: list[int]) -> None:
+        encode_word = self._bpe.encode_word
+        if self._patterns is not None:
+            if self._pre is None:
+                self._pre = _pre_tokenizer(self._patterns)
+            for word, _ in self._pre.pre_tokenize_str(text):
+                ids += encode_word(word)
+            return
+        if self._space_prefix:
+            text = " " + text
+        for index, part in enumerate(text.split(_SPACE_MARK)):
+            if index:  # a mark in the text itself: as bytes, else it would come back as a space
+                ids += self._bpe.byte_ids(_SPACE_MARK.encode())
+            marked = part.replace(" ", _SPACE_MARK)
+            for unit in [marked] if self._whole_text else _UNITS.findall(marked):
+                ids += encode_word(unit)
+
+
+def _longest_first(text: str) -> tuple[int, str]:
+    return (-len(text), text)
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise ParameterError(f"text must be a string, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ParameterError(
+            f"text has a lone surrogate U+{ord(text[error.start]):04X} at {error.start}; it is no valid Unicode"
+        ) from None
+
+
+def _pre_tokenizer(patterns: Sequence[str]) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns])
+
+
+def _replace(path: Path, data: bytes | memoryview) -> None:
+    """Write a file so that it is whole or absent at every moment."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

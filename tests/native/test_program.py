@@ -1,0 +1,121 @@
+"""The native program: the same bits whatever the batch, chunks, blocks, threads and instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from native.tiny import config, executor, make_pass, weights
+
+from kvik import _native
+from kvik.errors import ParameterError
+from kvik.models import llama
+from kvik.models.config import ModelConfig
+from kvik.ops.torch_ops import TorchExecutor
+from kvik.weights.layouts import Layout, is_integer
+from kvik.ops import fine_activations
+
+ISAS = _native.isa_available()
+SHAPES = [
+    {},
+    {"tied_embeddings": True, "sliding_window": 70},
+    {"num_heads": 4, "num_kv_heads": 1, "head_size": 80, "hidden_size": 64},
+    {"num_heads": 3, "num_kv_heads": 3, "head_size": 32, "intermediate_size": 100, "hidden_size": 50},
+    {"num_heads": 2, "num_kv_heads": 1, "head_size": 256, "num_layers": 1},
+]
+
+
+def tokens(c: ModelConfig, count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, c.vocab_size, count).tolist()
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16"])
+@pytest.mark.parametrize("layout", [Layout.F32, Layout.BF16, Layout.INT8, Layout.INT4_MIN])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_native_equals_the_definition(shape: dict[str, object], layout: Layout, kv: str) -> None:
+    c = config(**shape)
+    if is_integer(layout) and c.hidden_size % 32:
+        pytest.skip("the definition rounds activations in whole groups")
+    made = weights(c, layout)
+    rounded = [n for n, t in made.items() if not t.vector and is_integer(layout)]
+    definition = TorchExecutor(
+        c, llama.forward, {n: t.floats() for n, t in made.items()}, kv=kv, num_blocks=64,
+        int8_activations=frozenset(n for n in rounded if not fine_activations(n)),
+        fine_activations=frozenset(n for n in rounded if fine_activations(n)),
+    )  # fmt: skip
+    work = make_pass([(tokens(c, 150), 0, range(10, 20)), (tokens(c, 7, 1), 0, [3])])
+    want, got = definition.run(work), executor(c, made, kv=kv).run(work)
+    # A rounding that falls on the other side of a half moves an int8 step; without integers only sums differ.
+    bound = {("f32", False): 2e-5, ("f16", False): 2e-3}.get((kv, is_integer(layout)), 3e-2)
+    assert np.abs(got - want).max() <= bound * np.abs(want).max()
+    if bound > 1e-3:
+        assert np.abs(got - want).mean() <= 4e-3 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("layout", [Layout.F32, Layout.INT4_MIN])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bits_are_invariant(shape: dict[str, object], layout: Layout) -> None:
+    c = config(**shape)
+    made = weights(c, layout)
+    ids, other = tokens(c, 200), tokens(c, 120, 5)
+    table, elsewhere = list(range(13)), list(range(40, 53))[::-1]
+    whole = executor(c, made).run(make_pass([(ids, 0, table)])).copy()
+    rng = np.random.default_rng(11)
+    for isa in ISAS:
+        for threads in (1, 3):
+            runner = executor(c, made, isa=isa, threads=threads)
+            rows, at, beside = [], 0, 0
+            while at < len(ids):  # in chunks, in other blocks, beside another sequence
+                count = min(int(rng.integers(1, 60)), len(ids) - at)
+                sequences = [(ids[at : at + count], at, elsewhere)]
+                guest = min(int(rng.integers(0, 30)), len(other) - beside)
+                if guest:
+                    sequences.insert(int(rng.integers(0, 2)), (other[beside : beside + guest], beside, range(8)))
+                    beside += guest
+                logits = runner.run(make_pass(sequences))
+                first = guest if guest and sequences[1][2] is elsewhere else 0
+                rows.append(logits[first : first + count].copy())
+                at += count
+            assert np.array_equal(np.concatenate(rows), whole), (isa, threads)
+
+
+def test_logits_only_where_asked() -> None:
+    c = config()
+    runner = executor(c, weights(c, Layout.INT8))
+    work = make_pass([(tokens(c, 20), 0, [0, 1]), (tokens(c, 9, 3), 0, [5])])
+    every = runner.run(work).copy()
+    some = np.array([4, 19, 28], np.int32)
+    assert np.array_equal(runner.run(work._replace(logit_rows=some)), every[some])
+    assert runner.run(work._replace(logit_rows=some[:0])).shape == (0, c.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": [97, 0]}, "vocabulary"), ({"tokens": [-1, 0]}, "vocabulary"), ({"slots": [0, 2]}, "consecutive"),
+        ({"slots": [15, 16]}, "slot outside"), ({"blocks": [64]}, "block id"), ({"blocks": [-1]}, "block id"),
+        ({"spans": [0, 1]}, "cover the rows"), ({"spans": [0, 0, 2], "block_spans": [0, 0, 1]}, "ascend"),
+        ({"block_spans": [0, 2]}, "cover the blocks"), ({"logit_rows": [2]}, "logit row"), ({"positions": [-1, 0]}, "position"),
+    ],
+)  # fmt: skip
+def test_a_pass_is_checked(change: dict[str, list[int]], message: str) -> None:
+    c = config()
+    runner = executor(c, weights(c, Layout.F32))
+    work = make_pass([([1, 2], 0, [0])])
+    with pytest.raises(ValueError, match=message):
+        runner.run(work._replace(**{k: np.array(v, np.int32) for k, v in change.items()}))
+    runner.run(work)
+
+
+def test_sizes_the_kernels_lack_are_refused() -> None:
+    for shape in ({"head_size": 24}, {"head_size": 272}, {"num_heads": 65, "num_kv_heads": 1}):
+        c = config(**shape)
+        with pytest.raises((ValueError, ParameterError), match="head"):
+            executor(c, weights(c, Layout.F32))
+
+
+def test_measured_times_cover_the_step() -> None:
+    c = config()
+    runner = executor(c, weights(c, Layout.F32))
+    runner.run(make_pass([(tokens(c, 100), 0, range(7))]))
+    times = runner.times()
+    assert times.matrices > 0 and times.attention > 0 and times.rest > 0
