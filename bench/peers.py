@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,3 +65,25 @@ class Peers:
         if not path.exists():
             raise BenchError(f"{path} is missing: run `python3 -m bench.setup_peers --root {self.root} --only {step}`")
         return path
+
+
+def chosen(names: Iterable[str], only: str | None, skip: str | None) -> list[str]:
+    """The names that --only and --skip leave, in their own order.
+
+    Both are lists with commas; a part stands for the name itself and for every name that goes on after it with a space.
+    A part that stands for nothing is refused.
+    """
+    names = list(names)
+
+    def matching(text: str) -> set[str]:
+        found = set()
+        for part in (part.strip() for part in text.split(",")):
+            fits = {name for name in names if name == part or name.startswith(part + " ")}
+            if not fits:
+                raise BenchError(f"there is no {part!r}; there are: {', '.join(names)}")
+            found |= fits
+        return found
+
+    picked = matching(only) if only else set(names)
+    dropped = matching(skip) if skip else set()
+    return [name for name in names if name in picked - dropped]

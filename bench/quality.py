@@ -22,8 +22,7 @@ import numpy as np
 
 from bench import BenchError
 from bench.common import markdown_table, number, run_child
-from bench.peers import REPOSITORY, VARIANTS, Peers, default_kvik_python, default_root
-from bench.setup_peers import chosen
+from bench.peers import REPOSITORY, VARIANTS, Peers, chosen, default_kvik_python, default_root
 
 WINDOW = 512
 FIRST = WINDOW // 2

@@ -14,11 +14,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import BenchError
-from bench.peers import DEFAULT_MODEL, REPOSITORY, SIZES, VARIANTS, Peers, default_kvik_python, default_root
+from bench.peers import DEFAULT_MODEL, REPOSITORY, SIZES, VARIANTS, Peers, chosen, default_kvik_python, default_root
 
 LLAMA_VERSION = "11434.0.0"
 LLAMA_PROGRAMS = (
@@ -198,17 +198,6 @@ class Setup:
             )
             made.append(size)
         return f"made {', '.join(made)}" if made else "there already"
-
-
-def chosen(names: Iterable[str], only: str | None, skip: str | None) -> list[str]:
-    """The names that --only and --skip leave, in their own order; an unknown name is refused."""
-    names = list(names)
-    picked = [name.strip() for name in only.split(",")] if only else names
-    dropped = [name.strip() for name in skip.split(",")] if skip else []
-    for name in (*picked, *dropped):
-        if name not in names:
-            raise BenchError(f"there is no {name!r}; there are {', '.join(names)}")
-    return [name for name in names if name in picked and name not in dropped]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

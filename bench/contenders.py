@@ -1,0 +1,258 @@
+"""What is measured in a block: one job per engine and setting, each a process of its own that is gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench import BenchError
+from bench.common import Finished, first_output, foreign_process, middle, run_child
+from bench.peers import REPOSITORY, VARIANTS, Peers
+
+KVIK = "kvik"
+FLASH = (0, 1)
+OPENVINO = (("Q4_1", "PA"), ("Q4_1", "SDPA"), ("Q4_0", "PA"))
+START_PROMPT = "What is a cache?"
+START_TOKENS = 8
+START_CONTEXT = 1024
+KVIK_FIELDS = (
+    "prefill_tok_s", "decode_tok_s", "first_token_ms", "load_ms", "step_ms", "read_gb_s", "peak_rss_bytes",
+)  # fmt: skip
+STEP_FIELDS = ("matrices", "attention", "rest", "python")
+
+
+class Measurement(NamedTuple):
+    """Figures by name (tokens per second, seconds, bytes, GB/s) and what the engine itself reported."""
+
+    figures: dict[str, float]
+    raw: Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The work every contender does.
+
+    Attributes:
+        threads: worker threads of every engine.
+        prompt, new: tokens of the prefill, tokens of the decode.
+        depth: tokens in the context before the informative decode; 0 leaves that out.
+        repeat: repeats inside one measurement; their median counts.
+        model: the GGUF Kvik runs; the peers run the files that setup_peers.py made.
+    """
+
+    peers: Peers
+    kvik_python: Path
+    model: Path
+    threads: int = 2
+    prompt: int = 512
+    new: int = 128
+    depth: int = 0
+    repeat: int = 3
+    seed: int = 0
+
+    def kvik_env(self) -> dict[str, str]:
+        """Kvik's packed files stay with the peers, so that a run leaves the user's model store alone."""
+        return {"KVIK_HOME": str(self.peers.root / "kvik-home")}
+
+
+Job = Callable[[int], Measurement]
+
+
+def jobs(settings: Settings) -> dict[str, Job]:
+    """Every contender by name; a job takes the block's number. Names begin with what --only and --skip go by."""
+    found: dict[str, Job] = {"bandwidth": lambda block: bandwidth(settings), KVIK: lambda block: kvik(settings)}
+    for variant in VARIANTS:
+        for flash in FLASH:
+            found[f"llama.cpp {variant} fa={flash}"] = (
+                lambda block, variant=variant, flash=flash: llama(settings, settings.peers.variant(variant), flash)
+            )
+    for variant, backend in OPENVINO:
+        found[f"openvino {variant} {backend}"] = (
+            lambda block, variant=variant, backend=backend: openvino(settings, variant, backend)
+        )
+    found["transformers bf16"] = lambda block: transformers(settings)
+    found["start kvik"] = lambda block: start_kvik(settings)
+    found["start llama.cpp"] = lambda block: start_llama(settings)
+    found["foreign kvik"] = lambda block: foreign(settings, block, lambda: decode_kvik(settings))
+    found["foreign llama.cpp"] = lambda block: foreign(settings, block, lambda: decode_llama(settings))
+    if settings.depth:
+        found["depth kvik"] = lambda block: decode_kvik(settings, settings.depth)
+        for flash in FLASH:
+            found[f"depth llama.cpp Q4_1 fa={flash}"] = (
+                lambda block, flash=flash: decode_llama(settings, settings.depth, flash)
+            )
+    return found
+
+
+def check(settings: Settings, names: list[str]) -> None:
+    """Refuse at once, in one line, what cannot be measured for want of a peer."""
+    peers = settings.peers
+    for name in names:
+        engine = name.removeprefix("start ").removeprefix("foreign ").removeprefix("depth ")
+        if engine == "bandwidth":
+            peers.bandwidth()
+        elif engine.startswith("llama.cpp"):
+            peers.llama("llama-bench")
+            peers.variant(engine.split(" ")[1] if " " in engine else "Q4_1")
+        elif engine.startswith("openvino"):
+            peers.python("openvino")
+            peers.variant(engine.split(" ")[1])
+        elif engine.startswith("transformers"):
+            peers.python("transformers")
+            peers.dequantized()
+        else:
+            if not settings.kvik_python.exists():
+                raise BenchError(f"{settings.kvik_python} is missing: build Kvik, or name its Python with --kvik-python")
+            if not settings.model.exists():
+                raise BenchError(f"the model {settings.model} is missing")
+
+
+def last_json(done: Finished, program: str) -> Any:
+    """The JSON object on the last line of stdout, or the whole of it."""
+    text = done.stdout.strip()
+    for part in (text, text.splitlines()[-1] if text else ""):
+        try:
+            return json.loads(part)
+        except json.JSONDecodeError:
+            continue
+    raise BenchError(f"{program} printed no JSON: {text[:200]!r}")
+
+
+# --- Kvik
+
+
+def kvik_bench(settings: Settings, prompt: int, new: int, depth: int = 0) -> tuple[dict[str, Any], Finished]:
+    """One `kvik bench --json`."""
+    options = {
+        "--model": settings.model, "--prompt-tokens": prompt, "--new-tokens": new, "--sequences": 1, "--depth": depth,
+        "--threads": settings.threads, "--repeat": settings.repeat,
+    }  # fmt: skip
+    words = [str(word) for pair in options.items() for word in pair]
+    done = run_child(
+        [settings.kvik_python, "-m", "kvik.cli", "bench", "--json", *words], env=settings.kvik_env(), cwd=REPOSITORY
+    )
+    found = last_json(done, "kvik bench")
+    missing = [name for name in KVIK_FIELDS if name not in found]
+    missing += [f"step_ms.{name}" for name in STEP_FIELDS if name not in found.get("step_ms", {})]
+    if missing:
+        raise BenchError(f"kvik bench --json lacks {', '.join(missing)}")
+    return found, done
+
+
+def kvik(settings: Settings) -> Measurement:
+    found, done = kvik_bench(settings, settings.prompt, settings.new)
+    step = {f"step_{name}_ms": float(found["step_ms"][name]) for name in STEP_FIELDS}
+    figures = {
+        "prefill": float(found["prefill_tok_s"]), "decode": float(found["decode_tok_s"]),
+        "load_s": found["load_ms"] / 1e3, "first_token_s": found["first_token_ms"] / 1e3,
+        "read_gb_s": float(found["read_gb_s"]), "peak_rss_bytes": float(done.peak_rss_bytes), **step,
+    }  # fmt: skip
+    if "measured_bandwidth_gb_s" in found:
+        figures["own_bandwidth_gb_s"] = float(found["measured_bandwidth_gb_s"])
+    return Measurement(figures, found)
+
+
+def decode_kvik(settings: Settings, depth: int = 0) -> Measurement:
+    found, _ = kvik_bench(settings, 16, settings.new, depth)
+    return Measurement({"decode": float(found["decode_tok_s"])}, found)
+
+
+def start_kvik(settings: Settings) -> Measurement:
+    """A second start of the command a user types; the first one, which packs the weights, is run's warm-up."""
+    script = settings.kvik_python.parent / "kvik"
+    program: list[str | Path] = [script] if script.exists() else [settings.kvik_python, "-m", "kvik.cli"]
+    seen = first_output(
+        [*program, "run", START_PROMPT, "--model", settings.model, "--temperature", "0",
+         "--max-tokens", str(START_TOKENS), "--threads", str(settings.threads)], env=settings.kvik_env(),
+    )  # fmt: skip
+    return Measurement({"first_s": seen.seconds, "peak_rss_bytes": float(seen.peak_rss_bytes)}, seen.text)
+
+
+# --- llama.cpp
+
+
+def llama_bench(settings: Settings, model: Path, flash: int, *more: str) -> tuple[list[dict[str, Any]], Finished]:
+    """One `llama-bench`, which warms up before each test."""
+    done = run_child(
+        [settings.peers.llama("llama-bench"), "-m", model, "-t", str(settings.threads), "-fa", str(flash),
+         "-r", str(settings.repeat), "-o", "json", *more]
+    )  # fmt: skip
+    found: list[dict[str, Any]] = last_json(done, "llama-bench")
+    return found, done
+
+
+def llama(settings: Settings, model: Path, flash: int, new: int | None = None) -> Measurement:
+    """Prefill and decode of one file; decode computes logits but samples nothing."""
+    new = settings.new if new is None else new
+    tests, done = llama_bench(settings, model, flash, "-p", str(settings.prompt), "-n", str(new))
+    figures = {"peak_rss_bytes": float(done.peak_rss_bytes)}
+    for test in tests:
+        figures["prefill" if test["n_prompt"] else "decode"] = middle(test["samples_ts"])
+    return Measurement(figures, tests)
+
+
+def decode_llama(settings: Settings, depth: int = 0, flash: int = 0) -> Measurement:
+    tests, _ = llama_bench(
+        settings, settings.peers.variant("Q4_1"), flash, "-p", "0", "-n", str(settings.new), "-d", str(depth)
+    )
+    return Measurement({"decode": middle(tests[-1]["samples_ts"])}, tests)
+
+
+def start_llama(settings: Settings) -> Measurement:
+    """llama.cpp's completion binary at its quickest: no warm-up run, a small context, the same chat turn."""
+    seen = first_output(
+        [settings.peers.llama("llama-completion"), "-m", settings.peers.variant("Q4_1"), "-t", str(settings.threads),
+         "-c", str(START_CONTEXT), "-st", "-p", START_PROMPT, "-n", str(START_TOKENS), "--temp", "0",
+         "--no-display-prompt", "--no-warmup"]
+    )  # fmt: skip
+    return Measurement({"first_s": seen.seconds, "peak_rss_bytes": float(seen.peak_rss_bytes)}, seen.text)
+
+
+# --- OpenVINO, transformers, the machine
+
+
+def worker(settings: Settings, python: Path, program: str, request: Mapping[str, Any]) -> Measurement:
+    full = {
+        "mode": "speed", "threads": settings.threads, "prompt": settings.prompt, "new": settings.new,
+        "repeat": settings.repeat, **request,
+    }  # fmt: skip
+    done = run_child([python, REPOSITORY / "bench" / "workers" / program, json.dumps(full)])
+    found = last_json(done, program)
+    figures = {name: middle(found[name]) for name in ("prefill", "decode")}
+    return Measurement({**figures, "load_s": found["load_s"], "peak_rss_bytes": float(done.peak_rss_bytes)}, found)
+
+
+def openvino(settings: Settings, variant: str, backend: str) -> Measurement:
+    request = {"model": str(settings.peers.variant(variant)), "backend": backend}
+    return worker(settings, settings.peers.python("openvino"), "openvino_worker.py", request)
+
+
+def transformers(settings: Settings) -> Measurement:
+    request = {"model": str(settings.peers.dequantized()), "dtype": "bf16"}
+    return worker(settings, settings.peers.python("transformers"), "transformers_worker.py", request)
+
+
+def bandwidth(settings: Settings) -> Measurement:
+    found = last_json(run_child([settings.peers.bandwidth(), str(settings.threads)]), "bandwidth")
+    return Measurement({"gb_s": found["best_gb_s"], "median_gb_s": found["median_gb_s"]}, found)
+
+
+def foreign(settings: Settings, block: int, decode: Callable[[], Measurement]) -> Measurement:
+    """Decode alone and beside one foreign process that keeps a core busy, in random order; `kept` is the ratio."""
+
+    def disturbed() -> Measurement:
+        with foreign_process(sys.executable):
+            return decode()
+
+    if random.Random(f"{settings.seed}/{block}").random() < 0.5:
+        alone, beside = decode(), disturbed()
+    else:
+        beside, alone = disturbed(), decode()
+    rates = alone.figures["decode"], beside.figures["decode"]
+    figures = {"idle": rates[0], "disturbed": rates[1], "kept": rates[1] / rates[0]}
+    return Measurement(figures, {"idle": alone.raw, "disturbed": beside.raw})
