@@ -1,4 +1,4 @@
-"""Kvik beside other engines, measured in one run. `python -m bench.run --help`; README.md in this folder."""
+"""Kvik beside other engines, measured in one run. README.md in this folder."""
 
 from __future__ import annotations
 

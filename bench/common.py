@@ -125,7 +125,7 @@ def number(value: float | None) -> str:
 
 
 def spread(found: Interval | None) -> str:
-    """"median (low–high)"."""
+    """ "median (low–high)"."""
     return "–" if found is None else f"{number(found.median)} ({number(found.low)}–{number(found.high)})"
 
 
@@ -149,7 +149,8 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
             figure = number(found.median) + target.unit
             end = number(target.binding(found)) + target.unit
             answer = "met" if target.met(found) else "**missed**"
-        rows.append([target.text, figure, end, f"{sign} {number(target.bound)}{target.unit}", answer, str(blocks), note])
+        wanted = f"{sign} {number(target.bound)}{target.unit}"
+        rows.append([target.text, figure, end, wanted, answer, str(blocks), note])
     return markdown_table(["target", "median", "deciding end (95 %)", "wanted", "", "blocks", "note"], rows)
 
 

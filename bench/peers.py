@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +65,7 @@ class Peers:
 
     def need(self, path: Path, step: str) -> Path:
         if not path.exists():
-            raise BenchError(f"{path} is missing: run `python3 -m bench.setup_peers --root {self.root} --only {step}`")
+            raise BenchError(f"{path} is missing: run `python3 bench/setup_peers.py --root {self.root} --only {step}`")
         return path
 
 
@@ -87,3 +89,17 @@ def chosen(names: Iterable[str], only: str | None, skip: str | None) -> list[str
     picked = matching(only) if only else set(names)
     dropped = matching(skip) if skip else set()
     return [name for name in names if name in picked - dropped]
+
+
+def launch(module: str) -> int:
+    """Go on as `module` in the environment of the peers' tools, which has numpy, matplotlib and gguf; argv stays."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--root", type=Path, default=default_root())
+    root = parser.parse_known_args()[0].root.expanduser().absolute()
+    try:
+        python = Peers(root).python("tools")
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    os.execve(python, [str(python), "-m", module, *sys.argv[1:]], {**os.environ, "PYTHONPATH": path})

@@ -2,10 +2,10 @@
 
 python -m bench.quality [--only …] --out FILE.json
 
-Base: transformers in float32 on the dequantized weights. Text: pydoc_data.topics (standard library), cut into windows of
-512 tokens; the rows 256 to 510 of each window count, those llama-perplexity saves. Every engine sees the same token ids.
-llama.cpp saves log-probabilities as 16-bit numbers and cuts them 16 nats below the best token; what it cuts counts as one
-outcome as likely as in the base. The figure of its own F32 file, reported as well, is the noise of all that.
+Base: transformers in float32 on the dequantized weights. Text: pydoc_data.topics (standard library), cut into windows
+of 512 tokens; the rows 256 to 510 of each window count, those llama-perplexity saves. Every engine sees the same token
+ids. llama.cpp saves log-probabilities as 16-bit numbers and cuts them 16 nats below the best token; what it cuts counts
+as one outcome as likely as in the base. The figure of its own F32 file, reported as well, is the noise of all that.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def compare(base: Windows, other: Windows, targets: np.ndarray) -> Quality:
-    """base and other yield log-probabilities [ROWS, V] window by window; targets [windows, ROWS] the tokens that came."""
+    """base and other yield log-probabilities [ROWS, V] of each window; targets [windows, ROWS]: what came."""
     kl, base_nll, nll, same = [], [], [], []
     for p, q, wanted in zip(base, other, targets, strict=True):
         kl.append(divergence(p, q))
@@ -157,8 +157,8 @@ class Measure:
                 continue
             try:
                 base = saved_f32(self.base_path, self.vocabulary, self.windows)
-                found[name] = compare(base, begin(), self.targets)
-                text = f"KL {number(found[name].kl)}"
+                measured = compare(base, begin(), self.targets)
+                found[name], text = measured, f"KL {number(measured.kl)}"
             except BenchError as error:
                 found[name] = text = f"not measurable: {error}".splitlines()[0]
             print(f"quality: {name}: {text}", file=sys.stderr, flush=True)
@@ -230,7 +230,8 @@ def quality_table(found: dict[str, Quality | str]) -> str:
                 [name, f"{item.kl:.6f} ± {item.kl_error:.6f}", f"{item.perplexity:.3f} ({change:+.2f} %)",
                  f"{100 * item.same_best:.2f} %"]
             )  # fmt: skip
-    return markdown_table(["engine", "KL to the dequantized weights (nats)", "perplexity (change)", "same best token"], rows)
+    header = ["engine", "KL to the dequantized weights (nats)", "perplexity (change)", "same best token"]
+    return markdown_table(header, rows)
 
 
 def read_quality(path: Path) -> dict[str, Quality | str]:

@@ -1,6 +1,6 @@
 """Writes a random-weight model of Llama shape in Q4_1: speed depends on the shape and the bytes, not on the weights.
 
-python -m bench.random_gguf SOURCE.gguf SIZE OUT.gguf      the tokenizer comes from SOURCE, padded to the vocabulary
+python bench/random_gguf.py SOURCE.gguf SIZE OUT.gguf      the tokenizer comes from SOURCE, padded to the vocabulary
 """
 
 from __future__ import annotations
@@ -139,5 +139,5 @@ def write(source: Path, size: str, path: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 4 or sys.argv[2] not in SHAPES:
-        sys.exit(f"usage: python -m bench.random_gguf SOURCE.gguf {{{','.join(SHAPES)}}} OUT.gguf")
+        sys.exit(f"usage: python bench/random_gguf.py SOURCE.gguf {{{','.join(SHAPES)}}} OUT.gguf")
     write(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,6 +1,6 @@
 """Sets up the engines Kvik is compared with, in a folder outside the project's environment. Runs on a bare Python 3.11.
 
-python3 -m bench.setup_peers [--root DIR] [--only STEP,…] [--skip STEP,…]
+python3 bench/setup_peers.py [--root DIR] [--only STEP,…] [--skip STEP,…]
 
 Each step does nothing when its result is there already; a step that fails leaves the others alone.
 """
@@ -14,8 +14,10 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import BenchError
 from bench.peers import DEFAULT_MODEL, REPOSITORY, SIZES, VARIANTS, Peers, chosen, default_kvik_python, default_root
@@ -33,6 +35,7 @@ PACKAGES: dict[str, list[str]] = {
     "openvino": ["openvino-genai==2026.4.1.0", "numpy"],
     "transformers": ["torch==2.13.0", "transformers==5.23.0", "gguf>=0.19", "numpy"],
 }
+NEEDS = {"models": ["llama.cpp"], "transformers": ["models"], "sizes": ["tools", "bandwidth", "models"]}
 DISK_BYTES = {"llama.cpp": 2 << 30, "models": 2 << 30, "openvino": 1 << 30, "transformers": 3 << 30, "sizes": 10 << 30}
 
 
@@ -128,9 +131,7 @@ class Setup:
         say("llama.cpp: building, about 8 minutes on 2 cores")
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         self.command(["cmake", "-S", source, "-B", build, *generator, *LLAMA_OPTIONS], "llama.cpp")
-        self.command(
-            ["cmake", "--build", build, "-j", str(self.jobs), "--target", *LLAMA_PROGRAMS], "llama.cpp"
-        )
+        self.command(["cmake", "--build", build, "-j", str(self.jobs), "--target", *LLAMA_PROGRAMS], "llama.cpp")
         stamp.write_text(wanted)
         return "built"
 
@@ -193,16 +194,24 @@ class Setup:
                 continue
             say(f"sizes: writing {path.name}")
             self.command(
-                [self.peers.python("tools"), "-m", "bench.random_gguf", self.peers.variant(VARIANTS[0]), size, path],
+                [self.peers.python("tools"), REPOSITORY / "bench" / "random_gguf.py", self.peers.variant(VARIANTS[0]), size, path],
                 "sizes",
             )
             made.append(size)
         return f"made {', '.join(made)}" if made else "there already"
 
 
+def with_needs(steps: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The named steps and those they need, in the order of all steps."""
+    wanted = set(names)
+    while more := {need for name in wanted for need in NEEDS.get(name, [])} - wanted:
+        wanted |= more
+    return [step for step in steps if step in wanted]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python3 -m bench.setup_peers", description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=default_root(), help="folder for the peers [$KVIK_PEERS or %(default)s]")
+    parser = argparse.ArgumentParser(prog="setup_peers.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=default_root(), help="folder for the peers [%(default)s]")
     parser.add_argument("--only", help="steps to do, with commas: tools, bandwidth, llama.cpp, models, openvino, "
                         "transformers, sizes")  # fmt: skip
     parser.add_argument("--skip", help="steps to leave out [sizes, 8 GB, unless named in --only]")
@@ -216,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         root.mkdir(parents=True, exist_ok=True)
         setup = Setup(root, options.gguf, options.kvik_python, options.jobs)
         skip = options.skip if options.skip or options.only else "sizes"
-        steps = chosen(setup.steps, options.only, skip)
+        steps = with_needs(setup.steps, chosen(setup.steps, options.only, skip))
     except (BenchError, OSError) as error:
         say(f"setup_peers: {error}")
         return 1

@@ -204,6 +204,14 @@ static void attend(const Queries& a, const Cache& c) {
     // Keys and values are widened to f32 once where many queries share them: the same numbers, fewer conversions.
     const bool widened = c.type == KV::f16 && queries > 2 * kQueryTile;
     const size_t page = size_t(d) * kBlockTokens;
+    const auto ask = [&](int n) {  // for the pages of a partition
+        const int first = n * kPartition / kBlockTokens, end = last / kBlockTokens + 1;
+        for (int b = first; b < (first + 4 < end ? first + 4 : end); ++b) {
+            const uint8_t* next = c.base + size_t(c.blocks[b]) * c.block_stride;
+            for (size_t i = 0; i < 2 * page * kv_element(c.type); i += 64) prefetch(next + i);
+        }
+    };
+    ask(a.first_partition);
     for (int n = a.first_partition; n < a.last_partition; ++n) {
         const int base = n * kPartition;
         const int tokens = last + 1 - base < kPartition ? last + 1 - base : kPartition;
@@ -211,13 +219,7 @@ static void attend(const Queries& a, const Cache& c) {
         const uint8_t* blocks[kPartition / kBlockTokens];
         for (int b = 0; b < blocks_here; ++b)
             blocks[b] = c.base + size_t(c.blocks[base / kBlockTokens + b]) * c.block_stride;
-        if (n + 1 < a.last_partition) {
-            const int more = (last - base - kPartition) / kBlockTokens + 1;
-            for (int b = 0; b < (more < 4 ? more : 4); ++b) {
-                const uint8_t* next = c.base + size_t(c.blocks[base / kBlockTokens + 4 + b]) * c.block_stride;
-                for (size_t i = 0; i < 2 * page * kv_element(c.type); i += 64) prefetch(next + i);
-            }
-        }
+        if (n + 1 < a.last_partition) ask(n + 1);
         float* out = fresh ? fresh + size_t(n - a.first_partition) * queries * state_stride(d) : local;
         if (widened) {
             const uint8_t* copies[kPartition / kBlockTokens];

@@ -148,7 +148,7 @@ constexpr int kTile = 4;
 
 // ---- tiles of M rows ----------------------------------------------------------------------------------------------
 
-constexpr size_t kAhead = 2560;  // bytes of weights asked for before they are needed
+constexpr size_t kAhead = 10240;  // bytes of weights asked for before they are needed
 
 template <Layout L>
 struct Traits {

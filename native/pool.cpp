@@ -12,10 +12,6 @@ namespace kvik {
 namespace {
 // Long enough to bridge the gap between two phases, short enough to cost little beside a foreign process.
 constexpr int kSpins = 1500;
-
-uint32_t share_begin(uint32_t tiles, uint32_t thread, uint32_t threads) {
-    return uint32_t(uint64_t(tiles) * thread / threads);
-}
 }  // namespace
 
 Pool::Pool(uint32_t threads) : threads_(threads ? threads : 1), shares_(new Share[threads_]) {

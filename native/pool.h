@@ -22,6 +22,10 @@ class Pool {
     Pool& operator=(const Pool&) = delete;
 
     uint32_t threads() const { return threads_; }
+    // First tile of a thread's share of a phase.
+    static uint32_t share_begin(uint32_t tiles, uint32_t thread, uint32_t threads) {
+        return uint32_t(uint64_t(tiles) * thread / threads);
+    }
     // Runs the phases in order, tiles[p] tiles each (at least one); returns when the last is done. One caller at a time.
     void run(const std::vector<uint32_t>& tiles, Run run, Done done, void* context);
 

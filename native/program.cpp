@@ -15,6 +15,7 @@ namespace {
 constexpr int32_t kLazyRows = 2;
 constexpr int32_t kPrepareRows = 8;      // rows of one preparing tile
 constexpr size_t kTileBytes = 24 * 1024;  // of weights in one tile of a linear
+constexpr size_t kLookAhead = 6 * 1024;   // of the next linear's weights
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -243,8 +244,12 @@ void Program::plan(const PassView& pass) {
                 break;
             }
             case Kind::rotate:
+                if (pass.rows <= kLazyRows) {
+                    phases_.back().then = &n;
+                    break;
+                }
                 phases_.push_back({&n, false});
-                tiles_.push_back(row_tiles * uint32_t(pass.rows == 1 ? 1 : kv_heads_));
+                tiles_.push_back(row_tiles * uint32_t(kv_heads_));
                 break;
             default:
                 phases_.push_back({&n, false});
@@ -323,6 +328,24 @@ void Program::run_linear(const Node& node, uint32_t phase, uint32_t tile, uint32
     const int32_t ldo = node.head ? logits_width_ : buffers_[size_t(p.out)].ld;
     kernels_.matmul(p.matrix, activations(node, *input, p.fine && is_integer(p.matrix.layout)), rows, begin, end, out, ldo,
                     p.accumulate);
+    if (lazy(node) && tile + 1 == Pool::share_begin(tiles_[phase], thread + 1, pool_.threads())) look_ahead(phase, thread);
+}
+
+// With few rows a linear is bound by memory, and memory idles while threads meet: ask for the first lines of this thread's
+// share of the next linear before the meeting.
+void Program::look_ahead(uint32_t phase, uint32_t thread) const {
+    for (size_t next = phase + 1; next < phases_.size(); ++next) {
+        const Node& node = *phases_[next].node;
+        if (node.kind != Kind::linear) continue;
+        const uint32_t tile = Pool::share_begin(tiles_[next], thread, pool_.threads());
+        size_t part = 0;
+        while (tile >= node.tile_ends[part]) ++part;
+        const Matrix& m = node.parts[part].matrix;
+        const size_t stride = size_t(m.groups()) * block_bytes(m.layout);
+        const size_t at = size_t(tile - (part ? node.tile_ends[part - 1] : 0)) * size_t(node.blocks_a_tile) * stride;
+        for (size_t i = 0; i < std::min(kLookAhead, m.bytes() - at); i += 64) __builtin_prefetch(m.data + at + i, 0, 2);
+        return;
+    }
 }
 
 void Program::run_embed(const Node& node, uint32_t tile) {
@@ -344,9 +367,10 @@ Cache Program::cache(int32_t sequence, int32_t layer, int32_t head) const {
 }
 
 void Program::run_rotate(const Node& node, uint32_t tile) {
-    const int32_t heads_here = pass_.rows == 1 ? kv_heads_ : 1, group = heads_ / kv_heads_;
-    const int32_t first_head = pass_.rows == 1 ? 0 : int32_t(tile) % kv_heads_;
-    const int32_t from = int32_t(tile) / (kv_heads_ / heads_here) * kPrepareRows;
+    const bool whole = pass_.rows <= kLazyRows;  // every head of the few rows in one go
+    const int32_t heads_here = whole ? kv_heads_ : 1, group = heads_ / kv_heads_;
+    const int32_t first_head = whole ? 0 : int32_t(tile) % kv_heads_;
+    const int32_t from = whole ? 0 : int32_t(tile) / kv_heads_ * kPrepareRows;
     const int32_t to = std::min(from + kPrepareRows, pass_.rows);
     const size_t half = size_t(head_size_ / 2);
     int32_t s = int32_t(std::upper_bound(pass_.spans, pass_.spans + pass_.sequences + 1, from) - pass_.spans) - 1;
@@ -409,6 +433,11 @@ void Program::phase_done(void* self, uint32_t phase) {
     const Phase& at = p.phases_[phase];
     const double t = now(), spent = t - p.phase_started_;
     p.phase_started_ = t;
+    if (at.then) {
+        p.run_rotate(*at.then, 0);
+        p.phase_started_ = now();
+        p.times_.attention += p.phase_started_ - t;
+    }
     if (at.node->kind == Kind::linear && !at.prepare)
         p.times_.matrices += spent;
     else if (at.node->kind == Kind::attend || at.node->kind == Kind::rotate)

@@ -87,6 +87,7 @@ class Program {
     struct Phase {
         const Node* node;
         bool prepare;  // only the linear's prologue, into the shared activations
+        const Node* then = nullptr;  // rotation of few rows, done by whoever ends the phase: shorter than a meeting
     };
     struct Buffer {
         std::unique_ptr<float[]> data;
@@ -132,6 +133,7 @@ class Program {
     void run_embed(const Node& node, uint32_t tile);
     void run_rotate(const Node& node, uint32_t tile);
     void run_linear(const Node& node, uint32_t phase, uint32_t tile, uint32_t thread);
+    void look_ahead(uint32_t phase, uint32_t thread) const;
     void run_attend(const Node& node, const Item& item, uint32_t thread);
     void prepare_rows(const Node& node, Scratch& s, int32_t from, int32_t to) const;
     Activations activations(const Node& node, const Scratch& s, bool fine) const;

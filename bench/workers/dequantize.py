@@ -6,6 +6,7 @@ python dequantize.py IN.gguf OUT_FOLDER
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import gguf
 import numpy as np
@@ -29,7 +30,7 @@ def halves(weight: np.ndarray, heads: int) -> np.ndarray:
 def main(source: str, folder: str) -> None:
     reader = gguf.GGUFReader(source)
 
-    def field(name: str) -> object:
+    def field(name: str) -> Any:
         return reader.fields[f"llama.{name}"].contents()
 
     heads, kv_heads = int(field("attention.head_count")), int(field("attention.head_count_kv"))

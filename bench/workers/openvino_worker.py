@@ -1,7 +1,8 @@
 """Runs in the environment of OpenVINO: measures speed or writes logits; one JSON object on stdout.
 
-openvino_worker.py '{"mode": "speed", "model": FILE.gguf, "backend": "PA", "threads": 2, "prompt": 512, "new": 128, "repeat": 3}'
-openvino_worker.py '{"mode": "logits", "model": FILE.gguf, "threads": 2, "windows": in.npy, "first": 256, "out": out.f32, "folder": …}'
+The one argument is a JSON object:
+{"mode": "speed", "threads": 2, "prompt": 512, "new": 128, "repeat": 3, "model": FILE.gguf, "backend": "PA" or "SDPA"}
+{"mode": "logits", "threads": 2, "windows": IN.npy, "first": 256, "out": OUT.f32, "model": FILE.gguf, "folder": SCRATCH}
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Runs in the environment of transformers: measures speed or writes logits; one JSON object on stdout.
 
-transformers_worker.py '{"mode": "speed", "model": …, "dtype": "bf16", "threads": 2, "prompt": 512, "new": 128, "repeat": 3}'
-transformers_worker.py '{"mode": "logits", "model": …, "dtype": "f32", "threads": 2, "windows": in.npy, "first": 256, "out": out.f32}'
+The one argument is a JSON object:
+{"mode": "speed", "threads": 2, "prompt": 512, "new": 128, "repeat": 3, "model": FOLDER, "dtype": "bf16"}
+{"mode": "logits", "threads": 2, "windows": IN.npy, "first": 256, "out": OUT.f32, "model": FOLDER, "dtype": "f32"}
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -29,7 +31,7 @@ def speed(model: Any, request: dict[str, Any]) -> dict[str, Any]:
         prompt = ids(request["prompt"])
         started = time.perf_counter()
         model(prompt, use_cache=True, logits_to_keep=1)
-        return request["prompt"] / (time.perf_counter() - started)
+        return float(request["prompt"]) / (time.perf_counter() - started)
 
     def decode() -> float:  # from an empty context: one token in; greedy, a growing cache, its fastest plain loop
         token, cache = ids(1), None
@@ -38,7 +40,7 @@ def speed(model: Any, request: dict[str, Any]) -> dict[str, Any]:
             out = model(token, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             token = out.logits[:, -1:].argmax(-1)
-        return request["new"] / (time.perf_counter() - started)
+        return float(request["new"]) / (time.perf_counter() - started)
 
     prefill(), decode()
     return {
@@ -59,11 +61,12 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     torch.set_num_threads(request["threads"])
     started = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=DTYPES[request["dtype"]]).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(request["model"], dtype=DTYPES[request["dtype"]])
+    model.eval()
     load = time.perf_counter() - started
     with torch.inference_mode():
         result = (speed if request["mode"] == "speed" else logits)(model, request)
-    print(json.dumps({"load_s": load, "version": __import__("transformers").__version__, **result}))
+    print(json.dumps({"load_s": load, "version": transformers.__version__, **result}))
 
 
 if __name__ == "__main__":

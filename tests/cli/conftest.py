@@ -38,7 +38,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[FakeLLM]:
 
 
 @pytest.fixture
-def kvik(made: list[FakeLLM], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+def kvik(
+    made: list[FakeLLM], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ended]:
     """Run a command in this process on a fake model: kvik("run", "hi", stdin=b"...")."""
 
     def run(*arguments: str, stdin: bytes = b"") -> Ended:
@@ -53,7 +55,7 @@ def kvik(made: list[FakeLLM], capsys: pytest.CaptureFixture[str], monkeypatch: p
 def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
     """Run a command as a user does, with the real model store: process("run", "hi", env={...})."""
 
-    def run(*arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None, **more: object):  # noqa: ANN202
+    def run(*arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None, **more: object):
         return subprocess.run(
             [sys.executable, "-m", "kvik.cli", *arguments], input=stdin, capture_output="stdout" not in more,
             env={**os.environ, **(env or {})}, timeout=120, check=False, **more,

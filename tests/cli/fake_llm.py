@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -31,9 +32,9 @@ class FakeTokenizer:
 
     def encode(self, text: str) -> list[int]:
         pieces = [piece.encode() for piece in re.findall(r"\s?\S+|\s", text)]
-        return [self._id(piece) for piece in pieces]
+        return [self.id_of(piece) for piece in pieces]
 
-    def _id(self, piece: bytes) -> int:
+    def id_of(self, piece: bytes) -> int:
         if piece not in self.words:
             self.words.append(piece)
         return self.words.index(piece)
@@ -51,7 +52,9 @@ class FakeTemplate:
 
 
 class FakeLLM:
-    """Set the class's attributes to change what it does; `made` are the calls that made one."""
+    """interrupt_after: tokens after which it presses Ctrl-C itself; delay: seconds a token takes."""
+
+    delay = 0.0
 
     def __init__(self, model: str, **settings: Any) -> None:
         self.model, self.settings = model, settings
@@ -76,7 +79,9 @@ class FakeLLM:
         if not prompt:
             raise ParameterError("the prompt is empty: it needs at least one token")
         if len(prompt) >= CONTEXT:
-            raise ParameterError(f"the prompt has {len(prompt)} tokens; the context holds {CONTEXT}, one of them generated")
+            raise ParameterError(
+                f"the prompt has {len(prompt)} tokens; the context holds {CONTEXT}, one of them generated"
+            )
         self.asked.append((list(prompt), params))
         return self._chunks(list(prompt), params)
 
@@ -91,11 +96,12 @@ class FakeLLM:
         try:
             for sample in range(params.n):
                 for place in range(count):
+                    time.sleep(self.delay)
                     if self.interrupt_after is not None and place == self.interrupt_after:
                         os.kill(os.getpid(), signal.SIGINT)
                     stats.steps, stats.tokens, stats.matrices = stats.steps + 1, stats.tokens + 1, stats.matrices + 1e-6
                     word = self.answer[place % len(self.answer)]
-                    (token,) = self.tokenizer.encode(word) if word.strip() else [0]
+                    token = self.tokenizer.id_of(word.encode())
                     top = (TokenLogprob(token, -0.5),) * min(params.logprobs or 0, 1)
                     noted = (TokenLogprobs(token, -0.5, top),) if params.logprobs is not None else None
                     last = place == count - 1

@@ -133,12 +133,14 @@ class Answer:
             parts.append(f"{timings.decode_tok_s:.0f} tokens/s")
         parts.append(f"weights {amount(info.weights_bytes)}")
         parts.append(f"KV {amount(self.usage_so_far.kv_bytes_peak)}")
-        reasons = {sample.finish_reason for sample in self.samples.values()}
+        cut = [sample for sample in self.samples.values() if sample.finish_reason == "length"]
         if self.interrupted:
             parts.append("interrupted")
-        elif "length" in reasons:
-            parts.append("cut at --max-tokens or the end of the context")
-        elif "no_token" in reasons:
+        elif any(len(self.prompt) + len(sample.token_ids) >= info.context_length for sample in cut):
+            parts.append("cut at the end of the context")
+        elif cut:
+            parts.append("cut at max_tokens")
+        elif any(sample.finish_reason == "no_token" for sample in self.samples.values()):
             parts.append("ended because the filters left no token")
         return ", ".join(parts)
 

@@ -15,6 +15,7 @@ from kvik.cli.machine import cores, memory, processor
 from kvik.cli.options import Json, ModelOptions, add_verb
 from kvik.cli.output import amount, print_json, print_table, write
 from kvik.errors import ParameterError
+from kvik.params import MAX_SEED
 
 if TYPE_CHECKING:
     from kvik.llm import LLM
@@ -49,6 +50,8 @@ class BenchOptions:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ParameterError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        if self.seed > MAX_SEED:
+            raise ParameterError(f"--seed must be in [0, {MAX_SEED}], got {self.seed}")
         if self.sequences > 1:
             raise ParameterError(f"--sequences must be 1, got {self.sequences}: more come with the batching engine")
 
@@ -79,7 +82,7 @@ def bench(model: ModelOptions, options: BenchOptions, json: Json = False) -> Non
     llm = model.load()
     load_ms = 1e3 * (perf_counter() - begun)
     _check_fits(llm, options)
-    params = replace(llm.default_params(), seed=options.seed % 2**64, ignore_eos=True)
+    params = replace(llm.default_params(), seed=options.seed, ignore_eos=True)
     rounds = [_round(llm, params, options, number) for number in range(options.repeat + 1)][1:]
     report = _report(llm, options, rounds, load_ms)
     if json:
@@ -148,7 +151,7 @@ def _report(llm: LLM, options: BenchOptions, rounds: list[dict[str, float]], loa
         "load_ms": load_ms,
         "step_ms": {name: middle[name] for name in _PARTS},
         "read_gb_s": middle["read_gb_s"],
-        "bandwidth_gb_s": _bandwidth(info.threads) / 1e9,
+        "bandwidth_gb_s": bandwidth(info.threads) / 1e9,
         "peak_rss_bytes": peak,
         "range": {name: {"min": min(each), "max": max(each)} for name, each in values.items()},
         "model": info,
@@ -160,7 +163,8 @@ def _report(llm: LLM, options: BenchOptions, rounds: list[dict[str, float]], loa
     }  # fmt: skip
 
 
-def _bandwidth(threads: int) -> float:
+def bandwidth(threads: int) -> float:
+    """Bytes per second that `threads` threads read from memory together."""
     from kvik import _native
 
     return _native.Pool(threads).measure_bandwidth(_BANDWIDTH_MIB, _BANDWIDTH_REPEATS)

@@ -147,6 +147,7 @@ def _keys() -> KeyBindings:
         event.current_buffer.validate_and_handle()
 
     @keys.add("escape", "enter")
+    @keys.add("escape", "c-j")  # what Alt-Enter is when it was typed while an answer was being written
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 

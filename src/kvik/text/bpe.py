@@ -105,8 +105,8 @@ class BPE:
         """The ids of one word. The list is shared: do not change it.
 
         Raises:
-            ParameterError: a character of it has no token and one of its bytes has none either. Other engines leave such
-                characters out; SmolLM2, for one, cannot express U+0004.
+            ParameterError: a character of it has no token and one of its bytes has none either. (SmolLM2, for one,
+                cannot express U+0004; other engines leave such characters out.)
         """
         ids = self._seen.get(word)
         if ids is None:
@@ -123,7 +123,7 @@ class BPE:
         if _NONE in ids:
             for char in data.decode():
                 if any(self._byte_ids[value] == _NONE for value in char.encode()):
-                    raise ParameterError(f"this model's vocabulary cannot express U+{ord(char):04X}; take it out of the text")
+                    raise ParameterError(f"the model's vocabulary cannot express U+{ord(char):04X}; leave it out")
         return ids
 
     def _encode(self, word: str) -> list[int]:

@@ -13,8 +13,8 @@ __all__ = ["Detokenizer"]
 class Detokenizer:
     """Gives out the text of a growing list of tokens, never half a character.
 
-    All of it together equals `tokenizer.decode` of all the ids. Bytes that are no UTF-8 become U+FFFD as soon as no further
-    byte could make them whole. Each token costs the same however long the text is.
+    All of it together equals `tokenizer.decode` of all the ids. Bytes that are no UTF-8 become U+FFFD as soon as no
+    further byte could make them whole. Each token costs the same however long the text is.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, after: int | None = None) -> None:

@@ -1,7 +1,7 @@
 """Reads a vocabulary from GGUF metadata (the keys `tokenizer.ggml.*` of the GGUF specification).
 
-Two kinds are understood: "gpt2", byte-level BPE with merges, and "llama", SentencePiece BPE with scores and byte fallback.
-A file that contradicts itself is refused; nothing here trusts it.
+Two kinds are understood: "gpt2", byte-level BPE with merges, and "llama", SentencePiece BPE with scores and byte
+fallback. A file that contradicts itself is refused; nothing here trusts it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ _KEY = "tokenizer.ggml."
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
 #: Texts that end a turn or a document in the models we know; a token counts when the file gives it a type of its own.
-_ENDS = frozenset(
-    "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> <|end_of_text|> </s> <EOT>"
-    " [EOT] [EOS] <eos> <end_of_utterance> <｜end▁of▁sentence｜> <|EOT|> <|END_OF_TURN_TOKEN|>".split()
-)
+_ENDS = frozenset((
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
+    "<|end_of_text|>", "</s>", "<eos>", "<EOT>", "<|EOT|>", "[EOT]", "[EOS]", "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>",
+))  # fmt: skip
 #: User-defined tokens of this shape are structure of the model's dialogue, whatever type the converter gave them.
 _MARKUP = re.compile(r"<[|｜].+[|｜]>")
 
@@ -188,7 +189,7 @@ def _sentencepiece(
                 raise DataError(f"{_KEY}scores[{token}] is {scores[token]}, not a finite number")
             members[text] = token
     if not bytes_to_id:
-        raise DataError(f"{_KEY}tokens has no byte tokens; SentencePiece vocabularies without byte fallback are unsupported")
+        raise DataError(f"{_KEY}tokens has no byte tokens; SentencePiece without byte fallback is unsupported")
     members.pop("", None)
     # A pair joins with the score of what it becomes; equal scores have equal rank, and then the leftmost pair joins.
     ranks = {score: rank for rank, score in enumerate(sorted({scores[t] for t in members.values()}, reverse=True))}
@@ -212,7 +213,7 @@ def _sentencepiece(
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins: 188 bytes are their own Latin-1 character, the other 68 are U+0100 onwards in order."""
+    """GPT-2's printable stand-ins: 188 bytes are their own Latin-1 character, the other 68 are U+0100 onwards."""
     own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(value): value for value in own}
     for value in range(256):

@@ -1,8 +1,8 @@
-"""How byte-level BPE vocabularies cut text into words before merging, by the name GGUF files carry (`tokenizer.ggml.pre`).
+"""How byte-level BPE vocabularies cut text into words before merging, by the name in GGUF files (`tokenizer.ggml.pre`).
 
-A pre-tokenizer is a list of regular expressions applied one after another: each match becomes a word of its own, and what
-lies between the matches stays a word too; the next expression then cuts those words further. The expressions define the
-models' tokenizers, so they are facts of the models: the authors' `tokenizer.json` files and llama.cpp's table of names.
+A pre-tokenizer is a list of regular expressions applied one after another: each match becomes a word of its own, and
+what lies between the matches stays a word too; the next expression then cuts those words further. The expressions are
+facts of the models: the authors' `tokenizer.json` files say them, and llama.cpp's table gives them their names.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ _QWEN2 = (_llama3(r"\p{N}"),)
 
 _FAMILIES: dict[tuple[str, ...], PreTokenizer] = {
     ("default",): PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-    ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat", "a.x-4.0", "mellum"):
+    ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat", "a.x-4.0",
+     "mellum"):
         PreTokenizer((_GPT2,)),
     ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"):
         PreTokenizer((r"\p{N}", _GPT2)),
@@ -90,7 +91,8 @@ _FAMILIES: dict[tuple[str, ...], PreTokenizer] = {
     ("seed-coder",): PreTokenizer((_llama3(r"\p{N}", symbols=r" ?[^\s\p{L}\p{N}\r\n]+"),)),
     ("falcon",): PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
     ("deepseek-llm",): PreTokenizer((
-        r"[\r\n]", rf"\s?[{_letter_class(_DEEPSEEK_LETTERS)}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _HAN_HANGUL, r"\p{N}+",
+        r"[\r\n]", rf"\s?[{_letter_class(_DEEPSEEK_LETTERS)}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$",
+        _HAN_HANGUL, r"\p{N}+",
     )),
     ("deepseek-coder",): PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_HANGUL, r"\p{N}")),
     ("deepseek-v3", "hunyuan-dense", "joyai-llm"): PreTokenizer(_DEEPSEEK_V3),

@@ -20,8 +20,8 @@ class Stopped(NamedTuple):
 class StopChecker:
     """Ends a text before the first stop string in it.
 
-    The text ends at the first character that completes a stop string; of several completed there the longest counts. So the
-    result does not depend on how the text is cut into pieces. What may still become a stop string is held back.
+    The text ends at the first character that completes a stop string; of several completed there the longest counts. So
+    the result does not depend on how the text is cut into pieces. What may still become a stop string is held back.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:

@@ -19,10 +19,11 @@ from kvik.text.bpe import BPE, pack_bpe
 if TYPE_CHECKING:
     from kvik.text.chat_template import ChatTemplate
 
-__all__ = ["Tokenizer"]
+__all__ = ["Tokenizer", "check_text"]
 
 _SETTINGS, _TABLES = "kvik_tokenizer.json", "kvik_tokenizer.bin"
 _FORMAT = 1
+_REMEDY = "delete the folder to have it made again"
 _SPACE_MARK = "▁"
 # SentencePiece units that no merge crosses: a run of space marks with what follows it.
 _UNITS = re.compile("▁+[^▁]*|[^▁]+")
@@ -89,19 +90,19 @@ class Tokenizer:
             with (folder / _TABLES).open("rb") as file:
                 tables = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             if settings["format"] != _FORMAT or settings["byteorder"] != sys.byteorder:
-                raise DataError("saved by another version of Kvik; delete the folder to have it made again", path=folder)
+                raise DataError(f"{_SETTINGS} was saved by another version of Kvik; {_REMEDY}", path=folder)
             if settings["crc32"] != zlib.crc32(tables):
-                raise DataError(f"{_TABLES} is damaged; delete the folder to have it made again", path=folder)
+                raise DataError(f"{_TABLES} is damaged; {_REMEDY}", path=folder)
             return cls(BPE(tables), settings, tables)
         except FileNotFoundError as error:
             raise DataError(f"no saved tokenizer: {Path(error.filename).name} is missing", path=folder) from None
         except OSError as error:
             raise StorageError(f"{folder}: cannot read the tokenizer: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError("the saved tokenizer is damaged; delete the folder to have it made again", path=folder) from error
+            raise DataError(f"the saved tokenizer is damaged; {_REMEDY}", path=folder) from error
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into a folder, which is made if needed. Raises StorageError; nothing is left half-written."""
+        """Write the tokenizer into a folder, made if needed. Raises StorageError; nothing is left half-written."""
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,7 @@ class Tokenizer:
             add_special: put the beginning-of-text and end-of-text tokens around it where the model wants them.
             parse_special: the texts of special tokens become these tokens. Only for text you trust.
         """
-        _check_text(text)
+        check_text(text)
         ids: list[int] = []
         if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
@@ -185,7 +186,7 @@ class Tokenizer:
         return sorted((text for text, token in self._literals.items() if token in self.special_ids), key=_longest_first)
 
     def make_chat_template(self) -> ChatTemplate | None:
-        """The model's chat template, ready to use; None when it has none. Raises DataError when it is no template."""
+        """The model's chat template, ready to use; None when it has none."""
         if self.chat_template is None:
             return None
         from kvik.text.chat_template import ChatTemplate
@@ -230,14 +231,15 @@ def _longest_first(text: str) -> tuple[int, str]:
     return (-len(text), text)
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str, name: str = "text") -> None:
+    """Refuse what is no string of valid Unicode, naming it."""
     if not isinstance(text, str):
-        raise ParameterError(f"text must be a string, got {type(text).__name__}")
+        raise ParameterError(f"{name} must be a string, got {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ParameterError(
-            f"text has a lone surrogate U+{ord(text[error.start]):04X} at {error.start}; it is no valid Unicode"
+            f"{name} has a lone surrogate U+{ord(text[error.start]):04X} at {error.start}; it is no valid Unicode"
         ) from None
 
 

@@ -1,0 +1,299 @@
+"""From raw measurements to verdicts, tables and the plot."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from bench.common import (
+    Interval,
+    Target,
+    Verdict,
+    bootstrap_median,
+    markdown_table,
+    number,
+    paired_ratios,
+    spread,
+    verdict,
+    verdict_table,
+)
+from bench.quality import Quality, quality_table
+
+KL_TOLERANCE = 1.1
+KL_CLOSE = 0.01
+MB = 1e6
+Phase = Literal["prefill", "decode"]
+Figures = Mapping[str, float]
+
+
+class ModelBytes(NamedTuple):
+    """Of the model file: bytes of its tensors, and of keys and values of one token in f16."""
+
+    weights: int
+    kv_token: int
+
+
+@dataclass
+class Results:
+    """Figures by job and block, and what surrounds them.
+
+    Attributes:
+        figures: job -> block -> name -> figure.
+        quality: contender of bench.quality -> its quality, or why there is none.
+        model: of the file Kvik ran; None where Kvik was not measured.
+        context: printed above the tables.
+        failures: job -> what went wrong, one line each.
+        kl_tolerance: a peer is of equal quality when its KL is at most this many times Kvik's.
+    """
+
+    figures: dict[str, dict[int, Figures]] = field(default_factory=dict)
+    quality: dict[str, Quality | str] = field(default_factory=dict)
+    model: ModelBytes | None = None
+    tokens: int = 0
+    context: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, list[str]] = field(default_factory=dict)
+    kl_tolerance: float = KL_TOLERANCE
+
+    def by_block(self, job: str, name: str) -> dict[int, float]:
+        return {block: found[name] for block, found in self.figures.get(job, {}).items() if name in found}
+
+    def interval(self, job: str, name: str) -> Interval | None:
+        values = list(self.by_block(job, name).values())
+        return bootstrap_median(values) if values else None
+
+    def median(self, job: str, name: str) -> float:
+        found = self.interval(job, name)
+        return found.median if found else 0.0
+
+    def engines(self) -> list[str]:
+        """Jobs that measured prefill or decode of the common work, Kvik first."""
+        plain = [job for job in self.figures if not job.startswith(("start ", "foreign ", "depth ", "bandwidth"))]
+        return sorted(plain, key=lambda job: (job != "kvik", job))
+
+    def ratios(self, phase: Phase, peer: str) -> list[float]:
+        return paired_ratios(self.by_block("kvik", phase), self.by_block(peer, phase))
+
+
+def quality_name(engine: str) -> str:
+    """The contender of bench.quality behind a job: OpenVINO's attention backends run the same graph."""
+    return engine.removesuffix(" PA").removesuffix(" SDPA")
+
+
+def kl(results: Results, engine: str) -> float | None:
+    found = results.quality.get(quality_name(engine))
+    return found.kl if isinstance(found, Quality) else None
+
+
+def equal_quality(results: Results, engine: str) -> bool | None:
+    """None when either quality is not known."""
+    ours, theirs = kl(results, "kvik"), kl(results, engine)
+    return None if ours is None or theirs is None else theirs <= results.kl_tolerance * ours
+
+
+def fastest(results: Results, phase: Phase, engines: Iterable[str]) -> str | None:
+    """The engine with the highest median."""
+    found = [engine for engine in engines if results.by_block(engine, phase)]
+    return max(found, key=lambda engine: results.median(engine, phase), default=None)
+
+
+# --- verdicts
+
+
+def against(results: Results, phase: Phase, target: Target, engines: Iterable[str]) -> Verdict:
+    """Kvik ÷ the fastest of the engines."""
+    best = fastest(results, phase, engines)
+    if best is None:
+        return verdict(target, [], "no such engine measured, or its quality not known")
+    return verdict(target, results.ratios(phase, best), best)
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Every target of the project's speed section, in its order."""
+    llama = [engine for engine in results.engines() if engine.startswith("llama.cpp")]
+    same = [engine for engine in llama if engine.startswith("llama.cpp Q4_1")]
+    equal = [engine for engine in llama if equal_quality(results, engine)]
+    close = [engine for engine in llama if (found := kl(results, engine)) is not None and found <= KL_CLOSE]
+    openvino = [engine for engine in results.engines() if engine.startswith("openvino Q4_1")]
+    plans: list[tuple[Phase, str, float, list[str]]] = [
+        ("decode", "llama.cpp, same file", 2.0, same),
+        ("decode", "llama.cpp's fastest of equal quality", 1.7, equal),
+        ("decode", f"llama.cpp's fastest with KL ≤ {KL_CLOSE}", 1.7, close),
+        ("prefill", "llama.cpp's fastest of equal quality", 2.2, equal),
+        ("prefill", f"llama.cpp's fastest with KL ≤ {KL_CLOSE}", 2.2, close),
+        ("prefill", "OpenVINO, same file", 1.5, openvino),
+    ]
+    answers = [
+        against(results, phase, Target(f"{phase} ÷ {text}", bound, unit="×"), engines)
+        for phase, text, bound, engines in plans
+    ]
+    share = paired_ratios(results.by_block("kvik", "read_gb_s"), results.by_block("bandwidth", "gb_s"))
+    own = paired_ratios(results.by_block("kvik", "read_gb_s"), results.by_block("kvik", "own_bandwidth_gb_s"))
+    others = [1 - found["step_matrices_ms"] / step_ms(found) for found in results.figures.get("kvik", {}).values()]
+    answers += [
+        verdict(Target("read bandwidth inside the matrices ÷ bench/bandwidth.c", 0.85), share),
+        verdict(Target("read bandwidth inside the matrices ÷ kvik's own measure", 0.85), own),
+        verdict(Target("share of a step that is not matrices", 0.15, "at most"), others),
+        verdict(
+            Target("start to first token, second start", 0.45, "at most", " s"),
+            list(results.by_block("start kvik", "first_s").values()),
+            f"llama.cpp: {spread(results.interval('start llama.cpp', 'first_s'))} s",
+        ),
+        memory_verdict(results),
+        verdict(
+            Target("decode beside a busy process ÷ alone", 0.4),
+            list(results.by_block("foreign kvik", "kept").values()),
+            f"llama.cpp: {spread(results.interval('foreign llama.cpp', 'kept'))}",
+        ),
+    ]
+    return answers
+
+
+def step_ms(found: Figures) -> float:
+    return sum(found[f"step_{name}_ms"] for name in ("matrices", "attention", "rest", "python"))
+
+
+def memory_verdict(results: Results) -> Verdict:
+    target = Target("peak memory over weights + KV", 150.0, "at most", " MB")
+    if results.model is None:
+        return verdict(target, [])
+    known = results.model.weights + results.model.kv_token * results.tokens
+    over = [(peak - known) / MB for peak in results.by_block("kvik", "peak_rss_bytes").values()]
+    weights, cache = results.model.weights / MB, results.model.kv_token * results.tokens / MB
+    return verdict(target, over, f"weights {number(weights)} MB, KV of {results.tokens} tokens {number(cache)} MB")
+
+
+# --- tables
+
+
+def speed_table(results: Results) -> str:
+    rows = []
+    for engine in results.engines():
+        divergence, equal = kl(results, engine), equal_quality(results, engine)
+        row = [engine]
+        for phase in ("decode", "prefill"):
+            ratios = results.ratios(phase, engine) if engine != "kvik" else []
+            row += [spread(results.interval(engine, phase)), spread(bootstrap_median(ratios)) if ratios else "–"]
+        peak = results.interval(engine, "peak_rss_bytes")
+        row += [
+            "–" if divergence is None else f"{divergence:.5f}",
+            {None: "–", True: "yes", False: "no"}[equal if engine != "kvik" else None],
+            "–" if peak is None else number(peak.median / MB),
+        ]
+        rows.append(row)
+    header = ["engine", "decode (tok/s)", "Kvik ÷ it", "prefill (tok/s)", "Kvik ÷ it", "KL", "equal quality", "peak MB"]
+    return markdown_table(header, rows)
+
+
+def other_tables(results: Results) -> str:
+    """Where a step goes, bandwidth, starts, the foreign process, decode at depth."""
+    parts = []
+    if "kvik" in results.figures:
+        total = bootstrap_median([step_ms(found) for found in results.figures["kvik"].values()])
+        rows = [
+            [name, spread(results.interval("kvik", f"step_{name}_ms")),
+             f"{100 * results.median('kvik', f'step_{name}_ms') / total.median:.1f} %"]
+            for name in ("matrices", "attention", "rest", "python")
+        ]  # fmt: skip
+        rows.append(["whole step", spread(total), ""])
+        parts.append(markdown_table(["part of Kvik's decode step", "ms", "share"], rows))
+    wanted = [
+        ("read bandwidth, best pass (GB/s)", "bandwidth", "gb_s"),
+        ("read bandwidth, median pass (GB/s)", "bandwidth", "median_gb_s"),
+        ("Kvik's own measure of it (GB/s)", "kvik", "own_bandwidth_gb_s"),
+        ("Kvik reads inside the matrices (GB/s)", "kvik", "read_gb_s"),
+        ("Kvik loads in (s)", "kvik", "load_s"),
+        ("Kvik's first token of the prompt after (s)", "kvik", "first_token_s"),
+        ("start to first token, Kvik (s)", "start kvik", "first_s"),
+        ("start to first token, llama.cpp (s)", "start llama.cpp", "first_s"),
+        ("decode alone, Kvik (tok/s)", "foreign kvik", "idle"),
+        ("decode beside a busy process, Kvik (tok/s)", "foreign kvik", "disturbed"),
+        ("kept, Kvik", "foreign kvik", "kept"),
+        ("decode alone, llama.cpp (tok/s)", "foreign llama.cpp", "idle"),
+        ("decode beside a busy process, llama.cpp (tok/s)", "foreign llama.cpp", "disturbed"),
+        ("kept, llama.cpp", "foreign llama.cpp", "kept"),
+    ]
+    deep = [job for job in results.figures if job.startswith("depth ")]
+    wanted += [(f"decode at depth, {job.removeprefix('depth ')} (tok/s)", job, "decode") for job in deep]
+    rows = [[text, spread(found)] for text, job, name in wanted if (found := results.interval(job, name))]
+    parts.append(markdown_table(["figure", "median (95 % interval)"], rows))
+    return "\n\n".join(parts)
+
+
+def report(results: Results) -> str:
+    """The whole report as Markdown."""
+    lines = [f"- {name}: {value}" for name, value in results.context.items()]
+    parts = [
+        "# Kvik beside other engines", "\n".join(lines),
+        "Figures are medians over the blocks with bootstrap 95 % intervals; ratios are taken block by block. A peer is "
+        f"of equal quality when its KL to the dequantized weights is at most {results.kl_tolerance} times Kvik's.",
+        "## Targets", verdict_table(verdicts(results)),
+        "## Speed", speed_table(results),
+        "## Where it goes", other_tables(results),
+    ]  # fmt: skip
+    if results.quality:
+        parts += ["## Quality", quality_table(results.quality)]
+    if results.failures:
+        rows = [[job, str(len(why)), why[-1].splitlines()[0]] for job, why in results.failures.items()]
+        parts += ["## Failed", markdown_table(["contender", "times", "last reason"], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def machine() -> dict[str, Any]:
+    """What is worth knowing about the machine and the moment."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return {
+        "processor": f"{model}, {len(os.sched_getaffinity(0))} cores",
+        "system": f"{platform.system()} {platform.release()}",
+        "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+# --- plot
+
+
+def plot(results: Results, path: Path) -> None:
+    """Tokens per second of every engine with its interval; hollow marks are not of Kvik's quality. SVG or PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "kvik"
+    from matplotlib import pyplot
+
+    engines = sorted(results.engines(), key=lambda engine: results.median(engine, "decode"))
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 0.36 * len(engines) + 1.6), sharey=True)
+    phases: Sequence[Phase] = ("decode", "prefill")
+    for axis, phase in zip(axes, phases, strict=True):
+        for row, engine in enumerate(engines):
+            found = results.interval(engine, phase)
+            if found is None:
+                continue
+            ours = engine == "kvik"
+            colour = "#c0392b" if ours else "#34495e"
+            axis.hlines(row, found.low, found.high, color=colour, linewidth=2)
+            hollow = equal_quality(results, engine) is False
+            axis.plot(found.median, row, "o", color=colour, markerfacecolor="white" if hollow else colour)
+            ratios = [] if ours else results.ratios(phase, engine)
+            text = number(found.median) + (f"   Kvik {number(bootstrap_median(ratios).median)}×" if ratios else "")
+            axis.annotate(text, (found.median, row), (8, -3), textcoords="offset points", fontsize=8, color=colour)
+        axis.set_xscale("log")
+        axis.set_title(f"{phase}, tokens per second")
+        low, high = axis.get_xlim()
+        axis.set_xlim(low, high * 3)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(engines)), engines)
+    note = "bars: bootstrap 95 % interval of the median; hollow: worse quality than Kvik's"
+    figure.text(0.01, 0.01, note, fontsize=8)
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)

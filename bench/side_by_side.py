@@ -1,0 +1,207 @@
+"""Measures Kvik beside its peers: blocks in random order, every contender once in each block."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import BenchError, contenders
+from bench.common import block_orders, run_child
+from bench.peers import REPOSITORY, Peers, chosen, default_kvik_python, default_root
+from bench.quality import WINDOWS, Quality, read_quality
+from bench.report import KL_TOLERANCE, ModelBytes, Results, machine, plot, quality_name, report
+
+BLOCKS = 10
+QUALITY = "quality"
+ENGINES = (contenders.KVIK, "llama.cpp", "openvino", "transformers")
+SHOWN = ("decode", "prefill", "gb_s", "first_s", "kept")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def model_bytes(path: Path) -> ModelBytes:
+    """Bytes of the file's tensors, and of keys and values of one token in f16."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+
+    def field(name: str) -> int | None:
+        found = reader.fields.get(f"llama.{name}")
+        return None if found is None else int(found.contents())
+
+    heads, hidden = field("attention.head_count"), field("embedding_length")
+    if heads is None or hidden is None:
+        raise BenchError(f"{path} is not a model of the Llama family")
+    size = field("attention.key_length") or hidden // heads
+    kv_heads = field("attention.head_count_kv") or heads
+    return ModelBytes(
+        weights=sum(int(tensor.n_bytes) for tensor in reader.tensors),
+        kv_token=(field("block_count") or 0) * kv_heads * size * 2 * 2,
+    )
+
+
+class Run:
+    """One run; every measurement is in the JSON file as soon as it is made."""
+
+    def __init__(self, settings: contenders.Settings, out: Path, results: Results) -> None:
+        self.settings, self.out, self.results = settings, out, results
+        self.raw: list[dict[str, Any]] = []
+        self.jobs = contenders.jobs(settings)
+
+    def save(self) -> None:
+        plain = {name: item if isinstance(item, str) else asdict(item) for name, item in self.results.quality.items()}
+        whole = {
+            "context": self.results.context, "model": self.results.model, "quality": plain,
+            "failures": self.results.failures, "measurements": self.raw,
+        }  # fmt: skip
+        fresh = self.out / "raw.json.new"
+        fresh.write_text(json.dumps(whole, indent=1))
+        fresh.replace(self.out / "raw.json")
+
+    def warm_up(self, names: Sequence[str]) -> None:
+        """A first start packs the weights and fills the page cache; it is not measured."""
+        if any(name.endswith("kvik") for name in names):
+            say("warm-up: kvik packs the model")
+            contenders.start_kvik(self.settings)
+        if any("llama.cpp" in name for name in names):
+            contenders.start_llama(self.settings)
+
+    def blocks(self, names: Sequence[str], count: int) -> None:
+        for block, order in enumerate(block_orders(names, count, self.settings.seed)):
+            for name in order:
+                self.measure(block, name)
+            say(f"block {block + 1} of {count} done")
+
+    def measure(self, block: int, name: str) -> None:
+        load, started = os.getloadavg()[0], time.time()
+        entry: dict[str, Any] = {"block": block, "job": name, "started": started, "load": load}
+        try:
+            figures, entry["raw"] = self.jobs[name](block)
+        except BenchError as error:
+            entry["failed"] = str(error)
+            self.results.failures.setdefault(name, []).append(str(error))
+            say(f"  {name}: FAILED: {error}")
+        else:
+            entry["figures"] = figures
+            self.results.figures.setdefault(name, {})[block] = figures
+            say(f"  {name}: " + ", ".join(f"{key} {figures[key]:.3g}" for key in SHOWN if key in figures))
+        entry["seconds"] = time.time() - started
+        self.raw.append(entry)
+        self.save()
+
+
+def measure_quality(
+    settings: contenders.Settings, names: Sequence[str], windows: int, path: Path
+) -> dict[str, Quality | str]:
+    """bench.quality in a process of its own: it holds hundreds of megabytes."""
+    wanted = {quality_name(name) for name in names if name.startswith(ENGINES)}
+    if any(name.startswith("llama.cpp") for name in wanted):
+        wanted |= {f"llama.cpp F32 fa={flash}" for flash in contenders.FLASH}
+    say("quality: logits of every engine on the same tokens, some minutes")
+    run_child(
+        [sys.executable, "-m", "bench.quality", "--root", settings.peers.root, "--kvik-python", settings.kvik_python,
+         "--model", settings.model, "--threads", str(settings.threads), "--windows", str(windows), "--out", path,
+         "--only", ",".join(sorted(wanted))],
+        env=settings.kvik_env(), cwd=REPOSITORY, timeout=3600,
+    )  # fmt: skip
+    return read_quality(path)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="blocks [%(default)s]; fewer only to try things")
+    parser.add_argument("--repeat", type=int, default=3, help="repeats inside one measurement [%(default)s]")
+    parser.add_argument("--only", help="contenders with commas, by their names or how these begin: kvik, llama.cpp, "
+                        "'llama.cpp Q4_1', openvino, transformers, bandwidth, start, foreign, quality")  # fmt: skip
+    parser.add_argument("--skip", help="contenders to leave out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--depth", type=int, default=0, help="also decode behind this many tokens, for information")
+    parser.add_argument("--model", type=Path, help="GGUF for Kvik [the same Q4_1 file as llama.cpp]")
+    parser.add_argument("--root", type=Path, default=default_root(), help="folder of the peers [%(default)s]")
+    parser.add_argument("--kvik-python", type=Path, default=default_kvik_python(), help="[%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks")
+    parser.add_argument("--quality-from", type=Path, help="quality.json of an earlier run, instead of measuring it")
+    parser.add_argument("--quality-windows", type=int, default=WINDOWS, help="windows of 512 tokens [%(default)s]")
+    parser.add_argument("--kl-tolerance", type=float, default=KL_TOLERANCE, help="equal quality: KL at most this many "
+                        "times Kvik's [%(default)s]")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="folder for raw.json, report.md, plot [bench/results/<time>]")
+    parser.add_argument("--table", type=Path, help="also write the report here")
+    parser.add_argument("--plot", type=Path, help="also write the plot here (.svg or .png)")
+    return parser
+
+
+def settings_of(options: argparse.Namespace, peers: Peers) -> contenders.Settings:
+    for name in ("repeat", "threads", "prompt_tokens", "new_tokens"):
+        if getattr(options, name) < 1:
+            raise BenchError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    return contenders.Settings(
+        peers=peers, kvik_python=options.kvik_python, model=options.model or peers.variant("Q4_1"),
+        threads=options.threads, prompt=options.prompt_tokens, new=options.new_tokens, depth=options.depth,
+        repeat=options.repeat, seed=options.seed,
+    )  # fmt: skip
+
+
+def work(options: argparse.Namespace) -> int:
+    settings = settings_of(options, Peers(options.root.expanduser().absolute()))
+    names = chosen([*contenders.jobs(settings), QUALITY], options.only, options.skip)
+    with_quality = QUALITY in names
+    names = [name for name in names if name != QUALITY]
+    contenders.check(settings, names)
+    for path in (options.plot, options.table):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    out = options.out or REPOSITORY / "bench" / "results" / datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
+    out.mkdir(parents=True, exist_ok=True)
+    tokens = max(options.prompt_tokens, options.new_tokens) + 1
+    results = Results(kl_tolerance=options.kl_tolerance, tokens=tokens)
+    results.context = {
+        **machine(), "blocks": options.blocks, "repeats in a measurement": options.repeat, "seed": options.seed,
+        "threads": options.threads, "prefill": f"{options.prompt_tokens} tokens",
+        "decode": f"{options.new_tokens} tokens, from an empty context", "model": settings.model.name,
+    }  # fmt: skip
+    if any(name.endswith("kvik") for name in names):
+        results.model = model_bytes(settings.model)
+    run = Run(settings, out, results)
+    run.warm_up(names)
+    if options.quality_from:
+        results.quality = read_quality(options.quality_from)
+    elif with_quality:
+        results.quality = measure_quality(settings, names, options.quality_windows, out / "quality.json")
+    try:
+        run.blocks(names, options.blocks)
+    except KeyboardInterrupt:
+        say("stopped: the report covers what there is")
+    run.save()
+    text = report(results)
+    print(text)
+    for path in filter(None, (out / "report.md", options.table)):
+        path.write_text(text)
+    if results.engines():
+        for path in filter(None, (out / "plot.svg", out / "plot.png", options.plot)):
+            plot(results, path)
+    say(f"raw figures, report and plot are in {out}")
+    return 1 if results.failures else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return work(arguments().parse_args(argv))
+    except (BenchError, OSError) as error:
+        say(f"bench: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli.fake_llm import ANSWER
+
+from kvik.cli import conversation, options
+from kvik.params import EngineParams, SamplingParams
+
+TEXT = "".join(ANSWER)
+
+
+def test_answer_on_stdout_and_one_line_on_stderr(kvik):
+    ended = kvik("run", "Why is the sky blue?")
+    assert ended.code == 0
+    assert ended.out == TEXT + "\n"
+    (line,) = ended.err.splitlines()
+    for part in ("8 generated tokens", "first token in", "tokens/s", "weights 96.4 MB", "KV 8.2 kB"):
+        assert part in line
+
+
+def test_prompt_goes_through_the_chat_template_unless_raw(kvik, made):
+    kvik("run", "hi", "--system", "Be brief.")
+    model = made[-1]
+    assert model.tokenizer.decode(model.asked[0][0]) == " <system> Be brief. <user> hi <assistant>"
+    kvik("run", "hi", "--raw")
+    model = made[-1]
+    assert model.tokenizer.decode(model.asked[0][0]) == "hi"
+
+
+def test_defaults_are_the_models_own_and_every_option_arrives(kvik, made):
+    kvik("run", "hi", "--seed", "3")
+    assert made[-1].asked[0][1] == SamplingParams(temperature=0.7, top_k=50, top_p=0.9, max_tokens=512, seed=3)
+    given = (
+        "--temperature 0 --top-k 0 --top-p 1 --min-p 0.1 --n 2 --max-tokens 9 --min-tokens 1 --stop a --stop b "
+        "--stop-token-ids 1,2 --stop-token-ids 3 --ignore-eos --logprobs 2 --logprobs-mode processed --seed 0"
+    )
+    kvik("run", "hi", *given.split())
+    assert made[-1].asked[0][1] == SamplingParams(
+        temperature=0.0, top_k=0, top_p=1.0, min_p=0.1, n=2, max_tokens=9, min_tokens=1, stop=("a", "b"),
+        stop_token_ids=(1, 2, 3), ignore_eos=True, logprobs=2, logprobs_mode="processed", seed=0,
+    )  # fmt: skip
+
+
+def test_model_options_arrive(kvik, made):
+    given = "-m x.gguf --weights int8 --kv f32 --executor torch --device cuda --threads 3"
+    kvik("run", "hi", *given.split())
+    assert made[-1].model == "x.gguf"
+    settings = dict(made[-1].settings)
+    assert settings.pop("progress") is not None
+    assert settings == {
+        "weights": "int8", "kv": "f32", "executor": "torch", "device": "cuda", "engine": EngineParams(threads=3)
+    }  # fmt: skip
+
+
+def test_options_are_the_fields_of_the_parameters():
+    fields = set(SamplingParams.__dataclass_fields__)
+    assert set(options.SamplingOptions.__dataclass_fields__) == fields
+    assert set(conversation.SETTABLE) == fields - {"n"}
+
+
+def test_json_has_the_fields_of_a_completion(kvik):
+    ended = kvik("run", "hi", "--json", "--logprobs", "1", "--seed", "5")
+    assert ended.err == ""
+    (line,) = ended.out.splitlines()
+    answer = json.loads(line)
+    assert answer["text"] == TEXT
+    (choice,) = answer["choices"]
+    assert choice["text"] == TEXT and choice["finish_reason"] == "stop" and choice["index"] == 0
+    assert choice["cumulative_logprob"] == pytest.approx(-0.5 * 8)
+    assert choice["logprobs"][0]["top"][0] == {"token_id": choice["token_ids"][0], "logprob": -0.5}
+    assert len(choice["token_ids"]) == 8
+    assert answer["usage"]["completion_tokens"] == 8 and answer["usage"]["kv_bytes_peak"] == 8192
+    assert answer["usage"]["prompt_tokens"] == len(answer["prompt_tokens"]) == 3
+    assert answer["params"]["seed"] == 5 and answer["params"]["logprobs"] == 1
+    assert answer["timings"]["first_token_ms"] >= 0 and answer["timings"]["process_first_token_ms"] > 0
+
+
+def test_json_has_no_logprobs_unless_asked(kvik):
+    answer = json.loads(kvik("run", "hi", "--json").out)
+    assert answer["choices"][0]["logprobs"] is None
+    assert answer["choices"][0]["cumulative_logprob"] == pytest.approx(-4)
+    assert 0 <= answer["params"]["seed"] < 2**32  # drawn here, so that the answer can be repeated
+
+
+def test_logprobs_are_printed(kvik):
+    lines = kvik("run", "hi", "--logprobs", "1").out.splitlines()
+    assert lines[3].split() == ["sample", "token", "logprob", "best"]
+    assert lines[4].split() == ["0", '"The"', "-0.500", '"The"', "-0.500"]
+    assert any('".\\n"' in line for line in lines)
+
+
+def test_several_answers_have_headings(kvik):
+    out = kvik("run", "hi", "--n", "2").out
+    assert out == f"--- answer 1 of 2 ---\n{TEXT}\n--- answer 2 of 2 ---\n{TEXT}\n"
+
+
+def test_prompt_from_stdin_loses_one_line_break(kvik, made):
+    kvik("run", "-", "--raw", stdin=b"one\ntwo\n")
+    assert made[-1].tokenizer.decode(made[-1].asked[0][0]) == "one\ntwo"
+
+
+def test_cut_answer_says_so(kvik):
+    assert "cut at max_tokens" in kvik("run", "hi", "--max-tokens", "2").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--temperature", "-1"], ("--temperature", "at least 0", "-1")),
+        (["--top-p", "1.5"], ("--top-p", "[0, 1]", "1.5")),
+        (["--top-k", "-2"], ("--top-k", "at least 0")),
+        (["--min-p", "nan"], ("--min-p", "[0, 1]")),
+        (["--n", "0"], ("--n", "[1, 128]")),
+        (["--max-tokens", "0"], ("--max-tokens", "at least 1")),
+        (["--min-tokens", "600"], ("--min-tokens", "600", "512")),
+        (["--seed", "-1"], ("--seed", "[0, 18446744073709551615]")),
+        (["--logprobs", "2000"], ("--logprobs", "[0, 1024]")),
+        (["--logprobs", "1", "--logprobs-mode", "cooked"], ("--logprobs-mode", "raw", "processed")),
+        (["--logprobs-mode", "processed"], ("--logprobs-mode", "--logprobs")),
+        (["--stop-token-ids", "1,x"], ("--stop-token-ids", "1,x")),
+        (["--stop", ""], ("--stop",)),
+        (["--threads", "0"], ("--threads", "[1, 256]")),
+        (["--top-k", "many"], ("--top-k", "kvik run --help")),
+        (["--tempreature", "1"], ("--tempreature", "kvik run --help")),
+        (["--system", "x", "--raw"], ("--system", "--raw")),
+        (["extra"], ("extra", "kvik run --help")),
+    ],
+)
+def test_wrong_usage_is_one_line_naming_option_and_range(kvik, arguments, named):
+    ended = kvik("run", "hi", *arguments)
+    assert ended.code == 2 and ended.out == ""
+    (line,) = ended.err.splitlines()
+    assert line.startswith("kvik: error: ")
+    for part in named:
+        assert part in line
+
+
+def test_options_are_checked_before_a_model_is_loaded(kvik, made):
+    assert kvik("run", "hi", "--top-p", "2").code == 2
+    assert kvik("run", "").code == 2
+    assert made == []
+
+
+def test_prompt_that_is_no_text(kvik):
+    ended = kvik("run", "-", stdin=b"caf\xe9 au lait")
+    assert ended.code == 65
+    assert ended.err == "kvik: error: standard input: is not UTF-8: byte 0xe9 (at byte 3)\n"
+    assert kvik("run", "caf\udce9").code == 65
+
+
+def test_missing_prompt(kvik):
+    ended = kvik("run")
+    assert (ended.code, ended.err.count("\n")) == (2, 1) and "PROMPT" in ended.err
+    assert kvik("run", "-").code == 2
+
+
+def test_ctrl_c_keeps_what_was_said(kvik, monkeypatch):
+    make = options.make_llm
+
+    def impatient(model, **settings):
+        llm = make(model, **settings)
+        llm.interrupt_after = 3
+        return llm
+
+    monkeypatch.setattr(options, "make_llm", impatient)
+    ended = kvik("run", "hi")
+    assert ended.code == 130
+    assert ended.out == "The sky is blue\n"
+    assert "4 generated tokens" in ended.err and "interrupted" in ended.err
+    ended = kvik("run", "hi", "--json")
+    assert ended.code == 130
+    answer = json.loads(ended.out)
+    assert answer["choices"][0]["finish_reason"] == "cancelled"
+    assert answer["choices"][0]["text"] == "The sky is blue"
+    assert answer["usage"] == {
+        "prompt_tokens": 3, "completion_tokens": 4, "cached_tokens": 0, "kv_bytes_now": 4096, "kv_bytes_peak": 4096,
+        "kv_tokens_kept": 6,
+    }  # fmt: skip
+
+
+def test_ctrl_c_before_the_first_token_ends_at_once(kvik, monkeypatch):
+    make = options.make_llm
+
+    def impatient(model, **settings):
+        llm = make(model, **settings)
+        llm.interrupt_after = 0
+        return llm
+
+    monkeypatch.setattr(options, "make_llm", impatient)
+    ended = kvik("run", "hi")
+    assert (ended.code, ended.out) == (130, "")
