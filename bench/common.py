@@ -238,9 +238,12 @@ def first_output(
                 if first is None and text.strip():
                     first = time.perf_counter() - started
             _, status, usage = os.wait4(child.pid, 0)
+            child.stdout.close()
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
         finally:
             timer.cancel()
-            child.stdout.close()
         child.returncode = os.waitstatus_to_exitcode(status)
         err.seek(0)
         stderr = err.read().decode(errors="replace").strip()

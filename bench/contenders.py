@@ -66,27 +66,23 @@ Job = Callable[[int], Measurement]
 
 def jobs(settings: Settings) -> dict[str, Job]:
     """Every contender by name; a job takes the block's number. Names begin with what --only and --skip go by."""
-    found: dict[str, Job] = {"bandwidth": lambda block: bandwidth(settings), KVIK: lambda block: kvik(settings)}
-    for variant in VARIANTS:
-        for flash in FLASH:
-            found[f"llama.cpp {variant} fa={flash}"] = lambda block, variant=variant, flash=flash: llama(
-                settings, settings.peers.variant(variant), flash
-            )
-    for variant, backend in OPENVINO:
-        found[f"openvino {variant} {backend}"] = lambda block, variant=variant, backend=backend: openvino(
-            settings, variant, backend
-        )
-    found["transformers bf16"] = lambda block: transformers(settings)
-    found["start kvik"] = lambda block: start_kvik(settings)
-    found["start llama.cpp"] = lambda block: start_llama(settings)
-    found["foreign kvik"] = lambda block: foreign(settings, block, lambda: decode_kvik(settings))
-    found["foreign llama.cpp"] = lambda block: foreign(settings, block, lambda: decode_llama(settings))
+
+    def every(call: Callable[..., Measurement], *more: Any) -> Job:
+        return lambda block: call(settings, *more)
+
+    found = {"bandwidth": every(bandwidth), KVIK: every(kvik)}
+    found |= {f"llama.cpp {name} fa={flash}": every(llama_variant, name, flash) for name in VARIANTS for flash in FLASH}
+    found |= {f"openvino {name} {backend}": every(openvino, name, backend) for name, backend in OPENVINO}
+    found |= {
+        "transformers bf16": every(transformers),
+        "start kvik": every(start_kvik),
+        "start llama.cpp": every(start_llama),
+        "foreign kvik": lambda block: foreign(settings, block, lambda: decode_kvik(settings)),
+        "foreign llama.cpp": lambda block: foreign(settings, block, lambda: decode_llama(settings)),
+    }
     if settings.depth:
-        found["depth kvik"] = lambda block: decode_kvik(settings, settings.depth)
-        for flash in FLASH:
-            found[f"depth llama.cpp Q4_1 fa={flash}"] = lambda block, flash=flash: decode_llama(
-                settings, settings.depth, flash
-            )
+        found["depth kvik"] = every(decode_kvik, settings.depth)
+        found |= {f"depth llama.cpp Q4_1 fa={flash}": every(decode_llama, settings.depth, flash) for flash in FLASH}
     return found
 
 
@@ -186,14 +182,17 @@ def llama_bench(settings: Settings, model: Path, flash: int, *more: str) -> tupl
     return found, done
 
 
-def llama(settings: Settings, model: Path, flash: int, new: int | None = None) -> Measurement:
+def llama(settings: Settings, model: Path, flash: int) -> Measurement:
     """Prefill and decode of one file; decode computes logits but samples nothing."""
-    new = settings.new if new is None else new
-    tests, done = llama_bench(settings, model, flash, "-p", str(settings.prompt), "-n", str(new))
+    tests, done = llama_bench(settings, model, flash, "-p", str(settings.prompt), "-n", str(settings.new))
     figures = {"peak_rss_bytes": float(done.peak_rss_bytes)}
     for test in tests:
         figures["prefill" if test["n_prompt"] else "decode"] = middle(test["samples_ts"])
     return Measurement(figures, tests)
+
+
+def llama_variant(settings: Settings, variant: str, flash: int) -> Measurement:
+    return llama(settings, settings.peers.variant(variant), flash)
 
 
 def decode_llama(settings: Settings, depth: int = 0, flash: int = 0) -> Measurement:

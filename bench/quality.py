@@ -50,7 +50,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     """[rows, V] float32 to float64 log-probabilities."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -63,7 +64,8 @@ def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     mass = np.where(known, np.exp(p), 0.0)
     left = np.log(np.where(known, np.exp(q), 0.0).sum(axis=1)) - np.log(mass.sum(axis=1))
     gap: np.ndarray = (mass * np.where(known, p - np.where(known, q, 0.0), 0.0)).sum(axis=1)
-    return gap + left * mass.sum(axis=1)
+    gap += left * mass.sum(axis=1)
+    return gap
 
 
 def compare(base: Windows, other: Windows, targets: np.ndarray) -> Quality:

@@ -194,7 +194,13 @@ class Setup:
                 continue
             say(f"sizes: writing {path.name}")
             self.command(
-                [self.peers.python("tools"), REPOSITORY / "bench" / "random_gguf.py", self.peers.variant(VARIANTS[0]), size, path],
+                [
+                    self.peers.python("tools"),
+                    REPOSITORY / "bench" / "random_gguf.py",
+                    self.peers.variant(VARIANTS[0]),
+                    size,
+                    path,
+                ],
                 "sizes",
             )
             made.append(size)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,10 +53,9 @@ def model_bytes(path: Path) -> ModelBytes:
 class Run:
     """One run; every measurement is in the JSON file as soon as it is made."""
 
-    def __init__(self, settings: contenders.Settings, out: Path, results: Results) -> None:
-        self.settings, self.out, self.results = settings, out, results
+    def __init__(self, jobs: Mapping[str, contenders.Job], seed: int, out: Path, results: Results) -> None:
+        self.jobs, self.seed, self.out, self.results = jobs, seed, out, results
         self.raw: list[dict[str, Any]] = []
-        self.jobs = contenders.jobs(settings)
 
     def save(self) -> None:
         plain = {name: item if isinstance(item, str) else asdict(item) for name, item in self.results.quality.items()}
@@ -68,19 +67,16 @@ class Run:
         fresh.write_text(json.dumps(whole, indent=1))
         fresh.replace(self.out / "raw.json")
 
-    def warm_up(self, names: Sequence[str]) -> None:
-        """A first start packs the weights and fills the page cache; it is not measured."""
-        if any(name.endswith("kvik") for name in names):
-            say("warm-up: kvik packs the model")
-            contenders.start_kvik(self.settings)
-        if any("llama.cpp" in name for name in names):
-            contenders.start_llama(self.settings)
-
     def blocks(self, names: Sequence[str], count: int) -> None:
-        for block, order in enumerate(block_orders(names, count, self.settings.seed)):
-            for name in order:
-                self.measure(block, name)
-            say(f"block {block + 1} of {count} done")
+        """Ctrl-C ends the measurements, and the report covers what there is."""
+        try:
+            for block, order in enumerate(block_orders(names, count, self.seed)):
+                for name in order:
+                    self.measure(block, name)
+                say(f"block {block + 1} of {count} done")
+        except KeyboardInterrupt:
+            say("stopped: the report covers what there is")
+        self.save()
 
     def measure(self, block: int, name: str) -> None:
         load, started = os.getloadavg()[0], time.time()
@@ -98,6 +94,15 @@ class Run:
         entry["seconds"] = time.time() - started
         self.raw.append(entry)
         self.save()
+
+
+def warm_up(settings: contenders.Settings, names: Sequence[str]) -> None:
+    """A first start packs the weights and fills the page cache; it is not measured."""
+    if any(name.endswith(contenders.KVIK) for name in names):
+        say("warm-up: kvik packs the model")
+        contenders.start_kvik(settings)
+    if any("llama.cpp" in name for name in names):
+        contenders.start_llama(settings)
 
 
 def measure_quality(
@@ -173,17 +178,13 @@ def work(options: argparse.Namespace) -> int:
     }  # fmt: skip
     if any(name.endswith("kvik") for name in names):
         results.model = model_bytes(settings.model)
-    run = Run(settings, out, results)
-    run.warm_up(names)
+    run = Run(contenders.jobs(settings), settings.seed, out, results)
+    warm_up(settings, names)
     if options.quality_from:
         results.quality = read_quality(options.quality_from)
     elif with_quality:
         results.quality = measure_quality(settings, names, options.quality_windows, out / "quality.json")
-    try:
-        run.blocks(names, options.blocks)
-    except KeyboardInterrupt:
-        say("stopped: the report covers what there is")
-    run.save()
+    run.blocks(names, options.blocks)
     text = report(results)
     print(text)
     for path in filter(None, (out / "report.md", options.table)):

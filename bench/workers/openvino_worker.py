@@ -35,13 +35,13 @@ def speed(request: dict[str, Any]) -> dict[str, Any]:
         return pipe.generate(inputs, config).perf_metrics
 
     def prefill() -> float:
-        return request["prompt"] / once(request["prompt"], 2).get_ttft().mean * 1e3
+        return float(1e3 * request["prompt"] / once(request["prompt"], 2).get_ttft().mean)
 
     def decode() -> float:
         metrics = once(1, request["new"])
         if metrics.get_num_generated_tokens() != request["new"]:
             raise SystemExit(f"openvino generated {metrics.get_num_generated_tokens()} tokens, not {request['new']}")
-        return 1e3 / metrics.get_tpot().mean
+        return float(1e3 / metrics.get_tpot().mean)
 
     for _ in range(2):  # kernels are compiled for a new shape on its first use
         prefill(), decode()

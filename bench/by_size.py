@@ -1,0 +1,158 @@
+"""Kvik and llama.cpp on random-weight Q4_1 models of 1B, 4B and 8B, where memory bandwidth rules everyone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import BenchError, contenders
+from bench.common import (
+    Target,
+    Verdict,
+    bootstrap_median,
+    markdown_table,
+    number,
+    paired_ratios,
+    spread,
+    verdict,
+    verdict_table,
+)
+from bench.contenders import FLASH, Job, Measurement, Settings
+from bench.peers import REPOSITORY, SIZES, Peers, chosen, default_kvik_python, default_root
+from bench.report import MB, ModelBytes, Results, fastest, machine
+from bench.side_by_side import Run, model_bytes, say
+
+BLOCKS = 5
+TARGET = 1.0
+
+
+def jobs(settings: Settings) -> dict[str, Job]:
+    """bandwidth, and for every size Kvik and llama.cpp with and without flash attention."""
+
+    def with_model(size: str, call: Callable[[Settings], Measurement]) -> Job:
+        return lambda block: call(replace(settings, model=settings.peers.sized(size)))
+
+    def llama(flash: int) -> Callable[[Settings], Measurement]:
+        return lambda sized: contenders.llama(sized, sized.model, flash)
+
+    found: dict[str, Job] = {"bandwidth": lambda block: contenders.bandwidth(settings)}
+    for size in SIZES:
+        found[f"{size} kvik"] = with_model(size, contenders.kvik)
+        found |= {f"{size} llama.cpp fa={flash}": with_model(size, llama(flash)) for flash in FLASH}
+    return found
+
+
+def read_bytes(path: Path) -> int:
+    """Bytes of weights that decoding one token reads: all but an embedding table that is not also the head."""
+    import gguf
+
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors}
+    return sum(sizes.values()) - (sizes["token_embd.weight"] if "output.weight" in sizes else 0)
+
+
+def report(results: Results, settings: Settings, sizes: Sequence[str]) -> str:
+    rows, verdicts = [], []
+    for size in sizes:
+        path = settings.peers.sized(size)
+        whole, read = model_bytes(path), read_bytes(path)
+        engines = [name for name in results.figures if name.startswith(f"{size} ")]
+        for name in sorted(engines):
+            rows.append(row(results, name, read))
+        peer = fastest(results, "decode", [name for name in engines if "llama.cpp" in name])
+        target = Target(f"{size}: decode ÷ llama.cpp", TARGET, unit="×")
+        ratios = paired_ratios(results.by_block(f"{size} kvik", "decode"), results.by_block(peer or "", "decode"))
+        verdicts += [verdict(target, ratios, peer or ""), memory(results, size, whole, settings)]
+    header = ["model and engine", "decode (tok/s)", "weights read (GB/s)", "÷ bandwidth", "prefill (tok/s)", "peak MB"]
+    context = [f"- {name}: {value}" for name, value in results.context.items()]
+    context.append(f"- read bandwidth: {spread(results.interval('bandwidth', 'gb_s'))} GB/s (bench/bandwidth.c)")
+    parts = ["# Kvik by model size", "\n".join(context), verdict_table(verdicts), markdown_table(header, rows)]
+    if results.failures:
+        failed = [[name, str(len(why)), why[-1].splitlines()[0]] for name, why in results.failures.items()]
+        parts.append(markdown_table(["failed", "times", "last reason"], failed))
+    return "\n\n".join(parts) + "\n"
+
+
+def row(results: Results, name: str, read: int) -> list[str]:
+    rates = {block: rate * read / 1e9 for block, rate in results.by_block(name, "decode").items()}
+    share = paired_ratios(rates, results.by_block("bandwidth", "gb_s"))
+    peak = results.interval(name, "peak_rss_bytes")
+    return [
+        name,
+        spread(results.interval(name, "decode")),
+        spread(bootstrap_median(list(rates.values()))) if rates else "–",
+        spread(bootstrap_median(share)) if share else "–",
+        spread(results.interval(name, "prefill")),
+        "–" if peak is None else number(peak.median / MB),
+    ]
+
+
+def memory(results: Results, size: str, whole: ModelBytes, settings: Settings) -> Verdict:
+    known = whole.weights + whole.kv_token * (max(settings.prompt, settings.new) + 1)
+    over = [(peak - known) / MB for peak in results.by_block(f"{size} kvik", "peak_rss_bytes").values()]
+    target = Target(f"{size}: peak memory over weights + KV", 150.0, "at most", " MB")
+    return verdict(target, over, f"weights {number(whole.weights / MB)} MB")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench/sizes.py", description=__doc__)
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="blocks [%(default)s]")
+    parser.add_argument("--repeat", type=int, default=2, help="repeats inside one measurement [%(default)s]")
+    parser.add_argument("--only", help="with commas: 1B, '8B kvik', bandwidth, …")
+    parser.add_argument("--skip", help="what to leave out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--root", type=Path, default=default_root(), help="folder of the peers [%(default)s]")
+    parser.add_argument("--kvik-python", type=Path, default=default_kvik_python(), help="[%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks")
+    parser.add_argument("--out", type=Path, help="folder for raw.json and report.md [bench/results/sizes-<time>]")
+    parser.add_argument("--table", type=Path, help="also write the report here")
+    return parser
+
+
+def work(options: argparse.Namespace) -> int:
+    peers = Peers(options.root.expanduser().absolute())
+    settings = Settings(
+        peers=peers, kvik_python=options.kvik_python, model=Path(), threads=options.threads,
+        prompt=options.prompt_tokens, new=options.new_tokens, repeat=options.repeat, seed=options.seed,
+    )  # fmt: skip
+    names = chosen(jobs(settings), options.only, options.skip)
+    sizes = [size for size in SIZES if any(name.startswith(f"{size} ") for name in names)]
+    for size in sizes:
+        contenders.check(replace(settings, model=peers.sized(size)), ["bandwidth", contenders.KVIK, "llama.cpp"])
+    out = options.out or REPOSITORY / "bench" / "results" / datetime.now(UTC).strftime("sizes-%Y-%m-%d-%H%M%S")
+    for folder in (out, *([options.table.parent] if options.table else [])):
+        folder.mkdir(parents=True, exist_ok=True)
+    results = Results()
+    results.context = {
+        **machine(), "blocks": options.blocks, "repeats in a measurement": options.repeat, "seed": options.seed,
+        "threads": options.threads, "prefill": f"{options.prompt_tokens} tokens",
+        "decode": f"{options.new_tokens} tokens, from an empty context",
+    }  # fmt: skip
+    for size in sizes:
+        if f"{size} kvik" in names:
+            say(f"warm-up: kvik packs {size}")
+            contenders.start_kvik(replace(settings, model=peers.sized(size)))
+    Run(jobs(settings), settings.seed, out, results).blocks(names, options.blocks)
+    text = report(results, settings, sizes)
+    print(text)
+    for path in filter(None, (out / "report.md", options.table)):
+        path.write_text(text)
+    say(f"raw figures and report are in {out}")
+    return 1 if results.failures else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return work(arguments().parse_args(argv))
+    except (BenchError, OSError) as error:
+        say(f"bench: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
