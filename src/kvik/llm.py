@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from kvik import _native
 from kvik.cache.layout import KVFormat, KVLayout, kv_layout, parse_kv
@@ -230,10 +230,16 @@ def _shallow(chunk: Chunk) -> dict[str, Any]:
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    listed = list(prompts)
-    if listed and all(isinstance(p, int) for p in listed):
-        return [listed]  # type: ignore[list-item]
-    return listed  # type: ignore[arg-type]
+    ids = [p for p in prompts if isinstance(p, int)]
+    if ids and len(ids) == len(prompts):
+        return [ids]
+    return [p for p in prompts if _is_prompt(p)]
+
+
+def _is_prompt(prompt: object) -> TypeGuard[Prompt]:
+    if isinstance(prompt, str | Sequence):
+        return True
+    raise ParameterError(f"a prompt must be a string or a list of token ids, got {prompt!r}")
 
 
 def _as_params(params: Params, count: int) -> list[SamplingParams]:

@@ -184,7 +184,7 @@ class Engine:
                 self._scores[row.sequence].note(row.first, row.logits)
                 if row.sequence.pending == 0:
                     self.scheduler.end(row.sequence)
-        self._count(sum(s.count for s in step), perf_counter() - begun)
+        self._count(sum(s.tokens for s in step), perf_counter() - begun)
         return True
 
     def _draw(self, rows: list[RowLogits]) -> None:

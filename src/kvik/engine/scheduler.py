@@ -12,10 +12,10 @@ __all__ = ["Scheduled", "Scheduler"]
 
 
 class Scheduled(NamedTuple):
-    """The next `count` tokens of a sequence, starting at its `num_computed`."""
+    """The next `tokens` tokens of a sequence, starting at its `num_computed`."""
 
     sequence: Sequence
-    count: int
+    tokens: int
 
 
 class Scheduler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ class ChatTemplate:
         self.source, self.bos_token, self.eos_token, self.max_seconds = source, bos_token, eos_token, max_seconds
         self._lock = threading.Lock()
         self._compiled: tuple[TemplateEnvironment, Any] | None = None
+        self._shield: _Shield | None = None
 
     def encode(
         self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
@@ -59,18 +61,20 @@ class ChatTemplate:
             DataError: the template is faulty or exceeds a bound.
         """
         checked = _check_messages(messages)
-        special = tokenizer.special_texts()
-        mark = self._unused_mark(checked, special)
-        environment, _ = self._compile()
-        shield = _Shield(special, environment.constants, environment.texts, mark)
-        shielded = [{"role": shield.role(m["role"]), "content": shield.content(m["content"])} for m in checked]
+        shield = self._shield_for(tokenizer.special_texts())
+        mark = self._unused_mark(checked)
+        shielded = [
+            {"role": shield.marked(m["role"], mark), "content": shield.marked_content(m["content"], mark)}
+            for m in checked
+        ]
         text = self.render(shielded, add_generation_prompt=add_generation_prompt)
         ids: list[int] = []
         for part in tokenizer.split_special(text):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += tokenizer.encode(part.replace(mark, ""), add_special=False)
+                ordinary = part.replace(mark, "").replace(_escaped(mark), "")
+                ids += tokenizer.encode(ordinary, add_special=False)
         if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids.insert(0, tokenizer.bos_id)
         return ids
@@ -107,11 +111,18 @@ class ChatTemplate:
                     raise _explained(error) from error
             return self._compiled
 
-    def _unused_mark(self, messages: Sequence[Mapping[str, str]], special: Sequence[str]) -> str:
-        texts = [self.source, *special, *(text for message in messages for text in message.values())]
+    def _shield_for(self, special: tuple[str, ...]) -> _Shield:
+        environment, _ = self._compile()
+        if self._shield is None or self._shield.special != special:
+            self._shield = _Shield(special, environment.constants, environment.texts)
+        return self._shield
+
+    def _unused_mark(self, messages: Sequence[Mapping[str, str]]) -> str:
+        texts = [self.source, *(text for message in messages for text in message.values())]
         for point in _NONCHARACTERS:
-            if not any(chr(point) in text for text in texts):
-                return chr(point)
+            mark = chr(point)
+            if not any(mark in text or _escaped(mark) in text for text in texts):
+                return mark
         raise ParameterError("the messages use all 66 noncharacters of Unicode; take one out")
 
 
@@ -123,37 +134,40 @@ class _Shield:
     template finds it. Marks are taken out again once the special tokens have been found.
     """
 
-    def __init__(self, special: Sequence[str], constants: set[str], texts: set[str], mark: str) -> None:
-        self._special, self._mark = tuple(special), mark
+    def __init__(self, special: tuple[str, ...], constants: set[str], texts: set[str]) -> None:
+        self.special = special
         self._kept = tuple(constant for constant in constants if constant and not any(s in constant for s in special))
         firsts = {text[0] for text in special}
         self._first = re.compile("[" + "".join(map(re.escape, sorted(firsts))) + "]") if firsts else None
         # What would complete a special token that the template's own text leaves begun.
-        self._rests = tuple({
-            text[at:]
-            for text in special
-            for own in constants | texts
-            for at in range(1, len(text))
-            if own.endswith(text[:at])
-        })  # fmt: skip
+        longest = max(map(len, special), default=0)
+        tails = {own[-length:] for own in constants | texts for length in range(1, min(longest, len(own)) + 1)}
+        self._rests = tuple({text[at:] for text in special for at in range(1, len(text)) if text[:at] in tails})
 
-    def role(self, text: str) -> str:
-        return text if self._first is None else self._first.sub(self._marked, text)
+    def marked(self, text: str, mark: str) -> str:
+        """The text with its marks."""
+        return text if self._first is None else self._first.sub(lambda found: self._char(found, mark), text)
 
-    def content(self, text: str) -> str:
+    def marked_content(self, text: str, mark: str) -> str:
+        """As `marked`, and one in front where the text could complete what the template began."""
         start = len(text) - len(text.lstrip())
         body = text[start:]
         if body and any(body.startswith(rest) or rest.startswith(body.rstrip()) for rest in self._rests):
-            return text[:start] + self._mark + self.role(body)
-        return self.role(text)
+            return text[:start] + mark + self.marked(body, mark)
+        return self.marked(text, mark)
 
-    def _marked(self, found: re.Match[str]) -> str:
+    def _char(self, found: re.Match[str], mark: str) -> str:
         char, text, at = found[0], found.string, found.start()
-        if not text.startswith(self._special, at):
-            weak = char.isalnum() or char.isspace()  # begins too many words to be worth marking
-            if weak or (self._kept and text.startswith(self._kept, at)):
+        if not text.startswith(self.special, at):
+            common = char.isalnum() or char.isspace()  # begins too many words to be worth marking
+            if common or (self._kept and text.startswith(self._kept, at)):
                 return char
-        return char + self._mark
+        return char + mark
+
+
+def _escaped(mark: str) -> str:
+    """The mark in JSON of ASCII characters only, in which a template may write a message."""
+    return json.dumps(mark)[1:-1]
 
 
 def _check_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

@@ -56,6 +56,7 @@ class Tokenizer:
         self._eos_id: int | None = settings["eos_id"]
         self._literals: dict[str, int] = {text: token for token, text in settings["literals"]}
         self._literal_ids = frozenset(self._literals.values())
+        self._special_texts = tuple(text for text, token in self._literals.items() if token in self.special_ids)
         self._patterns: list[str] | None = settings["patterns"]
         self._space_prefix: bool = settings["space_prefix"]
         self._whole_text: bool = settings["whole_text"]
@@ -181,9 +182,9 @@ class Tokenizer:
         """The text of one token by itself, U+FFFD for bytes that are no UTF-8."""
         return self.piece(token, token).decode("utf-8", "replace")
 
-    def special_texts(self) -> list[str]:
-        """The texts of the special tokens, longest first."""
-        return sorted((text for text, token in self._literals.items() if token in self.special_ids), key=_longest_first)
+    def special_texts(self) -> tuple[str, ...]:
+        """The texts of the special tokens."""
+        return self._special_texts
 
     def make_chat_template(self) -> ChatTemplate | None:
         """The model's chat template, ready to use; None when it has none."""
