@@ -122,13 +122,13 @@ class Answer:
         held = [self.kv.blocks_for(tokens) * self.kv.block_bytes for tokens in samples] or [0]
         return Usage(len(self.prompt), self.generated, 0, held[-1], max(held), samples[-1] if samples else 0)
 
-    def summary(self, llm: LLM) -> str:
-        """The one line: tokens, time to the first one, tokens per second, bytes of weights and of KV."""
+    def summary(self, llm: LLM, *, since_start: bool = False) -> str:
+        """The one line: tokens, time to the first one (and to it from the process's start), speed, bytes."""
         timings, info = self.timings, llm.info
         parts = [f"{len(self.prompt)} prompt + {self.generated} generated tokens"]
         if timings.first_token_ms is not None and timings.process_first_token_ms is not None:
-            since_start = f"{timings.process_first_token_ms / 1e3:.2f} s after the start"
-            parts.append(f"first token in {timings.first_token_ms / 1e3:.2f} s ({since_start})")
+            after = f" ({timings.process_first_token_ms / 1e3:.2f} s after the start)" if since_start else ""
+            parts.append(f"first token in {timings.first_token_ms / 1e3:.2f} s{after}")
         if timings.decode_tok_s is not None:
             parts.append(f"{timings.decode_tok_s:.0f} tokens/s")
         parts.append(f"weights {amount(info.weights_bytes)}")

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import Parameter, Signature, cleandoc, signature
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -30,6 +31,7 @@ __all__ = [
     "add_group",
     "add_verb",
     "complete_models",
+    "naming_options",
     "with_options",
 ]
 
@@ -154,22 +156,17 @@ class ModelOptions:
     def load(self) -> LLM:
         """The model, fetched and packed if need be, with bars on a terminal."""
         engine = engine_params(threads=self.threads)
-        with Progress() as progress:
-            try:
-                return make_llm(
-                    self.model, weights=self.weights, kv=self.kv, executor=self.executor, device=self.device,
-                    engine=engine, progress=progress,
-                )  # fmt: skip
-            except ParameterError as error:
-                raise _naming_options(error, ModelOptions) from None
+        with Progress() as progress, naming_options(ModelOptions):
+            return make_llm(
+                self.model, weights=self.weights, kv=self.kv, executor=self.executor, device=self.device,
+                engine=engine, progress=progress,
+            )  # fmt: skip
 
 
 def engine_params(**given: Any) -> EngineParams:
     """EngineParams whose errors name the option."""
-    try:
+    with naming_options(EngineParams):
         return EngineParams(**given)
-    except ParameterError as error:
-        raise _naming_options(error, EngineParams) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,10 +239,8 @@ class SamplingOptions:
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         if "stop_token_ids" in given:
             given["stop_token_ids"] = _ids(given["stop_token_ids"])
-        try:
+        with naming_options(SamplingParams):
             return replace(base, **given)
-        except ParameterError as error:
-            raise _naming_options(error, SamplingParams) from None
 
     def check(self, json: bool) -> None:
         """Raise what `params` would raise, and what would have no effect, before a model is loaded for it."""
@@ -262,8 +257,13 @@ def _ids(texts: list[str]) -> tuple[int, ...]:
         raise ParameterError(f"--stop-token-ids takes whole numbers separated by commas, got {given!r}") from None
 
 
-def _naming_options(error: ParameterError, kind: Any) -> ParameterError:
-    """The same error with `top_p` called `--top-p`."""
-    first, _, rest = str(error).partition(" ")
-    known = first in {f.name for f in fields(kind)}
-    return ParameterError(f"--{first.replace('_', '-')} {rest}") if known else error
+@contextmanager
+def naming_options(kind: Any) -> Iterator[None]:
+    """Where a ParameterError begins with a field of the dataclass, say the option's name: `--top-p` for `top_p`."""
+    try:
+        yield
+    except ParameterError as error:
+        first, _, rest = str(error).partition(" ")
+        if first not in {f.name for f in fields(kind)}:
+            raise
+        raise ParameterError(f"--{first.replace('_', '-')} {rest}") from None

@@ -10,9 +10,10 @@ import typer
 
 from kvik.cli.answer import Answer, InOrder, encode, print_logprobs, take_answer, with_seed
 from kvik.cli.input import argument_text
-from kvik.cli.options import Json, ModelOptions, Plain, SamplingOptions, System, add_verb
+from kvik.cli.options import Json, ModelOptions, Plain, SamplingOptions, System, add_verb, naming_options
 from kvik.cli.output import note, plain, print_json, write
 from kvik.errors import ParameterError
+from kvik.params import SamplingParams
 
 __all__ = ["register"]
 
@@ -64,7 +65,8 @@ def run(
     asked = replace(params, logprobs=params.logprobs or 0) if json else params
     answer = Answer(tuple(ids), llm.engine.layout, loaded)
     shown = InOrder(params.n)
-    take_answer(llm.stream(ids, asked), answer, (lambda chunk: None) if json else shown)
+    with naming_options(SamplingParams):
+        take_answer(llm.stream(ids, asked), answer, (lambda chunk: None) if json else shown)
     if json:
         whole: dict[str, Any] = plain(answer.completion(params.logprobs is not None))
         print_json({**whole, "params": params, "timings": answer.timings, "model": llm.info})
@@ -73,6 +75,6 @@ def run(
         if params.logprobs is not None:
             write("\n")
             print_logprobs(llm, answer)
-        note(answer.summary(llm))
+        note(answer.summary(llm, since_start=True))
     if answer.interrupted:
         raise typer.Exit(_INTERRUPTED)

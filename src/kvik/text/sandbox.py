@@ -297,4 +297,3 @@ def _ticking(environment: TemplateEnvironment, function: Any) -> Callable[..., A
 
     vars(ticking).update(getattr(function, "__dict__", {}))
     return ticking
-

@@ -11,7 +11,6 @@ import string
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import markupsafe
 from jinja2.filters import FILTERS as _JINJA
 
 from kvik.text.template_meter import Meter, Refused
@@ -27,7 +26,7 @@ _PERCENT = re.compile(r"%(\([^()%]*\))?([#0\- +\d.*hlL]*)(.)?", re.DOTALL)
 
 def plain(value: Any) -> Any:
     """Lists in place of iterators and ordinary strings in place of marked-up ones."""
-    if isinstance(value, markupsafe.Markup):
+    if isinstance(value, str):
         return str(value)
     return list(value) if isinstance(value, Iterator) else value
 
@@ -114,7 +113,6 @@ def _to_json(
 ) -> str:
     """As transformers has it: Jinja's own escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
 
 
 _JINJA_NAMES = (
