@@ -64,7 +64,9 @@ def test_imports_point_downward(path: Path) -> None:
             continue
         assert FLOOR[parts[1]] <= FLOOR[room], f"{path.name}:{line} imports upward: {module}"
         if parts[1] != room:
-            assert FLOOR[parts[1]] < FLOOR[room] or room in ("params", "ops"), f"{path.name}:{line} imports sideways: {module}"
+            assert FLOOR[parts[1]] < FLOOR[room] or room in ("params", "ops"), (
+                f"{path.name}:{line} imports sideways: {module}"
+            )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))

@@ -19,7 +19,9 @@ def llm(default_model_gguf):
 def test_completions_come_in_order_with_their_fields(llm) -> None:
     prompts = ["The future of AI is", [504, 2, 88], "Once upon a time"]
     done = llm.generate(prompts, GREEDY)
-    assert [d.prompt_tokens for d in done] == [tuple(llm.tokenizer.encode(p)) if isinstance(p, str) else tuple(p) for p in prompts]
+    assert [d.prompt_tokens for d in done] == [
+        tuple(llm.tokenizer.encode(p)) if isinstance(p, str) else tuple(p) for p in prompts
+    ]
     for d in done:
         (choice,) = d.choices
         assert d.text == choice.text == llm.tokenizer.decode(choice.token_ids, skip_special=True)
@@ -30,7 +32,10 @@ def test_completions_come_in_order_with_their_fields(llm) -> None:
 
 
 def test_params_one_a_prompt(llm) -> None:
-    short, long = kvik.SamplingParams(max_tokens=2, temperature=0), kvik.SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
+    short, long = (
+        kvik.SamplingParams(max_tokens=2, temperature=0),
+        kvik.SamplingParams(max_tokens=5, temperature=0, ignore_eos=True),
+    )
     done = llm.generate(["A", "B"], [short, long])
     assert [len(d.choices[0].token_ids) for d in done] == [2, 5]
     with pytest.raises(kvik.ParameterError, match="params has 1 entries for 2 prompts"):
@@ -79,7 +84,9 @@ def test_chat_uses_the_template_and_content_stays_text(llm) -> None:
 
 
 def test_score_agrees_with_generation(llm) -> None:
-    done = llm.generate("The capital of France is", kvik.SamplingParams(max_tokens=12, temperature=0, logprobs=0, ignore_eos=True))[0]
+    done = llm.generate(
+        "The capital of France is", kvik.SamplingParams(max_tokens=12, temperature=0, logprobs=0, ignore_eos=True)
+    )[0]
     choice = done.choices[0]
     ids = [*done.prompt_tokens, *choice.token_ids]
     (scored,) = llm.score([ids], return_logits=True)
@@ -94,7 +101,9 @@ def test_score_agrees_with_generation(llm) -> None:
 
 
 def test_chunk_size_and_threads_change_no_bit(llm, default_model_gguf) -> None:
-    ids = llm.tokenizer.encode("It is a truth universally acknowledged, that a single man in possession of a good fortune " * 4)
+    ids = llm.tokenizer.encode(
+        "It is a truth universally acknowledged, that a single man in possession of a good fortune " * 4
+    )
     want = llm.score([ids], return_logits=True)[0].logits
     other = kvik.LLM(default_model_gguf, engine=kvik.EngineParams(threads=1, max_batch_tokens=17))
     assert np.array_equal(other.score([ids], return_logits=True)[0].logits, want)

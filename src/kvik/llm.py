@@ -119,7 +119,7 @@ class LLM:
             license=loaded.license, context_length=config.context_length, vocab_size=config.vocab_size,
             layouts=layouts, weights=weights, weights_bytes=loaded.weights.nbytes, kv=kv_format,
             kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=num_blocks * layout.block_bytes,
-            executor=executor, isa=getattr(built, "isa") if executor == "native" else None, threads=threads,
+            executor=executor, isa=built.isa if executor == "native" else None, threads=threads,
             load_seconds=perf_counter() - begun,
         )  # fmt: skip
 
@@ -127,9 +127,7 @@ class LLM:
         """The model's own generation defaults; where it has none, temperature 0.7, top_k 50, top_p 0.9."""
         return SamplingParams(**(self._defaults or _FALLBACK))
 
-    def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: Params = None
-    ) -> list[Completion]:
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[Completion]:
         """One Completion a prompt, in order.
 
         prompts: a string, a list of token ids, or a list of those. params: one for all or one a prompt; None is
@@ -265,7 +263,13 @@ def _total(sequences: list[Generating]) -> Usage:
 
 
 def _native_executor(
-    loaded: LoadedModel, layout: KVLayout, kv: KVFormat, num_blocks: int, threads: int, engine: EngineParams, device: str
+    loaded: LoadedModel,
+    layout: KVLayout,
+    kv: KVFormat,
+    num_blocks: int,
+    threads: int,
+    engine: EngineParams,
+    device: str,
 ) -> Executor:
     from kvik.ops.native_ops import NativeExecutor
 
@@ -278,7 +282,13 @@ def _native_executor(
 
 
 def _torch_executor(
-    loaded: LoadedModel, layout: KVLayout, kv: KVFormat, num_blocks: int, threads: int, engine: EngineParams, device: str
+    loaded: LoadedModel,
+    layout: KVLayout,
+    kv: KVFormat,
+    num_blocks: int,
+    threads: int,
+    engine: EngineParams,
+    device: str,
 ) -> Executor:
     try:
         import torch

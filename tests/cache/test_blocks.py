@@ -12,7 +12,11 @@ from kvik.cache.storage import allocate_cache, num_blocks_for
 from kvik.errors import KvikError, ParameterError
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["append", "truncate", "free"]), st.integers(0, 90)), max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(["append", "truncate", "free"]), st.integers(0, 90)), max_size=60
+    )
+)
 def test_counts_are_right_after_every_operation(steps: list[tuple[int, str, int]]) -> None:
     pool = BlockPool(12)
     tables = [BlockTable(pool) for _ in range(4)]

@@ -37,6 +37,12 @@ class Script:
 def engine(tokenizer: Tokenizer, *, num_blocks: int = 8, context: int = 100, batch: int = 32) -> tuple[Engine, Script]:
     script = Script(tokenizer.vocab_size)
     made = Engine(
-        script, tokenizer, LAYOUT, num_blocks, vocab_size=tokenizer.vocab_size, context_length=context, max_batch_tokens=batch
+        script,
+        tokenizer,
+        LAYOUT,
+        num_blocks,
+        vocab_size=tokenizer.vocab_size,
+        context_length=context,
+        max_batch_tokens=batch,
     )
     return made, script

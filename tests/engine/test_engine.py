@@ -69,7 +69,11 @@ def test_ends(tokenizer: Tokenizer) -> None:
     made, _ = engine(tokenizer)
     start = ((end - 1) % tokenizer.vocab_size,)
     (sequence,), _ = finish(made, [made.request(start, SamplingParams(max_tokens=5, **GREEDY))])
-    assert (sequence.choice().finish_reason, sequence.choice().token_ids, sequence.choice().text) == ("stop", (end,), "")
+    assert (sequence.choice().finish_reason, sequence.choice().token_ids, sequence.choice().text) == (
+        "stop",
+        (end,),
+        "",
+    )
     ignoring = SamplingParams(max_tokens=5, ignore_eos=True, **GREEDY)
     (sequence,), _ = finish(made, [made.request(start, ignoring)])
     assert sequence.choice().finish_reason == "length" and len(sequence.choice().token_ids) == 5

@@ -81,8 +81,12 @@ def test_a_row_of_zeros_gives_zeros_and_extremes_do_not_overflow() -> None:
 def test_shapes_are_checked() -> None:
     w = pack(np.ones((16, 32), np.float32), Layout.INT8)
     with pytest.raises(ValueError, match="do not fit"):
-        _native.matmul("auto", int(w.layout), w.data, 32, 32, np.zeros((1, 32), np.float32), np.zeros((1, 32), np.float32), False)
+        _native.matmul(
+            "auto", int(w.layout), w.data, 32, 32, np.zeros((1, 32), np.float32), np.zeros((1, 32), np.float32), False
+        )
     with pytest.raises(ValueError, match="unknown layout"):
         _native.packed_bytes(99, 16, 32)
     with pytest.raises(ValueError, match="no instruction set mmx"):
-        _native.matmul("mmx", int(w.layout), w.data, 16, 32, np.zeros((1, 32), np.float32), np.zeros((1, 16), np.float32), False)
+        _native.matmul(
+            "mmx", int(w.layout), w.data, 16, 32, np.zeros((1, 32), np.float32), np.zeros((1, 16), np.float32), False
+        )

@@ -10,9 +10,9 @@ from kvik import _native
 from kvik.errors import ParameterError
 from kvik.models import llama
 from kvik.models.config import ModelConfig
+from kvik.ops import fine_activations
 from kvik.ops.torch_ops import TorchExecutor
 from kvik.weights.layouts import Layout, is_integer
-from kvik.ops import fine_activations
 
 ISAS = _native.isa_available()
 SHAPES = [

@@ -72,9 +72,7 @@ def executor(
     )  # fmt: skip
 
 
-def make_pass(
-    sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]], every_row: bool = True
-) -> Pass:
+def make_pass(sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]], every_row: bool = True) -> Pass:
     """A pass of (tokens, first slot, blocks) for each sequence; logits of every row or of each sequence's last."""
     tokens, slots, spans, blocks, block_spans, rows = [], [], [0], [], [0], []
     for ids, start, table in sequences:

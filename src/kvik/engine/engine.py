@@ -118,7 +118,9 @@ class Engine:
             raise ParameterError(f"{what} is empty: it needs at least one token")
         for place, token in enumerate(ids):
             if not 0 <= token < self.vocab_size:
-                raise ParameterError(f"{what} has token id {token} at index {place}, outside [0, {self.vocab_size - 1}]")
+                raise ParameterError(
+                    f"{what} has token id {token} at index {place}, outside [0, {self.vocab_size - 1}]"
+                )
 
     def _check_fits(self, tokens: int) -> None:
         need = self.layout.blocks_for(tokens) * self.layout.block_bytes
@@ -149,7 +151,9 @@ class Engine:
                 f"the text to score has {len(request.token_ids)} tokens; the context holds {self.context_length}"
             )
         self._check_fits(len(request.token_ids))
-        sequence = Scoring(list(request.token_ids), BlockTable(self.scheduler.pool), request=request, most_rows=SCORE_ROWS)
+        sequence = Scoring(
+            list(request.token_ids), BlockTable(self.scheduler.pool), request=request, most_rows=SCORE_ROWS
+        )
         self._scores[sequence] = Score(request, self.vocab_size)
         self.scheduler.add(sequence)
         return sequence

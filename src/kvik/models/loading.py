@@ -104,9 +104,7 @@ def _read_source(path: Path, folder: Path) -> dict[str, Any]:
         config = config_from_gguf(file.metadata, shapes, path, rope_divisors=divisors)
         tokenizer = Tokenizer.from_gguf(file.metadata)
         if tokenizer.vocab_size > config.vocab_size:
-            raise DataError(
-                f"has {tokenizer.vocab_size} tokens but weights for {config.vocab_size}", path=path
-            )
+            raise DataError(f"has {tokenizer.vocab_size} tokens but weights for {config.vocab_size}", path=path)
         tokenizer.save(folder / "tokenizer")
         name, licence = file.metadata.get("general.name"), file.metadata.get("general.license")
         noted = {

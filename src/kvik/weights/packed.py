@@ -99,8 +99,7 @@ class PackedWriter:
                 file.seek(start + entry["offset"])
                 file.write(data)
                 entry["checksum"] = f"{_native.checksum(data):016x}"
-            file.seek(start + self._end - 1)
-            file.write(b"\0")
+            file.truncate(start + self._end)  # the last tensor's padding
             header = json.dumps({"tensors": self._entries, "notes": dict(notes), "start": start}).encode()
             checksum = _native.checksum(np.frombuffer(header, np.uint8))
             file.seek(0)

@@ -1,0 +1,21 @@
+"""Fixtures of the text tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from text.vocabularies import gguf_metadata
+
+from kvik.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def smollm_metadata(default_model_gguf: Path) -> dict[str, Any]:
+    return gguf_metadata(default_model_gguf)
+
+
+@pytest.fixture(scope="session")
+def smollm(smollm_metadata: dict[str, Any]) -> Tokenizer:
+    return Tokenizer.from_gguf(smollm_metadata)
