@@ -119,7 +119,7 @@ class LLM:
             license=loaded.license, context_length=config.context_length, vocab_size=config.vocab_size,
             layouts=layouts, weights=weights, weights_bytes=loaded.weights.nbytes, kv=kv_format,
             kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=num_blocks * layout.block_bytes,
-            executor=executor, isa=built.isa if executor == "native" else None, threads=threads,
+            executor=executor, isa=built.isa, threads=threads,
             load_seconds=perf_counter() - begun,
         )  # fmt: skip
 

@@ -19,11 +19,9 @@ class Script:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self.passes: list[Pass] = []
-        self.fail_after: int | None = None
+        self.isa: str | None = None
 
     def run(self, work: Pass) -> NDArray[np.float32]:
-        if self.fail_after is not None and len(self.passes) >= self.fail_after:
-            raise KeyboardInterrupt
         self.passes.append(work)
         logits = np.zeros((len(work.logit_rows), self.vocab_size), np.float32)
         follow = (work.tokens[work.logit_rows] + 1) % self.vocab_size

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text.vocabularies import gguf_metadata
+from text.vocabularies import gguf_metadata, smollm_oracle
 
 from kvik.text.tokenizer import Tokenizer
 
@@ -19,3 +19,9 @@ def smollm_metadata(default_model_gguf: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def smollm(smollm_metadata: dict[str, Any]) -> Tokenizer:
     return Tokenizer.from_gguf(smollm_metadata)
+
+
+@pytest.fixture(scope="session")
+def smollm_reference(smollm_metadata: dict[str, Any]) -> Any:
+    """The default model's tokenizer in `tokenizers`."""
+    return smollm_oracle(smollm_metadata)

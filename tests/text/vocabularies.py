@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def byte_alphabet() -> list[str]:
 def byte_level(
     pre: str = "gpt-2", *, merges: list[str] | None = None, extra: list[tuple[str, int]] | None = None, **keys: Any
 ) -> dict[str, Any]:
-    """A byte-level vocabulary: `<|end|>` (0), `<|user|>` (1), the 256 bytes (2 to 257), the merges' results, `extra`."""
+    """A byte-level vocabulary: `<|end|>`, `<|user|>`, the 256 bytes (2 to 257), the merges' results, `extra`."""
     merges = ["h e", "l l", "he ll", "hell o", "Ġ w", "Ġw o", "o r"] if merges is None else merges
     tokens = ["<|end|>", "<|user|>", *byte_alphabet(), *dict.fromkeys(merge.replace(" ", "") for merge in merges)]
     types = [CONTROL, CONTROL, *[NORMAL] * (len(tokens) - 2)]
@@ -64,10 +65,10 @@ def sentencepiece(words: list[tuple[str, float]] | None = None, **keys: Any) -> 
     """`<unk>`, `<s>`, `</s>`, 256 byte tokens (3 to 258), then words with scores."""
     if words is None:
         words = [
-            ("▁", -9.0), ("h", -10.0), ("e", -11.0), ("l", -12.0), ("o", -13.0), ("w", -14.0), ("r", -15.0), ("d", -16.0),
-            ("a", -17.0), ("n", -18.0), ("▁▁", -3.0), ("he", -1.0), ("ll", -2.0), ("hell", -4.0), ("▁hello", -2.5),
-            ("llo", -1.5), ("▁hell", -3.5), ("▁w", -0.5), ("or", -0.25), ("▁wor", -6.0), ("aa", -5.0), ("aaa", -5.0),
-            ("an", -5.5), ("na", -5.25),
+            ("▁", -9.0), ("h", -10.0), ("e", -11.0), ("l", -12.0), ("o", -13.0), ("w", -14.0), ("r", -15.0),
+            ("d", -16.0), ("a", -17.0), ("n", -18.0), ("▁▁", -3.0), ("he", -1.0), ("ll", -2.0), ("hell", -4.0),
+            ("▁hello", -2.5), ("llo", -1.5), ("▁hell", -3.5), ("▁w", -0.5), ("or", -0.25), ("▁wor", -6.0), ("aa", -5.0),
+            ("aaa", -5.0), ("an", -5.5), ("na", -5.25),
         ]  # fmt: skip
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *(word for word, _ in words)]
     return {
@@ -86,11 +87,7 @@ def plain_sentencepiece(metadata: dict[str, Any], text: str) -> list[int]:
     pieces = {t: i for i, t in enumerate(tokens) if kinds[i] == NORMAL}
     symbols = list(("▁" + text.replace(" ", "▁")) if text else "")
     while True:
-        pairs = [
-            (-scores[pieces[a + b]], at)
-            for at, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))
-            if a + b in pieces
-        ]
+        pairs = [(-scores[pieces[a + b]], at) for at, (a, b) in enumerate(pairwise(symbols)) if a + b in pieces]
         if not pairs:
             break
         _, at = min(pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import resource
+import sys
 from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
@@ -13,7 +14,7 @@ import typer
 
 from kvik.cli.machine import cores, memory, processor
 from kvik.cli.options import Json, ModelOptions, add_verb
-from kvik.cli.output import amount, print_json, print_table, write
+from kvik.cli.output import amount, note, print_json, print_table, write
 from kvik.errors import ParameterError
 from kvik.params import MAX_SEED
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _BANDWIDTH_MIB, _BANDWIDTH_REPEATS = 512, 5  # beyond any cache of the processor
-_MEASURED = ("prefill_tok_s", "decode_tok_s", "first_token_ms", "read_gb_s")
 _PARTS = ("matrices", "attention", "rest", "python")
 
 
@@ -68,7 +68,7 @@ def bench(model: ModelOptions, options: BenchOptions, json: Json = False) -> Non
     first_token_ms  from the request to its first token
     load_ms         until the model is ready, the engine's imports included
     step_ms         a decode step by where its time goes; python is all that is not in the other three
-    read_gb_s       bytes of the matrices a decode step reads, over its time in matrices
+    read_gb_s       bytes of the matrices a decode step reads, over its time in matrices (native executor)
     bandwidth_gb_s  what this machine's memory gives the same threads
     peak_rss_bytes  most memory the process held, before bandwidth is measured
 
@@ -83,7 +83,13 @@ def bench(model: ModelOptions, options: BenchOptions, json: Json = False) -> Non
     load_ms = 1e3 * (perf_counter() - begun)
     _check_fits(llm, options)
     params = replace(llm.default_params(), seed=options.seed, ignore_eos=True)
-    rounds = [_round(llm, params, options, number) for number in range(options.repeat + 1)][1:]
+    _round(llm, params, options, 0)  # the first touch of the weights does not count
+    rounds = []
+    for number in range(1, options.repeat + 1):
+        rounds.append(_round(llm, params, options, number))
+        if sys.stderr.isatty():
+            speeds = f"prefill {rounds[-1]['prefill_tok_s']:.0f}, decode {rounds[-1]['decode_tok_s']:.0f} tokens/s"
+            note(f"round {number} of {options.repeat}: {speeds}", dim=True)
     report = _report(llm, options, rounds, load_ms)
     if json:
         print_json(report)
@@ -121,21 +127,24 @@ def _round(llm: LLM, params: SamplingParams, options: BenchOptions, number: int)
     decoding = perf_counter() - begun
     steps = {name: 1e3 * getattr(stats, name) / stats.steps for name in _PARTS[:3]}
     steps["python"] = 1e3 * decoding / stats.steps - sum(steps.values())
-    return {
+    found = {
         "prefill_tok_s": options.prompt_tokens / first_token,
         "decode_tok_s": options.new_tokens / decoding,
         "first_token_ms": 1e3 * first_token,
-        "read_gb_s": matrix_bytes(llm) / stats.matrices * stats.steps / 1e9 if stats.matrices else 0.0,
         **steps,
     }
+    if llm.info.executor == "native":  # the torch executor reads tensors of its own, not the packed ones
+        found["read_gb_s"] = 1e-9 * matrix_bytes(llm) * stats.steps / stats.matrices
+    return found
 
 
 def matrix_bytes(llm: LLM) -> int:
     """Bytes of the matrices one decode step reads: all but an embedding table that is not also the output head."""
+    from kvik.weights.layouts import parse_weights
     from kvik.weights.packed import read_packed
     from kvik.weights.store import ModelStore
 
-    path = ModelStore().folder_for(llm.info.path) / f"weights-{llm.info.weights}.kvik"
+    path = ModelStore().folder_for(llm.info.path) / f"weights-{parse_weights(llm.info.weights)}.kvik"
     tensors = read_packed(path, verify=False).tensors
     read_whole = (t for name, t in tensors.items() if not t.vector and (name != "embed" or "head" not in tensors))
     return sum(t.nbytes for t in read_whole)
@@ -147,10 +156,10 @@ def _report(llm: LLM, options: BenchOptions, rounds: list[dict[str, float]], loa
     middle = {name: median(each) for name, each in values.items()}
     info, machine = llm.info, cores()
     return {
-        **{name: middle[name] for name in _MEASURED[:3]},
+        **{name: middle[name] for name in ("prefill_tok_s", "decode_tok_s", "first_token_ms")},
         "load_ms": load_ms,
         "step_ms": {name: middle[name] for name in _PARTS},
-        "read_gb_s": middle["read_gb_s"],
+        "read_gb_s": middle.get("read_gb_s"),
         "bandwidth_gb_s": bandwidth(info.threads) / 1e9,
         "peak_rss_bytes": peak,
         "range": {name: {"min": min(each), "max": max(each)} for name, each in values.items()},
@@ -189,7 +198,7 @@ def _show(report: dict[str, Any]) -> None:
             row("first_token_ms", "ms"),
             ["load_ms", f"{report['load_ms']:.1f}", "ms", ""],
             *([f"step {name}", f"{step[name]:.3f}", "ms", f"{step[name] / whole:.1%}"] for name in _PARTS),
-            row("read_gb_s", "GB/s"),
+            *([row("read_gb_s", "GB/s")] if report["read_gb_s"] is not None else []),
             ["bandwidth_gb_s", f"{report['bandwidth_gb_s']:.1f}", "GB/s", ""],
             ["peak_rss_bytes", amount(report["peak_rss_bytes"]), "", ""],
         ],

@@ -107,6 +107,11 @@ class Ops(Protocol[Value]):
 class Executor(Protocol):
     """A model with its weights and cache storage, ready to compute passes."""
 
+    @property
+    def isa(self) -> str | None:
+        """The instruction set in use, where the executor chooses one."""
+        ...
+
     def run(self, work: Pass) -> NDArray[np.float32]:
         """Compute the pass, append its keys and values, return logits [R, V] (valid until the next call)."""
         ...

@@ -205,6 +205,11 @@ class TorchExecutor(Generic[Config]):
         self.cache = PagedKV(config, kv, num_blocks, block_tokens, place)
         self._times = StepTimes(0.0, 0.0, 0.0)
 
+    @property
+    def isa(self) -> None:
+        """PyTorch chooses for itself."""
+        return None
+
     def run(self, work: Pass) -> NDArray[np.float32]:
         """Compute the pass. Raises ParameterError for a pass whose tokens, slots, spans or blocks do not fit."""
         _check(work, self._config.vocab_size, self.cache)

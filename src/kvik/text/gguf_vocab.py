@@ -75,7 +75,7 @@ def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
     literals = {t: tokens[t] for t in range(len(tokens)) if (t in special or types[t] == _USER_DEFINED) and tokens[t]}
     read = _byte_level if kind == "gpt2" else _sentencepiece
     parts, add_bos = read(metadata, tokens, types, literals, special)
-    add_bos = _flag(metadata, "add_bos_token", add_bos)
+    add_bos = _flag(metadata, "add_bos_token", add_bos and ids["bos"] is not None)
     add_eos = _flag(metadata, "add_eos_token", False)
     for wanted, name in ((add_bos, "bos"), (add_eos, "eos")):
         if wanted and ids[name] is None:

@@ -169,11 +169,11 @@ class Tokenizer:
 
     def piece(self, token: int, after: int | None = None) -> bytes:
         """The bytes of one token that follows the token `after` (None: it begins the text)."""
-        piece = self._pieces.get(token)
+        piece = self._pieces.get(token) if type(token) is int else None
         if piece is None:
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.vocab_size:
+            if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= token < self.vocab_size:
                 raise ParameterError(f"token id {token!r} is outside the vocabulary [0, {self.vocab_size - 1}]")
-            piece = self._pieces[token] = self._bpe.piece(token)
+            piece = self._pieces[int(token)] = self._bpe.piece(int(token))
         if self._space_prefix and piece[:1] == b" " and (after is None or after in self._literal_ids):
             return piece if token in self._literal_ids else piece[1:]
         return piece
