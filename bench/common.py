@@ -257,14 +257,14 @@ _SPIN = "while True: pass"
 
 
 @contextmanager
-def foreign_process(python: str | Path) -> Iterator[None]:
-    """One process that keeps a core busy while the block runs; the system decides which core."""
+def foreign_process(python: str | Path) -> Iterator[int]:
+    """One process that keeps a core busy while the block runs, by its id; the system decides which core."""
     child = subprocess.Popen([str(python), "-c", _SPIN], stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         time.sleep(0.3)
         if child.poll() is not None:
             raise BenchError(f"the foreign process ended at once with {child.returncode}")
-        yield
+        yield child.pid
     finally:
         child.kill()
         child.wait()

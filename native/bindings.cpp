@@ -105,32 +105,24 @@ double seconds() {
 }
 
 // Bytes per second the pool's threads read together from `mib` MiB of memory, best of `repeats`.
-double measure_bandwidth(Pool& pool, int32_t mib, int32_t repeats) {
+double measure_bandwidth(Pool& pool, const Kernels& kernels, int32_t mib, int32_t repeats) {
+    constexpr size_t kPiece = 256 * 1024;
     struct Job {
-        std::unique_ptr<uint8_t[]> data;
-        size_t piece;
-        uint64_t sum[256];
-    } job;
-    const uint32_t tiles = uint32_t(mib) * 4;
-    job.piece = 256 * 1024;
-    job.data.reset(new uint8_t[size_t(tiles) * job.piece]);
-    for (size_t i = 0; i < size_t(tiles) * job.piece; i += 64) job.data[i] = uint8_t(i >> 6);
+        std::vector<uint8_t> data;
+        const Kernels& kernels;
+        std::vector<float> sums;
+    } job{std::vector<uint8_t>(size_t(mib) << 20, 1), kernels, std::vector<float>(size_t(pool.threads()) * 16)};
+    const uint32_t tiles = uint32_t(job.data.size() / kPiece);
     double best = 0;
     for (int32_t r = 0; r < repeats; ++r) {
         const double t = seconds();
         pool.run({tiles},
                  [](void* context, uint32_t, uint32_t tile, uint32_t thread) {
                      Job& j = *static_cast<Job*>(context);
-                     const uint64_t* p = reinterpret_cast<const uint64_t*>(j.data.get() + size_t(tile) * j.piece);
-                     uint64_t sum[8] = {};
-                     for (size_t i = 0; i < j.piece / 8; i += 8) {
-                         __builtin_prefetch(p + i + 512);
-                         for (size_t k = 0; k < 8; ++k) sum[k] += p[i + k];
-                     }
-                     for (uint64_t s : sum) j.sum[thread & 255] += s;
+                     j.sums[size_t(thread) * 16] += j.kernels.read_all(j.data.data() + size_t(tile) * kPiece, kPiece);
                  },
                  [](void*, uint32_t) {}, &job);
-        best = std::max(best, double(tiles) * double(job.piece) / (seconds() - t));
+        best = std::max(best, double(job.data.size()) / (seconds() - t));
     }
     return best;
 }
@@ -274,8 +266,9 @@ NB_MODULE(_native, m) {
         .def_prop_ro("threads", &Pool::threads)
         .def("measure_bandwidth", [](Pool& self, int32_t mib, int32_t repeats) {
             require(mib >= 1 && mib <= 4096 && repeats >= 1, "mib must be in [1, 4096]");
+            const Kernels& kernels = kernels_named("");
             nb::gil_scoped_release release;
-            return measure_bandwidth(self, mib, repeats);
+            return measure_bandwidth(self, kernels, mib, repeats);
         });
 
     nb::class_<PyProgram>(m, "Program")

@@ -77,6 +77,20 @@ static void rope(float* x, int32_t heads, int32_t head_size, const float* cosine
     }
 }
 
+// Reads n bytes (a multiple of 256) as fast as the weights are read; the sum keeps the reading from being skipped.
+static float read_all(const uint8_t* p, size_t n) {
+    F a = zero(), b = zero(), c = zero(), d = zero();
+    for (size_t i = 0; i < n; i += 256) {
+        for (size_t line = 0; line < 256; line += 64) prefetch(p + i + line + kAhead);
+        const float* x = reinterpret_cast<const float*>(p + i);
+        a = add(a, load(x));
+        b = add(b, load(x + kLanes));
+        c = add(c, load(x + 2 * kLanes));
+        d = add(d, load(x + 3 * kLanes));
+    }
+    return reduce_add(add(add(a, b), add(c, d)));
+}
+
 static inline uint64_t mix(uint64_t h) {  // SplitMix64's finalizer (Steele et al. 2014)
     h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9ull;
     h = (h ^ (h >> 27)) * 0x94d049bb133111ebull;

@@ -8,5 +8,5 @@
 
 namespace KVIK_NS {
 static const kvik::Kernels kTable = {KVIK_ISA_NAME, matmul, embed, rms_norm, silu_gate, add_rows, quantize, rope, append,
-                                     attend, attend_reset, attend_join, attend_finish, checksum, &kSampler};
+                                     attend, attend_reset, attend_join, attend_finish, checksum, read_all, &kSampler};
 }

@@ -97,6 +97,7 @@ struct Kernels {
     void (*attend_join)(float* state, const float* partial, int32_t queries, int32_t head_size);
     void (*attend_finish)(const float* state, int32_t rows, int32_t group, int32_t head_size, float* out, int32_t ldo);
     uint64_t (*checksum)(const uint8_t* p, size_t n);
+    float (*read_all)(const uint8_t* p, size_t n);
     const SamplerKernels* sampler;  // sampler.h
 };
 

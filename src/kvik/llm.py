@@ -95,7 +95,8 @@ class LLM:
             raise ParameterError(f"executor must be 'native' or 'torch', got {executor!r}")
         if executor == "native" and device != "cpu":
             raise ParameterError(f"device must be 'cpu' with the native executor, got {device!r}")
-        loaded = load_model(model, parse_weights(weights), report)
+        kept = parse_weights(weights)
+        loaded = load_model(model, kept, report)
         config = loaded.config
         layout = kv_layout(config, kv_format)
         num_blocks = num_blocks_for(layout, config.context_length, engine.kv_bytes)
@@ -117,7 +118,7 @@ class LLM:
         self.info = ModelInfo(
             name=loaded.name, path=str(loaded.path), family=config.family, parameters=loaded.parameters,
             license=loaded.license, context_length=config.context_length, vocab_size=config.vocab_size,
-            layouts=layouts, weights=weights, weights_bytes=loaded.weights.nbytes, kv=kv_format,
+            layouts=layouts, weights=kept, weights_bytes=loaded.weights.nbytes, kv=kv_format,
             kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=num_blocks * layout.block_bytes,
             executor=executor, isa=built.isa, threads=threads,
             load_seconds=perf_counter() - begun,
@@ -273,6 +274,10 @@ def _native_executor(
 ) -> Executor:
     from kvik.ops.native_ops import NativeExecutor
 
+    try:
+        _native.isa_selected()
+    except ValueError as error:  # KVIK_ISA names what is not here
+        raise ParameterError(str(error)) from None
     family = MODELS[loaded.config.family]
     return NativeExecutor(
         loaded.config, lambda ops: family.forward(ops, loaded.config), loaded.weights.tensors,

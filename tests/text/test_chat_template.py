@@ -253,6 +253,6 @@ def test_a_template_of_another_vocabulary(smollm: Tokenizer) -> None:
     "source", ["{% if %}", "{{ messages.foo.bar }}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ undefined() }}"]
 )
 def test_faulty_templates_are_data_errors_of_one_line(source: str) -> None:
-    with pytest.raises(DataError, match="^chat template: ") as error:
+    with pytest.raises(DataError, match=r"^chat template: ") as error:
         ChatTemplate(source, "", "").render([{"role": "user", "content": "a"}])
     assert "\n" not in str(error.value)

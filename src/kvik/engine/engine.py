@@ -137,7 +137,7 @@ class Engine:
         sequence = Generating(
             list(request.prompt), BlockTable(self.scheduler.pool), request=request, index=index,
             sampler=Sampler(self.vocab_size, request.params, request.seed, index, ends),
-            detokenizer=Detokenizer(self.tokenizer), stop=StopChecker(request.params.stop),
+            detokenizer=Detokenizer(self.tokenizer, after=request.prompt[-1]), stop=StopChecker(request.params.stop),
             end_ids=ends, context_length=self.context_length, emit=emit,
         )  # fmt: skip
         self.scheduler.add(sequence)
