@@ -287,7 +287,7 @@ def plot(results: Results, path: Path) -> None:
         axis.set_xscale("log")
         axis.set_title(f"{phase}, tokens per second")
         low, high = axis.get_xlim()
-        axis.set_xlim(low, high * 3)
+        axis.set_xlim(low, high * 4)
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(engines)), engines)

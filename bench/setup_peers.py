@@ -241,6 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (BenchError, OSError) as error:
             say(f"{step}: FAILED: {error}")
             failed = True
+        except KeyboardInterrupt:
+            say(f"{step}: stopped; the next run goes on from here")
+            return 130
     return 1 if failed else 0
 
 

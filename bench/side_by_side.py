@@ -202,6 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BenchError, OSError) as error:
         say(f"bench: {error}")
         return 1
+    except KeyboardInterrupt:
+        say("bench: stopped")
+        return 130
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def load_packed(
     """
     if path.exists():
         try:
-            return _checked(read_packed(path), wanted, path)
+            return _checked(read_packed(path, progress=progress), wanted, path)
         except (DataError, ValueError, KeyError, TypeError):
             path.unlink(missing_ok=True)  # damaged or of another version: made again below
     with open_source() as file:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from kvik import _native
 from kvik.errors import DataError
+from kvik.weights.fetch import Progress
 from kvik.weights.files import atomic_write, open_regular
 from kvik.weights.layouts import Layout, packed_bytes
 
@@ -106,8 +107,11 @@ class PackedWriter:
             file.write(_PREFIX.pack(MAGIC, VERSION, len(header), checksum) + header)
 
 
-def read_packed(path: Path, verify: bool = True) -> PackedWeights:
-    """Map a packed file. DataError where it is damaged, of another version, or not there."""
+def read_packed(path: Path, verify: bool = True, progress: Progress | None = None) -> PackedWeights:
+    """Map a packed file. DataError where it is damaged, of another version, or not there.
+
+    verify: read every tensor and compare its checksum; progress hears of it as stage "load".
+    """
     descriptor = open_regular(path)
     try:
         size = os.fstat(descriptor).st_size
@@ -128,10 +132,14 @@ def read_packed(path: Path, verify: bool = True) -> PackedWeights:
     parsed = json.loads(header.tobytes())
     tensors = {}
     for e in parsed["tensors"]:
+        if progress is not None:
+            progress("load", parsed["start"] + e["offset"], size)
         layout, begin = Layout(e["layout"]), parsed["start"] + e["offset"]
         data = whole[begin : begin + _size(layout, e["rows"], e["columns"], e["vector"])]
         damaged = data.nbytes != _size(layout, e["rows"], e["columns"], e["vector"])
         if damaged or (verify and f"{_native.checksum(data):016x}" != e["checksum"]):
             raise DataError("packed weights are damaged", path=path, tensor=e["name"], offset=begin)
         tensors[e["name"]] = PackedTensor(e["name"], layout, e["rows"], e["columns"], e["vector"], data)
+    if progress is not None:
+        progress("load", size, size)
     return PackedWeights(tensors, parsed["notes"])
