@@ -15,7 +15,7 @@ from kvik.cache.storage import allocate_cache, num_blocks_for
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreResult, Usage
 from kvik.engine.sequence import Generating
-from kvik.errors import ParameterError
+from kvik.errors import DataError, ParameterError
 from kvik.models import MODELS
 from kvik.models.loading import LoadedModel, load_model
 from kvik.ops import Executor, fine_activations
@@ -229,6 +229,8 @@ def _shallow(chunk: Chunk) -> dict[str, Any]:
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
+    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Sequence):
+        raise ParameterError(f"prompts must be a string, token ids or a list of these, got {type(prompts).__name__}")
     ids = [p for p in prompts if isinstance(p, int)]
     if ids and len(ids) == len(prompts):
         return [ids]
@@ -236,7 +238,7 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def _is_prompt(prompt: object) -> TypeGuard[Prompt]:
-    if isinstance(prompt, str | Sequence):
+    if isinstance(prompt, str | Sequence) and not isinstance(prompt, bytes):
         return True
     raise ParameterError(f"a prompt must be a string or a list of token ids, got {prompt!r}")
 
@@ -279,11 +281,15 @@ def _native_executor(
     except ValueError as error:  # KVIK_ISA names what is not here
         raise ParameterError(str(error)) from None
     family = MODELS[loaded.config.family]
-    return NativeExecutor(
-        loaded.config, lambda ops: family.forward(ops, loaded.config), loaded.weights.tensors,
-        pool=_native.Pool(threads), kv=allocate_cache(num_blocks * layout.block_bytes), kv_format=kv,
-        num_blocks=num_blocks, max_rows=min(engine.max_batch_tokens, loaded.config.context_length),
-    )  # fmt: skip
+    pool, storage = _native.Pool(threads), allocate_cache(num_blocks * layout.block_bytes)
+    try:
+        return NativeExecutor(
+            loaded.config, lambda ops: family.forward(ops, loaded.config), loaded.weights.tensors,
+            pool=pool, kv=storage, kv_format=kv,
+            num_blocks=num_blocks, max_rows=min(engine.max_batch_tokens, loaded.config.context_length),
+        )  # fmt: skip
+    except ValueError as error:  # sizes its kernels do not have
+        raise DataError(f'the native executor cannot run it: {error}; executor "torch" may', path=loaded.path) from None
 
 
 def _torch_executor(

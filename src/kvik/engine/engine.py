@@ -110,6 +110,9 @@ class Engine:
             )
         most = len(prompt) + min(room, params.max_tokens if params.max_tokens is not None else room)
         self._check_fits(most)
+        outside = [token for token in params.stop_token_ids if token >= self.vocab_size]
+        if outside:
+            raise ParameterError(f"stop_token_ids must be in [0, {self.vocab_size - 1}], got {outside[0]}")
         seed = params.seed if params.seed is not None else secrets.randbits(64)
         return Request(prompt, params, seed)
 

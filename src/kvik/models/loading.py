@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvik.errors import DataError
+from kvik.errors import DataError, ParameterError
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig, RopeConfig
+from kvik.params import SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.fetch import Progress
 from kvik.weights.layouts import Weights
@@ -61,13 +62,12 @@ def load_model(
     folder = store.folder_for(path)
     noted = read_json(folder / "model.json")
     if not isinstance(noted, dict) or noted.get("format") != FORMAT:
-        store.make_folder(path)
-        noted = _read_source(path, folder)
+        noted = _read_source(path, store)
     try:
         config = _config(noted["config"])
         tokenizer = Tokenizer.load(folder / "tokenizer")
     except (DataError, KeyError, TypeError):  # damaged by someone: made again
-        noted = _read_source(path, folder)
+        noted = _read_source(path, store)
         config, tokenizer = _config(noted["config"]), Tokenizer.load(folder / "tokenizer")
     specs = MODELS[config.family].tensors(config)
     wanted = [WantedTensor(s.name, s.gguf_name, s.shape, s.permuted_heads) for s in specs]
@@ -90,8 +90,8 @@ def _config(plain: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**{**plain, "rope": RopeConfig(**rope)})
 
 
-def _read_source(path: Path, folder: Path) -> dict[str, Any]:
-    """Read the file's configuration and tokenizer and keep them in the store."""
+def _read_source(path: Path, store: ModelStore) -> dict[str, Any]:
+    """Read the file's configuration and tokenizer and keep them in the store. A refused file leaves nothing there."""
     from kvik.models.config_readers import config_from_gguf
     from kvik.weights.gguf import read_gguf
 
@@ -105,6 +105,8 @@ def _read_source(path: Path, folder: Path) -> dict[str, Any]:
         tokenizer = Tokenizer.from_gguf(file.metadata)
         if tokenizer.vocab_size > config.vocab_size:
             raise DataError(f"has {tokenizer.vocab_size} tokens but weights for {config.vocab_size}", path=path)
+        defaults = _defaults(file.metadata, path)
+        folder = store.make_folder(path)
         tokenizer.save(folder / "tokenizer")
         name, licence = file.metadata.get("general.name"), file.metadata.get("general.license")
         noted = {
@@ -113,7 +115,7 @@ def _read_source(path: Path, folder: Path) -> dict[str, Any]:
             "license": licence if isinstance(licence, str) else None,
             "parameters": sum(_elements(shape) for shape in shapes.values()),
             "config": as_plain(config),
-            "defaults": _defaults(file.metadata),
+            "defaults": defaults,
         }
     save_json(folder / "model.json", noted)
     return noted
@@ -126,10 +128,17 @@ def _elements(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _defaults(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
     defaults = {}
     for key, name in _SAMPLING_KEYS.items():
         value = metadata.get(f"general.sampling.{key}")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            defaults[name] = value
+        if value is None:
+            continue
+        if name == "top_k" and isinstance(value, int) and value < 0:
+            value = 0  # llama.cpp's "every token"
+        try:
+            SamplingParams(**{name: value})
+        except ParameterError as error:
+            raise DataError(f"general.sampling.{key}: {error}", path=path) from None
+        defaults[name] = value
     return defaults

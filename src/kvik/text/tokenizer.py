@@ -7,7 +7,6 @@ import mmap
 import os
 import re
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Tokenizer", "check_text"]
 
 _SETTINGS, _TABLES = "kvik_tokenizer.json", "kvik_tokenizer.bin"
-_FORMAT = 1
+_FORMAT = 2
 _REMEDY = "delete the folder to have it made again"
 _SPACE_MARK = "▁"
 # SentencePiece units that no merge crosses: a run of space marks with what follows it.
@@ -73,13 +72,14 @@ class Tokenizer:
         tables = pack_bpe(v.pieces, v.merges, v.bytes_to_id, v.chars_to_id, v.words)
         eos = metadata.get("tokenizer.ggml.eos_token_id")
         settings = {
-            "format": _FORMAT, "byteorder": sys.byteorder, "crc32": zlib.crc32(tables),
+            "format": _FORMAT, "byteorder": sys.byteorder,
             "bos_id": v.bos_id, "eos_id": eos, "eos_ids": sorted(v.eos_ids),
             "add_bos": v.add_bos, "add_eos": v.add_eos,
             "special_ids": sorted(v.special_ids), "literals": sorted(v.literals.items()),
             "patterns": v.patterns, "space_prefix": v.space_prefix, "whole_text": v.whole_text,
             "chat_template": v.chat_template,
         }  # fmt: skip
+        settings["crc32"] = _checksum(settings, tables)
         return cls(BPE(tables), settings, tables)
 
     @classmethod
@@ -92,8 +92,8 @@ class Tokenizer:
                 tables = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             if settings["format"] != _FORMAT or settings["byteorder"] != sys.byteorder:
                 raise DataError(f"{_SETTINGS} was saved by another version of Kvik; {_REMEDY}", path=folder)
-            if settings["crc32"] != zlib.crc32(tables):
-                raise DataError(f"{_TABLES} is damaged; {_REMEDY}", path=folder)
+            if settings["crc32"] != _checksum(settings, tables):
+                raise DataError(f"the saved tokenizer is damaged; {_REMEDY}", path=folder)
             return cls(BPE(tables), settings, tables)
         except FileNotFoundError as error:
             raise DataError(f"no saved tokenizer: {Path(error.filename).name} is missing", path=folder) from None
@@ -250,15 +250,21 @@ def _pre_tokenizer(patterns: Sequence[str]) -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns])
 
 
+def _checksum(settings: Mapping[str, Any], tables: bytes | memoryview) -> int:
+    """Of the tables and of the settings but this number itself."""
+    plain = {key: value for key, value in settings.items() if key != "crc32"}
+    return zlib.crc32(tables, zlib.crc32(json.dumps(plain, sort_keys=True).encode()))
+
+
 def _replace(path: Path, data: bytes | memoryview) -> None:
     """Write a file so that it is whole or absent at every moment."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    name = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(name, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        name.unlink(missing_ok=True)
         raise

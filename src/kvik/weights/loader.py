@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,23 +141,28 @@ def _pack(
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write a small JSON file atomically."""
+    """Write a small JSON file atomically, with a checksum of what it says."""
     from kvik.weights.files import atomic_write
 
     with atomic_write(path) as file:
-        file.write(json.dumps(value).encode())
+        file.write(json.dumps({"crc32": _json_checksum(value), "value": value}).encode())
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of the store, or None where it is missing or damaged."""
+    """What `save_json` wrote, or None where the file is missing or damaged."""
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (ValueError, UnicodeDecodeError):
+        whole = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(whole, dict) or whole.get("crc32") != _json_checksum(whole.get("value")):
+        return None
+    return whole["value"]
+
+
+def _json_checksum(value: Any) -> int:
+    return zlib.crc32(json.dumps(value).encode())
 
 
 def as_plain(value: Any) -> Any:

@@ -1,0 +1,129 @@
+"""From a file to a model: what the store keeps of it, damaged or refused."""
+
+from __future__ import annotations
+
+import json
+
+import gguf
+import numpy as np
+import pytest
+
+import kvik
+from kvik.models.loading import load_model
+from kvik.weights.store import ModelStore
+
+TOKENS = [chr(c) if 33 <= c < 127 else chr(256 + c) for c in range(96)] + ["<s>", "</s>"]
+GREEDY = kvik.SamplingParams(max_tokens=4, temperature=0.0)
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVIK_HOME", str(tmp_path / "store"))
+
+
+def write_model(path, *, head_size=16, **sampling):
+    """A model of one layer with random weights; sampling: its own generation defaults."""
+    hidden, rows = 2 * head_size, np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([1] * 96 + [3, 3])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(96)
+    writer.add_eos_token_id(97)
+    for name, value in sampling.items():
+        add = writer.add_int32 if isinstance(value, int) else writer.add_float32
+        add(f"general.sampling.{name}", value)
+    shapes = {
+        "token_embd": (98, hidden), "blk.0.attn_q": (hidden, hidden), "blk.0.attn_k": (head_size, hidden),
+        "blk.0.attn_v": (head_size, hidden), "blk.0.attn_output": (hidden, hidden), "blk.0.ffn_gate": (32, hidden),
+        "blk.0.ffn_up": (32, hidden), "blk.0.ffn_down": (hidden, 32),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        writer.add_tensor(name + ".weight", rows.standard_normal(shape).astype(np.float32))
+    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+        writer.add_tensor(name + ".weight", np.ones(hidden, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def answer(path):
+    llm = kvik.LLM(path, engine=kvik.EngineParams(threads=1))
+    return llm.generate([[1, 2, 3]], GREEDY)[0].choices[0].token_ids
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("model.json", '"num_layers": 1', '"num_layers": 2'),
+        ("model.json", '"theta": 10000.0', '"theta": 10000.5'),
+        ("model.json", '"family": "llama"', '"family": "mlama"'),
+        ("model.json", '"parameters"', '"perameters"'),
+        ("model.json", "{", "["),
+        ("tokenizer/kvik_tokenizer.json", '"bos_id": 96', '"bos_id": 95'),
+        ("tokenizer/kvik_tokenizer.json", '"format"', '"fermat"'),
+    ],
+)
+def test_what_the_store_keeps_is_made_again_when_damaged(tmp_path, file, old, new) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    expected = answer(path)
+    kept = ModelStore().folder_for(path) / file
+    whole = kept.read_text()
+    assert old in whole
+    kept.write_text(whole.replace(old, new, 1))
+    assert answer(path) == expected
+    assert kept.read_text() == whole
+
+
+def test_a_refused_file_leaves_nothing_in_the_store(tmp_path) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(kvik.DataError):
+        kvik.LLM(path)
+    assert ModelStore().list() == []
+
+
+def test_the_file_s_own_generation_defaults(tmp_path) -> None:
+    path = write_model(tmp_path / "m.gguf", temp=0.5, top_k=-1)
+    assert dict(load_model(path, "auto", lambda *_: None).defaults) == {"temperature": 0.5, "top_k": 0}
+    path = write_model(tmp_path / "n.gguf", top_p=2.0)
+    with pytest.raises(kvik.DataError, match=r"n\.gguf: general\.sampling\.top_p: top_p must be finite and in"):
+        kvik.LLM(path)
+
+
+def test_sizes_the_native_executor_lacks_are_refused_as_data(tmp_path) -> None:
+    path = write_model(tmp_path / "m.gguf", head_size=24)
+    with pytest.raises(kvik.DataError, match=r"m\.gguf: the native executor cannot run it: head size"):
+        kvik.LLM(path)
+
+
+def test_json_of_the_store_stays_json(tmp_path) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    answer(path)
+    kept = json.loads((ModelStore().folder_for(path) / "model.json").read_text())
+    assert set(kept) == {"crc32", "value"} and kept["value"]["name"] == "m"
+
+
+@pytest.mark.parametrize("prompts", [b"abc", {"a": 1}, (p for p in ["a"]), None, 5, [b"abc"], {"a"}])
+def test_what_is_no_prompt_is_refused(tmp_path, prompts) -> None:
+    llm = kvik.LLM(write_model(tmp_path / "m.gguf"), engine=kvik.EngineParams(threads=1))
+    with pytest.raises(kvik.ParameterError, match="prompt"):
+        llm.generate(prompts, GREEDY)
+
+
+def test_everything_is_checked_before_anything_is_computed(tmp_path) -> None:
+    llm = kvik.LLM(write_model(tmp_path / "m.gguf"), engine=kvik.EngineParams(threads=1))
+    with pytest.raises(kvik.ParameterError, match=r"stop_token_ids must be in \[0, 97\], got 98"):
+        llm.generate([[1], [2]], [GREEDY, kvik.SamplingParams(stop_token_ids=(98,))])
+    assert llm.engine.stats.steps == 0
