@@ -12,7 +12,7 @@ import kvik
 from kvik.models.loading import load_model
 from kvik.weights.store import ModelStore
 
-TOKENS = [chr(c) if 33 <= c < 127 else chr(256 + c) for c in range(96)] + ["<s>", "</s>"]
+TOKENS = [*map(chr, range(33, 127)), "Ġ", "ab", "<s>", "</s>"]
 GREEDY = kvik.SamplingParams(max_tokens=4, temperature=0.0)
 
 
@@ -21,7 +21,7 @@ def own_store(tmp_path, monkeypatch):
     monkeypatch.setenv("KVIK_HOME", str(tmp_path / "store"))
 
 
-def write_model(path, *, head_size=16, **sampling):
+def write_model(path, *, head_size=16, merge="a b", **sampling):
     """A model of one layer with random weights; sampling: its own generation defaults."""
     hidden, rows = 2 * head_size, np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
@@ -36,7 +36,7 @@ def write_model(path, *, head_size=16, **sampling):
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(TOKENS)
     writer.add_token_types([1] * 96 + [3, 3])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges([merge])
     writer.add_bos_token_id(96)
     writer.add_eos_token_id(97)
     for name, value in sampling.items():
@@ -94,6 +94,12 @@ def test_a_refused_file_leaves_nothing_in_the_store(tmp_path) -> None:
     assert ModelStore().list() == []
 
 
+def test_a_refused_tokenizer_names_the_file(tmp_path) -> None:
+    path = write_model(tmp_path / "m.gguf", merge="a q")
+    with pytest.raises(kvik.DataError, match=r"m\.gguf: tokenizer\.ggml\.merges\[0\]"):
+        kvik.LLM(path)
+
+
 def test_the_file_s_own_generation_defaults(tmp_path) -> None:
     path = write_model(tmp_path / "m.gguf", temp=0.5, top_k=-1)
     assert dict(load_model(path, "auto", lambda *_: None).defaults) == {"temperature": 0.5, "top_k": 0}
@@ -127,3 +133,20 @@ def test_everything_is_checked_before_anything_is_computed(tmp_path) -> None:
     with pytest.raises(kvik.ParameterError, match=r"stop_token_ids must be in \[0, 97\], got 98"):
         llm.generate([[1], [2]], [GREEDY, kvik.SamplingParams(stop_token_ids=(98,))])
     assert llm.engine.stats.steps == 0
+
+
+def test_a_failed_step_ends_its_sequences_and_the_next_request_runs(tmp_path, monkeypatch) -> None:
+    llm = kvik.LLM(write_model(tmp_path / "m.gguf"), engine=kvik.EngineParams(threads=1))
+    stream = llm.stream([1, 2], GREEDY)
+    next(stream)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kvik.engine.engine.sample_rows", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([[3]], GREEDY)  # computes the stream's sequence first
+    assert llm.generate([[1, 2]], GREEDY)[0].usage.completion_tokens
+    assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
+    assert llm.engine.scheduler.pool.num_used == 0

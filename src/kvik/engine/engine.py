@@ -15,7 +15,7 @@ from kvik.cache.layout import KVLayout
 from kvik.decoding.sampler import Sampler, sample_rows
 from kvik.engine.request import Chunk, Request, ScoreRequest, ScoreResult, Usage
 from kvik.engine.runner import RowLogits, run_step
-from kvik.engine.scheduler import Scheduler
+from kvik.engine.scheduler import Scheduled, Scheduler
 from kvik.engine.sequence import Generating, Scoring, Sequence
 from kvik.errors import ParameterError
 from kvik.ops import Executor
@@ -179,11 +179,21 @@ class Engine:
         return Usage(prompt, sequence.num_generated, 0, held, held, sequence.table.num_tokens)
 
     def step(self) -> bool:
-        """One step of the loop. False when there was nothing to do."""
+        """One step of the loop. False when there was nothing to do. What fails ends the step's sequences, cancelled."""
         begun = perf_counter()
         step = self.scheduler.schedule()
         if not step:
             return False
+        try:
+            self._compute(step)
+        except BaseException:  # Ctrl-C among them: what is between two tokens now could neither go on nor end
+            for sequence, _ in step:
+                self.cancel(sequence)
+            raise
+        self._count(sum(s.tokens for s in step), perf_counter() - begun)
+        return True
+
+    def _compute(self, step: list[Scheduled]) -> None:
         computed = run_step(self.executor, step)
         self._draw([r for r in computed if isinstance(r.sequence, Generating)])
         for row in computed:
@@ -191,8 +201,6 @@ class Engine:
                 self._scores[row.sequence].note(row.first, row.logits)
                 if row.sequence.pending == 0:
                     self.scheduler.end(row.sequence)
-        self._count(sum(s.tokens for s in step), perf_counter() - begun)
-        return True
 
     def _draw(self, rows: list[RowLogits]) -> None:
         if not rows:

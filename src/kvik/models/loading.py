@@ -102,7 +102,10 @@ def _read_source(path: Path, store: ModelStore) -> dict[str, Any]:
             file.check_finite("rope_freqs.weight")
             divisors = tuple(float(x) for x in file.dequantize("rope_freqs.weight"))
         config = config_from_gguf(file.metadata, shapes, path, rope_divisors=divisors)
-        tokenizer = Tokenizer.from_gguf(file.metadata)
+        try:
+            tokenizer = Tokenizer.from_gguf(file.metadata)
+        except DataError as error:  # knows the key, not the file
+            raise DataError(str(error), path=path) from None
         if tokenizer.vocab_size > config.vocab_size:
             raise DataError(f"has {tokenizer.vocab_size} tokens but weights for {config.vocab_size}", path=path)
         defaults = _defaults(file.metadata, path)
@@ -129,7 +132,7 @@ def _elements(shape: tuple[int, ...]) -> int:
 
 
 def _defaults(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    defaults = {}
+    defaults: dict[str, Any] = {}
     for key, name in _SAMPLING_KEYS.items():
         value = metadata.get(f"general.sampling.{key}")
         if value is None:
@@ -137,7 +140,7 @@ def _defaults(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if name == "top_k" and isinstance(value, int) and value < 0:
             value = 0  # llama.cpp's "every token"
         try:
-            SamplingParams(**{name: value})
+            SamplingParams(**{**defaults, name: value})
         except ParameterError as error:
             raise DataError(f"general.sampling.{key}: {error}", path=path) from None
         defaults[name] = value
