@@ -22,9 +22,10 @@ from bench.common import (
     verdict_table,
 )
 from bench.contenders import FLASH, Job, Measurement, Settings
+from bench.model_bytes import ModelBytes, model_bytes
 from bench.peers import REPOSITORY, SIZES, Peers, chosen, default_kvik_python, default_root
-from bench.report import MB, ModelBytes, Results, fastest, machine
-from bench.side_by_side import Run, model_bytes, say
+from bench.report import MB, Results, fastest, machine
+from bench.side_by_side import Run, say
 
 BLOCKS = 5
 TARGET = 1.0
@@ -46,22 +47,13 @@ def jobs(settings: Settings) -> dict[str, Job]:
     return found
 
 
-def read_bytes(path: Path) -> int:
-    """Bytes of weights that decoding one token reads: all but an embedding table that is not also the head."""
-    import gguf
-
-    sizes = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors}
-    return sum(sizes.values()) - (sizes["token_embd.weight"] if "output.weight" in sizes else 0)
-
-
 def report(results: Results, settings: Settings, sizes: Sequence[str]) -> str:
     rows, verdicts = [], []
     for size in sizes:
-        path = settings.peers.sized(size)
-        whole, read = model_bytes(path), read_bytes(path)
+        whole = model_bytes(settings.peers.sized(size))
         engines = [name for name in results.figures if name.startswith(f"{size} ")]
         for name in sorted(engines):
-            rows.append(row(results, name, read))
+            rows.append(row(results, name, whole.read))
         peer = fastest(results, "decode", [name for name in engines if "llama.cpp" in name])
         target = Target(f"{size}: decode ÷ llama.cpp", TARGET, unit="×")
         ratios = paired_ratios(results.by_block(f"{size} kvik", "decode"), results.by_block(peer or "", "decode"))

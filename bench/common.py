@@ -168,7 +168,8 @@ def run_child(
 ) -> Finished:
     """Run a command to its end and take its own peak resident memory from the kernel (wait4).
 
-    The peak counts the largest single process of the command, and pages of mapped files while they are resident.
+    The peak counts the largest single process of the command, and pages of mapped files while they are resident. It is
+    never below this process's own peak (exec keeps the larger), so whoever measures memory must stay small.
     """
     name = Path(str(argv[0])).name
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from bench.common import (
     Interval,
@@ -22,6 +22,7 @@ from bench.common import (
     verdict,
     verdict_table,
 )
+from bench.model_bytes import ModelBytes
 from bench.quality import Quality, quality_table
 
 KL_TOLERANCE = 1.1
@@ -29,13 +30,6 @@ KL_CLOSE = 0.01
 MB = 1e6
 Phase = Literal["prefill", "decode"]
 Figures = Mapping[str, float]
-
-
-class ModelBytes(NamedTuple):
-    """Of the model file: bytes of its tensors, and of keys and values of one token in f16."""
-
-    weights: int
-    kv_token: int
 
 
 @dataclass

@@ -15,9 +15,10 @@ from typing import Any
 
 from bench import BenchError, contenders
 from bench.common import block_orders, run_child
+from bench.model_bytes import model_bytes
 from bench.peers import REPOSITORY, Peers, chosen, default_kvik_python, default_root
 from bench.quality import WINDOWS, Quality, read_quality
-from bench.report import KL_TOLERANCE, ModelBytes, Results, machine, plot, quality_name, report
+from bench.report import KL_TOLERANCE, Results, machine, plot, quality_name, report
 
 BLOCKS = 10
 QUALITY = "quality"
@@ -27,27 +28,6 @@ SHOWN = ("decode", "prefill", "gb_s", "first_s", "kept")
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def model_bytes(path: Path) -> ModelBytes:
-    """Bytes of the file's tensors, and of keys and values of one token in f16."""
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-
-    def field(name: str) -> int | None:
-        found = reader.fields.get(f"llama.{name}")
-        return None if found is None else int(found.contents())
-
-    heads, hidden = field("attention.head_count"), field("embedding_length")
-    if heads is None or hidden is None:
-        raise BenchError(f"{path} is not a model of the Llama family")
-    size = field("attention.key_length") or hidden // heads
-    kv_heads = field("attention.head_count_kv") or heads
-    return ModelBytes(
-        weights=sum(int(tensor.n_bytes) for tensor in reader.tensors),
-        kv_token=(field("block_count") or 0) * kv_heads * size * 2 * 2,
-    )
 
 
 class Run:

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -27,10 +28,11 @@ from bench.common import (
     verdict,
     verdict_table,
 )
+from bench.model_bytes import ModelBytes, from_file
 from bench.peers import Peers, chosen
 from bench.quality import FIRST, ROWS, WINDOW, LlamaSaved, Quality, compare, divergence, log_softmax
 from bench.random_gguf import BLOCK, LEVELS_STD, SHAPES, q4_1_tensor, tensors
-from bench.report import ModelBytes, Results, equal_quality, report, speed_table, verdicts
+from bench.report import Results, equal_quality, report, speed_table, verdicts
 from bench.setup_peers import with_needs
 from kvik.weights.ggml_types import GGMLType, dequantize
 
@@ -267,7 +269,7 @@ class TestQuality:
 
 def results(**speeds: float) -> Results:
     """Three blocks of Kvik at 300 and peers at the given speeds; quality as in the names."""
-    found = Results(model=ModelBytes(weights=100_000_000, kv_token=1000), tokens=1000)
+    found = Results(model=ModelBytes(weights=100_000_000, read=100_000_000, kv_token=1000), tokens=1000)
     step = {"step_matrices_ms": 9.0, "step_attention_ms": 0.5, "step_rest_ms": 0.3, "step_python_ms": 0.2}
     for block, speed in enumerate((1.0, 0.5, 0.8)):
         kvik = {
@@ -327,6 +329,27 @@ class TestReport:
         found.failures = {"openvino Q4_1 PA": ["it broke\nand more"]}
         text = report(found)
         assert "| openvino Q4_1 PA | 1 | it broke |" in text and "| matrices |" in text and "90.0 %" in text
+
+
+class TestModelBytes:
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_of_a_small_file(self, tmp_path: Path, tied: bool) -> None:
+        path = tmp_path / "small.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_block_count(3)
+        writer.add_embedding_length(64)
+        writer.add_head_count(4)
+        writer.add_head_count_kv(2)
+        for name in ("token_embd.weight", "blk.0.attn_q.weight", *(() if tied else ("output.weight",))):
+            writer.add_tensor(name, np.ones((10, 64), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        table = 10 * 64 * 4
+        found = from_file(path)
+        assert (found.weights, found.read) == ((2 * table, 2 * table) if tied else (3 * table, 2 * table))
+        assert found.kv_token == 3 * 2 * 16 * 2 * 2
 
 
 class TestRandomModels:
