@@ -57,13 +57,16 @@ const Kernels& kernels_named(std::string name) {
     throw std::invalid_argument("KVIK_ISA: no instruction set " + name + " here; this machine and build have " + known);
 }
 
+// Far above any model, far below where sizes overflow.
+void check_sizes(int64_t n, int64_t k) { require(n > 0 && k > 0 && n <= 1 << 26 && k <= 1 << 26, "matrix sizes must be in [1, 2^26]"); }
+
 Layout layout_of(int32_t layout) {
     require(layout >= 0 && layout < kLayouts, "unknown layout");
     return Layout(layout);
 }
 
 Matrix matrix_of(const Bytes& data, int32_t layout, int32_t n, int32_t k) {
-    require(n > 0 && k > 0, "matrix sizes must be positive");
+    check_sizes(n, k);
     Matrix m{layout_of(layout), data.data(), n, k};
     require(data.size() == m.bytes(), "packed bytes do not fit the matrix");
     return m;
@@ -209,7 +212,7 @@ NB_MODULE(_native, m) {
     m.def("isa_available", &available);
     m.def("isa_selected", [] { return std::string(kernels_named("").name); });
     m.def("packed_bytes", [](int32_t layout, int32_t n, int32_t k) {
-        require(n > 0 && k > 0, "matrix sizes must be positive");
+        check_sizes(n, k);
         return packed_bytes(layout_of(layout), n, k);
     });
     m.def(
@@ -279,6 +282,7 @@ NB_MODULE(_native, m) {
                  require(kv_type == 0 || kv_type == 1, "unknown KV format");
                  require(int64_t(inv_freq.size()) == head_size / 2, "rotary frequencies do not fit the head size");
                  require(num_blocks > 0 && layers > 0 && kv_heads > 0 && head_size > 0, "sizes must be positive");
+                 require(int64_t(layers) * kv_heads <= 1 << 20 && head_size <= kMaxHeadSize, "too many layers and heads");
                  const size_t bytes = size_t(num_blocks) * size_t(layers) * size_t(kv_heads) * 2 * size_t(head_size) *
                                       kBlockTokens * kv_element(KV(kv_type));
                  require(kv.size() == bytes, "cache bytes do not fit its blocks");
@@ -325,6 +329,5 @@ NB_MODULE(_native, m) {
             return std::make_tuple(t.matrices, t.attention, t.rest);
         })
         .def_prop_ro("logits_width", [](const PyProgram& p) { return p.program->logits_width(); })
-        .def_prop_ro("buffer_bytes", [](const PyProgram& p) { return p.program->buffer_bytes(); })
         .def_prop_ro("isa", [](const PyProgram& p) { return std::string(p.program->isa()); });
 }

@@ -33,11 +33,8 @@ struct Matrix {
     size_t bytes() const { return size_t(row_blocks()) * size_t(groups()) * block_bytes(layout); }
 };
 
-// How activations are rounded for integer layouts. coarse: int8 a group of 32. fine: two int8 terms, 256 * q + fine, about
-// 15 bits, for twice the arithmetic and the same bytes of weights.
-enum class Precision : int32_t { real = 0, coarse = 1, fine = 2 };
-
-// Rows of activations as a linear reads them: int8 groups for integer layouts, f32 for the others.
+// Rows of activations as a linear reads them: f32, and for integer layouts int8 groups of 32 in one term (q) or two
+// (256 * q + fine, about 15 bits, for twice the arithmetic and the same bytes of weights).
 struct Activations {
     const float* x;        // [rows][ld]
     int32_t ld;            // floats between rows, a multiple of 32; columns past k are 0

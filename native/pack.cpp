@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -252,7 +253,11 @@ PackResult pack(Source type, const uint8_t* source, size_t source_bytes, int32_t
         for (int32_t b; (b = next.fetch_add(1)) < blocks;) job.row_block(b, r.bad_row, r.largest_error);
     };
     std::vector<std::thread> helpers;
-    for (int32_t t = 1; t < threads; ++t) helpers.emplace_back(work, std::ref(results[size_t(t)]));
+    try {
+        for (int32_t t = 1; t < threads; ++t) helpers.emplace_back(work, std::ref(results[size_t(t)]));
+    } catch (const std::system_error&) {
+        // no more threads to be had: those that started and this one do it all
+    }
     work(results[0]);
     for (std::thread& h : helpers) h.join();
     PackResult all;

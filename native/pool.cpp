@@ -1,5 +1,9 @@
 #include "pool.h"
 
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #define KVIK_PAUSE() _mm_pause()
@@ -15,10 +19,18 @@ constexpr int kSpins = 1500;
 }  // namespace
 
 Pool::Pool(uint32_t threads) : threads_(threads ? threads : 1), shares_(new Share[threads_]) {
-    for (uint32_t t = 1; t < threads_; ++t) workers_.emplace_back([this, t] { worker(t); });
+    try {
+        for (uint32_t t = 1; t < threads_; ++t) workers_.emplace_back([this, t] { worker(t); });
+    } catch (const std::system_error& error) {
+        stop();
+        throw std::runtime_error("cannot start thread " + std::to_string(workers_.size() + 2) + " of " +
+                                 std::to_string(threads_) + ": " + error.what());
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     stop_.store(true);
     epoch_.fetch_add(1);
     epoch_.notify_all();
@@ -86,6 +98,7 @@ void Pool::worker(uint32_t thread) {
 
 void Pool::run(const std::vector<uint32_t>& tiles, Run run, Done done, void* context) {
     if (tiles.empty()) return;
+    if (running_.test_and_set(std::memory_order_acquire)) throw std::logic_error("the thread pool is already running");
     first_phase_ += phases_;
     tiles_ = tiles.data();
     phases_ = uint32_t(tiles.size());
@@ -107,6 +120,7 @@ void Pool::run(const std::vector<uint32_t>& tiles, Run run, Done done, void* con
         epoch_.wait(seen, std::memory_order_seq_cst);
         sleepers_.fetch_sub(1, std::memory_order_seq_cst);
     }
+    running_.clear(std::memory_order_release);
 }
 
 }  // namespace kvik

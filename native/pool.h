@@ -26,7 +26,8 @@ class Pool {
     static uint32_t share_begin(uint32_t tiles, uint32_t thread, uint32_t threads) {
         return uint32_t(uint64_t(tiles) * thread / threads);
     }
-    // Runs the phases in order, tiles[p] tiles each (at least one); returns when the last is done. One caller at a time.
+    // Runs the phases in order, tiles[p] tiles each (at least one); returns when the last is done.
+    // One caller at a time: a second one gets std::logic_error. `context` must stand still until then.
     void run(const std::vector<uint32_t>& tiles, Run run, Done done, void* context);
 
   private:
@@ -36,6 +37,7 @@ class Pool {
         std::atomic<uint64_t> left{0};
     };
     void worker(uint32_t thread);
+    void stop();
     bool claim_and_run(uint32_t thread);
     void begin(uint32_t phase);
 
@@ -53,6 +55,7 @@ class Pool {
     Done done_ = nullptr;
     void* context_ = nullptr;
     std::vector<std::thread> workers_;
+    std::atomic_flag running_ = ATOMIC_FLAG_INIT;
 };
 
 }  // namespace kvik

@@ -39,6 +39,7 @@ Program::Program(Pool& pool, const Kernels& kernels, int32_t max_rows, int32_t l
     require(max_rows > 0 && layers > 0 && kv_heads > 0 && num_blocks > 0, "sizes must be positive");
     require(heads > 0 && heads % kv_heads == 0, "query heads must be a multiple of KV heads");
     require(heads / kv_heads <= kMaxQueries, "at most 64 query heads a KV head");
+    require(int64_t(layers) * kv_heads <= 1 << 20, "too many layers and heads");
     require(head_size > 0 && head_size % 16 == 0 && head_size <= kMaxHeadSize,
             "head size must be a multiple of 16, at most 256");
 }
@@ -48,12 +49,6 @@ int32_t Program::buffer(int32_t width) {
     const int32_t ld = round_up(width, kGroup);
     buffers_.push_back({std::unique_ptr<float[]>(new float[size_t(max_rows_) * size_t(ld)]()), ld});
     return int32_t(buffers_.size()) - 1;
-}
-
-size_t Program::buffer_bytes() const {
-    size_t n = 0;
-    for (const Buffer& b : buffers_) n += size_t(max_rows_) * size_t(b.ld) * sizeof(float);
-    return n;
 }
 
 void Program::embed(const Matrix& table, int32_t out) {
@@ -101,6 +96,7 @@ void Program::logits(const Prologue& in, const Matrix& head, bool fine) {
     Node n;
     n.kind = Kind::linear;
     n.in = in;
+    require(logits_width_ == 0, "a program has one head");
     n.parts = {Part{head, -1, false, fine}};
     n.head = true;
     logits_width_ = head.row_blocks() * kRows;
@@ -164,8 +160,9 @@ void Program::check(const PassView& p) const {
     require(p.rows > 0 && p.rows <= max_rows_, "rows of the pass out of range");
     require(p.sequences > 0 && p.spans[0] == 0 && p.spans[p.sequences] == p.rows, "spans do not cover the rows");
     require(p.block_spans[0] == 0, "block spans must begin at 0");
-    for (int32_t s = 0; s < p.sequences; ++s) {
+    for (int32_t s = 0; s < p.sequences; ++s)
         require(p.spans[s] < p.spans[s + 1] && p.block_spans[s] <= p.block_spans[s + 1], "spans must ascend");
+    for (int32_t s = 0; s < p.sequences; ++s) {
         const int64_t capacity = int64_t(p.block_spans[s + 1] - p.block_spans[s]) * kBlockTokens;
         for (int32_t r = p.spans[s]; r < p.spans[s + 1]; ++r) {
             require(p.slots[r] >= 0 && p.slots[r] < capacity, "slot outside its sequence's blocks");
@@ -244,12 +241,12 @@ void Program::plan(const PassView& pass) {
                 break;
             }
             case Kind::rotate:
-                if (pass.rows <= kLazyRows) {
+                if (pass.rows <= kLazyRows && !phases_.back().then) {
                     phases_.back().then = &n;
                     break;
                 }
                 phases_.push_back({&n, false});
-                tiles_.push_back(row_tiles * uint32_t(kv_heads_));
+                tiles_.push_back(pass.rows <= kLazyRows ? 1 : row_tiles * uint32_t(kv_heads_));
                 break;
             default:
                 phases_.push_back({&n, false});

@@ -68,9 +68,7 @@ class Program {
     void run(const PassView& pass);  // checks every range; throws std::invalid_argument
     Times times() const { return times_; }
     int32_t logits_width() const { return logits_width_; }
-    int32_t max_rows() const { return max_rows_; }
     const char* isa() const { return kernels_.name; }
-    size_t buffer_bytes() const;
 
   private:
     enum class Kind { embed, linear, add, rotate, attend };

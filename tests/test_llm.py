@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -109,6 +111,14 @@ def test_chunk_size_and_threads_change_no_bit(llm, default_model_gguf) -> None:
     assert np.array_equal(other.score([ids], return_logits=True)[0].logits, want)
 
 
+def test_threads_take_turns(llm) -> None:
+    params = kvik.SamplingParams(max_tokens=12, temperature=0.8, seed=5, ignore_eos=True)
+    prompts = [f"Number {i} is" for i in range(6)]
+    want = [llm.generate(p, params)[0] for p in prompts]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda p: llm.generate(p, params)[0], prompts)) == want
+
+
 def test_info_is_measured(llm) -> None:
     info = llm.info
     assert info.weights_bytes == sum(info.layouts.values()) and info.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
@@ -124,6 +134,16 @@ def test_bad_input_is_one_line(llm, tmp_path) -> None:
         (lambda: llm.generate("a " * 9000), "the context holds 8192"),
         (lambda: llm.generate([3.5]), "a prompt must be a string"),
         (lambda: llm.generate([["a"]]), "list of token ids, got an item 'a'"),
+        (lambda: llm.generate("a", "b"), "params must be SamplingParams"),
+        (lambda: llm.generate("a", {}), "params must be SamplingParams"),
+        (lambda: kvik.LLM(llm.info.path, engine={}), "engine must be EngineParams"),
+        (lambda: kvik.LLM(llm.info.path, weights=3), "weights must be a string"),
+        (lambda: kvik.LLM(3), "model must be a name or a path"),
+        (lambda: kvik.SamplingParams(stop=None), "stop must be a list of strings"),
+        (lambda: kvik.SamplingParams(stop="\ud800"), "half a surrogate pair"),
+        (lambda: kvik.SamplingParams(stop_token_ids=3), "stop_token_ids must be a list"),
+        (lambda: kvik.SamplingParams(temperature=10**400), "temperature must be finite"),
+        (lambda: kvik.EngineParams(kv_bytes=10**30), "kv_bytes must be in"),
         (lambda: llm.chat([]), "messages"),
         (lambda: kvik.LLM(llm.info.path, weights="int5"), "weights must be one of"),
         (lambda: kvik.LLM(llm.info.path, kv="q8"), "kv must be one of"),

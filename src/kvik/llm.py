@@ -13,9 +13,9 @@ from kvik import _native
 from kvik.cache.layout import KVFormat, KVLayout, kv_layout, parse_kv
 from kvik.cache.storage import allocate_cache, num_blocks_for
 from kvik.engine.engine import Engine
-from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreResult, Usage
+from kvik.engine.request import Chunk, Completion, Request, ScoreResult, Usage
 from kvik.engine.sequence import Generating
-from kvik.errors import DataError, ParameterError
+from kvik.errors import DataError, ParameterError, TryAgainError
 from kvik.models import MODELS
 from kvik.models.loading import LoadedModel, load_model
 from kvik.ops import Executor, fine_activations
@@ -89,7 +89,14 @@ class LLM:
         progress: Progress | None = None,
     ) -> None:
         begun = perf_counter()
-        engine = engine or EngineParams()
+        engine = EngineParams() if engine is None else engine
+        if not isinstance(engine, EngineParams):
+            raise ParameterError(f"engine must be EngineParams, got {engine!r}")
+        for name, value in (("weights", weights), ("kv", kv), ("executor", executor), ("device", device)):
+            if not isinstance(value, str):
+                raise ParameterError(f"{name} must be a string, got {value!r}")
+        if not isinstance(model, str | os.PathLike):
+            raise ParameterError(f"model must be a name or a path, got {model!r}")
         kv_format, report = parse_kv(kv), progress or _ignore
         if executor not in ("native", "torch"):
             raise ParameterError(f"executor must be 'native' or 'torch', got {executor!r}")
@@ -154,7 +161,7 @@ class LLM:
 
     def score(self, inputs: Prompt | Sequence[Prompt], return_logits: bool = False) -> list[ScoreResult]:
         """Log-probabilities of given texts or token ids, without generating. See ScoreResult for shapes."""
-        requests = [ScoreRequest(self._ids(p, "input"), return_logits) for p in _as_prompts(inputs)]
+        requests = [self.engine.score_request(self._ids(p, "input"), return_logits) for p in _as_prompts(inputs)]
         results = []
         for request in requests:
             sequence = self.engine.add_score(request)
@@ -246,6 +253,8 @@ def _is_prompt(prompt: object) -> TypeGuard[Prompt]:
 def _as_params(params: Params, count: int) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
+    if not isinstance(params, list | tuple) or not all(isinstance(p, SamplingParams) for p in params):
+        raise ParameterError(f"params must be SamplingParams or a list of them, got {params!r}")
     listed = list(params)
     if len(listed) != count:
         raise ParameterError(f"params has {len(listed)} entries for {count} prompts; give one, or one a prompt")
@@ -263,6 +272,13 @@ def _total(sequences: list[Generating]) -> Usage:
         max((u.kv_bytes_peak for u in each), default=0),
         each[-1].kv_tokens_kept if each else 0,
     )
+
+
+def _pool(threads: int) -> _native.Pool:
+    try:
+        return _native.Pool(threads)
+    except RuntimeError as error:  # the system gives no more threads
+        raise TryAgainError(f"{error}; fewer threads may do") from None
 
 
 def _native_executor(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from kvik.errors import ParameterError
 
@@ -17,6 +17,7 @@ MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 1024
 MAX_SEED = 2**64 - 1
 MAX_THREADS = 256
+MAX_KV_BYTES = 2**50
 
 
 def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
@@ -30,9 +31,17 @@ def _integer(name: str, value: object, low: int, high: int | None = None) -> Non
 def _real(name: str, value: object, low: float, high: float | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ParameterError(f"{name} must be a number, got {value!r}")
+    if isinstance(value, int) and abs(value) > 2**1000:  # beyond what a float holds
+        raise ParameterError(f"{name} must be finite, got an integer of {value.bit_length()} bits")
     if not math.isfinite(value) or value < low or (high is not None and value > high):
         bound = f"at least {low:g}" if high is None else f"in [{low:g}, {high:g}]"
         raise ParameterError(f"{name} must be finite and {bound}, got {value}")
+
+
+def _sequence(name: str, value: object, of: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise ParameterError(f"{name} must be a list of {of}, got {value!r}")
+    return tuple(value)
 
 
 def _flag(name: str, value: object) -> None:
@@ -48,8 +57,10 @@ class SamplingParams:
 
     Attributes:
         n: samples of the prompt, 1 to 128.
-        max_tokens: most tokens generated per sample, at least 1; None means up to the context's end.
-        min_tokens: end-of-text and stop tokens are banned until this many tokens are out, at least 0.
+        max_tokens: most tokens generated per sample, at least 1; None means up to the end of the context, or of the KV
+            cache where that is smaller. An answer never passes either end.
+        min_tokens: end-of-text and stop tokens are banned until this many tokens are out, at least 0; more than the
+            context holds after the prompt is refused.
         temperature: divides the logits; 0 is greedy. At least 0.
         top_k: keep the k most probable tokens, ties by lower id; 0 is off.
         top_p: keep the smallest set of most probable tokens with cumulative probability >= top_p, in [0, 1];
@@ -91,13 +102,16 @@ class SamplingParams:
         _real("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
             _integer("seed", self.seed, 0, MAX_SEED)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else _sequence("stop", self.stop, "strings")
         if len(stop) > MAX_STOP_STRINGS:
             raise ParameterError(f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(stop)}")
         if not all(isinstance(s, str) and s for s in stop):
             raise ParameterError(f"stop takes strings that are not empty, got {stop!r}")
+        for text in stop:
+            if any("\ud800" <= c <= "\udfff" for c in text):
+                raise ParameterError(f"stop takes text, got {text!r} with half a surrogate pair")
         object.__setattr__(self, "stop", stop)
-        ids = tuple(self.stop_token_ids)
+        ids = _sequence("stop_token_ids", self.stop_token_ids, "token ids")
         for token in ids:
             _integer("stop_token_ids", token, 0)
         object.__setattr__(self, "stop_token_ids", ids)
@@ -114,7 +128,7 @@ class EngineParams:
 
     Attributes:
         threads: threads of the native core, 1 to 256; None takes every core this process may run on.
-        kv_bytes: bytes of the KV cache's pool; None takes what one sequence of the whole context needs.
+        kv_bytes: bytes of the KV cache's pool, 1 to 2**50; None takes what one sequence of the whole context needs.
         max_batch_tokens: most tokens computed in one step, at least 1; a longer prompt is computed in chunks.
     """
 
@@ -126,5 +140,5 @@ class EngineParams:
         if self.threads is not None:
             _integer("threads", self.threads, 1, MAX_THREADS)
         if self.kv_bytes is not None:
-            _integer("kv_bytes", self.kv_bytes, 1)
+            _integer("kv_bytes", self.kv_bytes, 1, MAX_KV_BYTES)
         _integer("max_batch_tokens", self.max_batch_tokens, 1, 65536)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from engine.fakes import LAYOUT, engine
 
-from kvik.engine.request import Chunk, ScoreRequest
-from kvik.errors import ParameterError
+from kvik.engine.request import Chunk
+from kvik.errors import DataError, ParameterError
 from kvik.params import SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.gguf import read_gguf
@@ -102,6 +102,31 @@ def test_the_context_ends_a_generation(tokenizer: Tokenizer) -> None:
     assert len(sequence.choice().token_ids) == 3 and sequence.choice().finish_reason == "length"
 
 
+def test_without_max_tokens_a_small_pool_ends_a_generation(tokenizer: Tokenizer) -> None:
+    made, _ = engine(tokenizer, num_blocks=2)
+    (sequence,), _ = finish(made, [made.request((600,) * 17, SamplingParams(**GREEDY))])
+    assert len(sequence.choice().token_ids) == 15 and sequence.choice().finish_reason == "length"
+
+
+def test_logits_that_are_not_finite_are_refused(tokenizer: Tokenizer) -> None:
+    made, script = engine(tokenizer)
+    run = script.run
+
+    def poisoned(work):
+        logits = run(work)
+        logits[:, 7] = np.nan
+        return logits
+
+    script.run = poisoned  # type: ignore[method-assign]
+    made.add(made.request((5,), SamplingParams(**GREEDY)), 0, lambda chunk: None)
+    with pytest.raises(DataError, match=r"logit of token 7 is nan.*f32"):
+        made.step()
+    made.add_score(made.score_request((5, 6, 7)))
+    with pytest.raises(DataError, match="not finite"):
+        made.step()
+    assert made.scheduler.pool.num_free == made.scheduler.pool.num_blocks and not made.step()
+
+
 @pytest.mark.parametrize(
     ("prompt", "params", "message"),
     [
@@ -109,6 +134,8 @@ def test_the_context_ends_a_generation(tokenizer: Tokenizer) -> None:
         ((5,) * 100, {}, "the prompt has 100 tokens; the context holds 100"),
         ((5, -1), {}, r"token id -1 at index 1, outside \[0, 49151\]"),
         ((49152,), {}, r"token id 49152 at index 0"),
+        ((5,) * 90, {"min_tokens": 11}, "min_tokens is 11; after the prompt the context holds 10"),
+        ((5,), {"stop_token_ids": (49152,)}, r"stop_token_ids must be in \[0, 49151\]"),
         ((5,), {"max_tokens": 40}, "41 tokens need 3072 bytes of KV cache and kv_bytes allows 2048"),
     ],
 )  # fmt: skip
@@ -137,7 +164,7 @@ def test_scores_do_not_depend_on_the_chunks(tokenizer: Tokenizer) -> None:
     results = []
     for batch in (7, 64, 100):
         made, _ = engine(tokenizer, batch=batch)
-        sequence = made.add_score(ScoreRequest(ids, return_logits=True))
+        sequence = made.add_score(made.score_request(ids, return_logits=True))
         while made.step():
             made.scheduler.check_integrity()
         results.append(made.score_result(sequence))
@@ -151,7 +178,7 @@ def test_scores_do_not_depend_on_the_chunks(tokenizer: Tokenizer) -> None:
 
 def test_one_token_has_no_log_probability(tokenizer: Tokenizer) -> None:
     made, _ = engine(tokenizer)
-    sequence = made.add_score(ScoreRequest((5,)))
+    sequence = made.add_score(made.score_request((5,)))
     while made.step():
         pass
     assert made.score_result(sequence).logprobs.shape == (0,)

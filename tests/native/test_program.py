@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from native.tiny import config, executor, make_pass, weights
 
 from kvik import _native
+from kvik.cache.layout import BLOCK_TOKENS
 from kvik.errors import ParameterError
 from kvik.models import llama
 from kvik.models.config import ModelConfig
@@ -111,6 +116,31 @@ def test_sizes_the_kernels_lack_are_refused() -> None:
         c = config(**shape)
         with pytest.raises((ValueError, ParameterError), match="head"):
             executor(c, weights(c, Layout.F32))
+
+
+def test_a_block_has_as_many_tokens_on_both_sides() -> None:
+    assert _native.KV_BLOCK_TOKENS == BLOCK_TOKENS
+
+
+def test_spans_are_checked_before_the_rows_they_lead_to() -> None:
+    c = config()
+    runner = executor(c, weights(c, Layout.F32))
+    work = make_pass([([1, 2, 3], 0, [0])])
+    for spans in ([0, 1_000_000, 3], [0, -5, 3]):
+        changed = work._replace(spans=np.array(spans, np.int32), block_spans=np.array([0, 1, 1], np.int32))
+        with pytest.raises(ValueError, match="ascend"):
+            runner.run(changed)
+
+
+def test_threads_the_system_does_not_give_are_an_error() -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29)); "
+        "from kvik import _native; _native.Pool(200)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 1 and "cannot start thread" in done.stderr
 
 
 def test_measured_times_cover_the_step() -> None:

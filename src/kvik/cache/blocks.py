@@ -18,7 +18,6 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._holders = [0] * num_blocks
-        self.peak_used = 0
 
     @property
     def num_free(self) -> int:
@@ -34,7 +33,6 @@ class BlockPool:
             raise KvikError(f"all {self.num_blocks} blocks of the KV cache are in use")
         block = self._free.pop()
         self._holders[block] = 1
-        self.peak_used = max(self.peak_used, self.num_used)
         return block
 
     def release(self, block: int) -> None:

@@ -195,7 +195,10 @@ class Conversation:
 
         settings = {f.name: getattr(self.params, f.name) for f in fields(self.params)}
         kept = {"model": self.llm.info.name, "messages": self.messages, "params": settings}
-        with atomic_write(Path(rest).expanduser()) as file:
+        path = Path(rest).expanduser()
+        if path.is_dir() or not path.parent.is_dir():
+            raise ParameterError(f"/save writes a file in a folder that exists, got {rest}")
+        with atomic_write(path) as file:
             file.write(json.dumps(plain(kept), ensure_ascii=False, indent=2).encode() + b"\n")
         note(f"{len(self.messages)} messages are in {rest}")
 

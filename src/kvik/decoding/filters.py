@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvik.decoding.elementary import Float64, exact_exp, exact_log
-from kvik.errors import KvikError, ParameterError
+from kvik.errors import DataError, ParameterError
 from kvik.params import SamplingParams
 
 __all__ = [
@@ -41,16 +41,21 @@ MOST_TEMPERATURE = 1e30
 WEIGHT_BITS = 42
 MAX_VOCABULARY = 2**20
 
+NOT_FINITE = (
+    "the model's weights are damaged, or its keys and values overflow the KV cache's f16 (kv=\"f32\" holds them)"
+)
+"""Why a model's logits may be NaN or infinite, for messages."""
+
 
 def checked(logits: npt.ArrayLike) -> Float64:
-    """A float64 copy of logits [V], 1 <= V <= 2^20; -inf is allowed, NaN and +inf raise KvikError naming the token."""
+    """A float64 copy of logits [V], 1 <= V <= 2^20; -inf is allowed, NaN and +inf raise DataError naming the token."""
     row = np.array(logits, dtype=np.float64)
     if row.ndim != 1 or not 1 <= row.size <= MAX_VOCABULARY:
         raise ParameterError(f"a row of logits must have one dimension of 1 to {MAX_VOCABULARY}, got shape {row.shape}")
     bad = np.isnan(row) | (row == np.inf)
     if bad.any():
         token = int(bad.argmax())
-        raise KvikError(f"the model's logit of token {token} is {row[token]}: its weights or activations are damaged")
+        raise DataError(f"the logit of token {token} is {row[token]}: {NOT_FINITE}")
     return row
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kvik import _native
 from kvik.decoding import filters, noise
-from kvik.errors import KvikError, ParameterError
+from kvik.errors import DataError, ParameterError
 from kvik.params import SamplingParams
 
 __all__ = ["DrawRequest", "Drawn", "Sampler", "TokenLogprob", "sample_rows", "sample_rows_by_definition"]
@@ -102,7 +102,7 @@ class Sampler:
 def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest], *, isa: str = "") -> list[Drawn]:
     """Draws one token a row in one native call without the GIL.
 
-    logits is float32 [R, V], each row contiguous, and is not written to. NaN or +inf in a row raises KvikError naming
+    logits is float32 [R, V], each row contiguous, and is not written to. NaN or +inf in a row raises DataError naming
     position and token. isa "" takes the selected instruction set, which changes speed and nothing else.
     """
     rows = len(requests)
@@ -144,8 +144,8 @@ def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest]
 def _refuse(row: npt.NDArray[np.float32], position: int) -> None:
     try:
         filters.checked(row)
-    except KvikError as error:
-        raise KvikError(f"position {position}: {error}") from None
+    except DataError as error:
+        raise DataError(f"position {position}: {error}") from None
 
 
 def sample_rows_by_definition(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest]) -> list[Drawn]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -11,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.cache.blocks import BlockPool, BlockTable
-from kvik.cache.layout import KVLayout
+from kvik.cache.layout import BLOCK_TOKENS, KVLayout
+from kvik.decoding.filters import NOT_FINITE
 from kvik.decoding.sampler import Sampler, sample_rows
 from kvik.engine.request import Chunk, Request, ScoreRequest, ScoreResult, Usage
 from kvik.engine.runner import RowLogits, run_step
 from kvik.engine.scheduler import Scheduled, Scheduler
 from kvik.engine.sequence import Generating, Scoring, Sequence
-from kvik.errors import ParameterError
+from kvik.errors import DataError, ParameterError
 from kvik.ops import Executor
 from kvik.params import SamplingParams
 from kvik.text.detokenize import Detokenizer
@@ -57,7 +59,7 @@ class Score:
         self.logits = np.empty((count, vocab_size), np.float32) if request.return_logits else None
 
     def note(self, first: int, logits: NDArray[np.float32]) -> None:
-        """Rows of logits from token index `first` on."""
+        """Rows of logits from token index `first` on. DataError where one is not finite."""
         if self.logits is not None:
             self.logits[first : first + len(logits)] = logits
         targets = np.array(self.request.token_ids[first + 1 : first + 1 + len(logits)], np.int64)
@@ -65,6 +67,10 @@ class Score:
         if len(rows):
             top = rows.max(axis=1)
             total = np.log(np.exp(rows - top[:, None]).sum(axis=1, dtype=np.float64))
+            if not np.isfinite(total).all():
+                raise DataError(
+                    f"the logits after token {first + int(np.isfinite(total).argmin())} are not finite: {NOT_FINITE}"
+                )
             chosen = rows[np.arange(len(rows)), targets].astype(np.float64)
             self.logprobs[first : first + len(rows)] = chosen - top - total
 
@@ -99,6 +105,7 @@ class Engine:
         self.scheduler = Scheduler(BlockPool(num_blocks), max_batch_tokens)
         self.stats = EngineStats()
         self._scores: dict[Sequence, Score] = {}
+        self._turn = threading.RLock()  # callers of several threads take turns, a step at a time
 
     def request(self, prompt: tuple[int, ...], params: SamplingParams) -> Request:
         """Check a prompt against the model and the cache. ParameterError says what does not fit, with both numbers."""
@@ -108,8 +115,10 @@ class Engine:
             raise ParameterError(
                 f"the prompt has {len(prompt)} tokens; the context holds {self.context_length}, one of them generated"
             )
-        most = len(prompt) + min(room, params.max_tokens if params.max_tokens is not None else room)
-        self._check_fits(most)
+        if params.min_tokens > room:
+            raise ParameterError(f"min_tokens is {params.min_tokens}; after the prompt the context holds {room}")
+        # Without max_tokens an answer ends where the context or the pool does.
+        self._check_fits(len(prompt) + (1 if params.max_tokens is None else min(room, params.max_tokens)))
         outside = [token for token in params.stop_token_ids if token >= self.vocab_size]
         if outside:
             raise ParameterError(f"stop_token_ids must be in [0, {self.vocab_size - 1}], got {outside[0]}")
@@ -137,28 +146,35 @@ class Engine:
     def add(self, request: Request, index: int, emit: Callable[[Chunk], None]) -> Generating:
         """Queue one sample of a request. emit gets its chunks, from inside `step`."""
         ends = self.tokenizer.eos_ids
+        pool = self.scheduler.pool.num_blocks * BLOCK_TOKENS
         sequence = Generating(
             list(request.prompt), BlockTable(self.scheduler.pool), request=request, index=index,
             sampler=Sampler(self.vocab_size, request.params, request.seed, index, ends),
             detokenizer=Detokenizer(self.tokenizer, after=request.prompt[-1]), stop=StopChecker(request.params.stop),
-            end_ids=ends, context_length=self.context_length, emit=emit,
+            end_ids=ends, most_tokens_held=min(self.context_length, pool), emit=emit,
         )  # fmt: skip
-        self.scheduler.add(sequence)
+        with self._turn:
+            self.scheduler.add(sequence)
         return sequence
+
+    def score_request(self, token_ids: tuple[int, ...], return_logits: bool = False) -> ScoreRequest:
+        """Check a text to be scored, as `request` does a prompt."""
+        self._check_ids(token_ids, "the text to score")
+        if len(token_ids) > self.context_length:
+            raise ParameterError(
+                f"the text to score has {len(token_ids)} tokens; the context holds {self.context_length}"
+            )
+        self._check_fits(len(token_ids))
+        return ScoreRequest(token_ids, return_logits)
 
     def add_score(self, request: ScoreRequest) -> Scoring:
         """Queue a text to be scored; `score_result` has the result when its sequence is computed."""
-        self._check_ids(request.token_ids, "the text to score")
-        if len(request.token_ids) > self.context_length:
-            raise ParameterError(
-                f"the text to score has {len(request.token_ids)} tokens; the context holds {self.context_length}"
-            )
-        self._check_fits(len(request.token_ids))
         sequence = Scoring(
             list(request.token_ids), BlockTable(self.scheduler.pool), request=request, most_rows=SCORE_ROWS
         )
-        self._scores[sequence] = Score(request, self.vocab_size)
-        self.scheduler.add(sequence)
+        with self._turn:
+            self._scores[sequence] = Score(request, self.vocab_size)
+            self.scheduler.add(sequence)
         return sequence
 
     def score_result(self, sequence: Scoring) -> ScoreResult:
@@ -167,10 +183,11 @@ class Engine:
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence early and free its blocks."""
-        self.scheduler.end(sequence)
-        self._scores.pop(sequence, None)
-        if isinstance(sequence, Generating) and sequence.finish_reason is None:
-            sequence.finish("cancelled")
+        with self._turn:
+            self.scheduler.end(sequence)
+            self._scores.pop(sequence, None)
+            if isinstance(sequence, Generating) and sequence.finish_reason is None:
+                sequence.finish("cancelled")
 
     def usage(self, sequence: Generating) -> Usage:
         """What a sequence has taken so far; asked before its blocks are freed."""
@@ -180,6 +197,10 @@ class Engine:
 
     def step(self) -> bool:
         """One step of the loop. False when there was nothing to do. What fails ends the step's sequences, cancelled."""
+        with self._turn:
+            return self._step()
+
+    def _step(self) -> bool:
         begun = perf_counter()
         step = self.scheduler.schedule()
         if not step:

@@ -47,7 +47,7 @@ class Generating(Sequence):
     detokenizer: Detokenizer = field(kw_only=True)
     stop: StopChecker = field(kw_only=True)
     end_ids: frozenset[int] = field(kw_only=True)
-    context_length: int = field(kw_only=True)
+    most_tokens_held: int = field(kw_only=True)  # of context and pool, the smaller
     emit: Callable[[Chunk], None] = field(kw_only=True)
     text: str = ""
     cumulative_logprob: float = 0.0
@@ -82,7 +82,7 @@ class Generating(Sequence):
         if matched is not None:
             self._emit(emitted, (token,), noted, "stop")
             return
-        full = len(self.tokens) >= self.context_length
+        full = len(self.tokens) >= self.most_tokens_held
         if full or (params.max_tokens is not None and self.num_generated >= params.max_tokens):
             self.finish("length", (token,), noted, emitted)
         else:

@@ -6,8 +6,9 @@ The first start reads the GGUF file and writes what it made to the model store; 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kvik.params import SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.fetch import Progress
 from kvik.weights.layouts import Weights
-from kvik.weights.loader import WantedTensor, as_plain, load_packed, read_json, save_json
+from kvik.weights.loader import WantedTensor, load_packed, read_json, save_json
 from kvik.weights.packed import PackedWeights
 from kvik.weights.store import ModelStore
 
@@ -77,7 +78,12 @@ def load_model(
 
         return read_gguf(path)
 
-    packed = load_packed(folder / f"weights-{weights}.kvik", source, wanted, weights, {}, progress)
+    try:
+        packed = load_packed(folder / f"weights-{weights}.kvik", source, wanted, weights, progress)
+    except DataError:
+        if not any(folder.glob("weights-*.kvik")):  # a refused file leaves nothing in the store
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return LoadedModel(
         noted["name"], path, config, packed, tokenizer, noted["defaults"], noted["license"], noted["parameters"]
     )
@@ -117,7 +123,7 @@ def _read_source(path: Path, store: ModelStore) -> dict[str, Any]:
             "name": name if isinstance(name, str) and name else path.stem,
             "license": licence if isinstance(licence, str) else None,
             "parameters": sum(_elements(shape) for shape in shapes.values()),
-            "config": as_plain(config),
+            "config": asdict(config),
             "defaults": defaults,
         }
     save_json(folder / "model.json", noted)

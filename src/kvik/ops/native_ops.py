@@ -277,11 +277,6 @@ class NativeExecutor:
         """The instruction set in use."""
         return self._program.isa
 
-    @property
-    def buffer_bytes(self) -> int:
-        """Bytes of the activations' buffers."""
-        return self._program.buffer_bytes
-
     def run(self, work: Pass) -> NDArray[np.float32]:
         rows = len(work.logit_rows)
         if rows > len(self._logits):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +86,6 @@ def load_packed(
     open_source: Callable[[], GGUFFile],
     wanted: list[WantedTensor],
     weights: Weights,
-    notes: Mapping[str, Any],
     progress: Progress,
 ) -> PackedWeights:
     """The packed weights at `path`, made from the source when they are not there or damaged.
@@ -98,10 +96,19 @@ def load_packed(
         try:
             return _checked(read_packed(path, progress=progress), wanted, path)
         except (DataError, ValueError, KeyError, TypeError):
-            path.unlink(missing_ok=True)  # damaged or of another version: made again below
+            _remove(path)  # damaged or of another version: made again below
     with open_source() as file:
-        _pack(path, file, wanted, weights, notes, progress)
+        _pack(path, file, wanted, weights, progress)
     return _checked(read_packed(path, verify=False), wanted, path)
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _checked(packed: PackedWeights, wanted: list[WantedTensor], path: Path) -> PackedWeights:
@@ -118,7 +125,6 @@ def _pack(
     file: GGUFFile,
     wanted: list[WantedTensor],
     weights: Weights,
-    notes: Mapping[str, Any],
     progress: Progress,
 ) -> None:
     source = _Source(file, weights, len(os.sched_getaffinity(0)))
@@ -137,7 +143,7 @@ def _pack(
             done += file.tensors[want.file_name].nbytes
             progress("pack", done, total)
 
-    writer.write(path, packed(), {**notes, "weights": weights, "largest_error": source.largest_error})
+    writer.write(path, packed(), {"weights": weights, "largest_error": source.largest_error})
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -163,8 +169,3 @@ def read_json(path: Path) -> Any:
 
 def _json_checksum(value: Any) -> int:
     return zlib.crc32(json.dumps(value).encode())
-
-
-def as_plain(value: Any) -> Any:
-    """A dataclass as what JSON can hold."""
-    return dataclasses.asdict(value)

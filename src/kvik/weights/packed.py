@@ -92,7 +92,10 @@ class PackedWriter:
         self._end += -(-size // ALIGNMENT) * ALIGNMENT
 
     def write(self, path: Path, tensors: Any, notes: Mapping[str, Any]) -> None:
-        """Write the file. tensors yields the planned tensors' bytes in order; notes is asked for after the last."""
+        """Write the file. tensors yields the planned tensors' bytes in order; notes may be filled until the last of them.
+
+        Notes must stay below about 64 bytes a tensor more than they are at the start.
+        """
         room = len(json.dumps({"tensors": self._entries, "notes": dict(notes)})) + 64 * len(self._entries) + 4096
         start = -(-(room + _PREFIX.size) // ALIGNMENT) * ALIGNMENT
         with atomic_write(path, need=start + self._end) as file:
