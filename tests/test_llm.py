@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -155,6 +158,19 @@ def test_bad_input_is_one_line(llm, tmp_path) -> None:
         with pytest.raises(kvik.ParameterError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_threads_the_system_does_not_give_can_be_tried_again(llm) -> None:
+    code = (
+        "import resource, sys, kvik, kvik.llm; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "try: kvik.LLM(sys.argv[1], engine=kvik.EngineParams(threads=256, kv_bytes=2**22))\n"
+        "except kvik.TryAgainError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, llm.info.path], capture_output=True, text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert "cannot start thread" in done.stdout and "fewer threads" in done.stdout, done.stderr
 
 
 def test_a_damaged_packed_file_is_made_again(default_model_gguf, tmp_path, monkeypatch) -> None:

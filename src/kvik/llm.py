@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, Literal, TypeGuard
+from typing import TypeGuard
 
 from kvik import _native
 from kvik.cache.layout import KVFormat, KVLayout, kv_layout, parse_kv
@@ -29,7 +29,6 @@ __all__ = ["LLM", "ModelInfo"]
 
 Prompt = str | Sequence[int]
 Params = SamplingParams | Sequence[SamplingParams] | None
-ExecutorName = Literal["native", "torch"]
 
 _FALLBACK = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
 """Sampling of `default_params` for a model that brings none of its own."""
@@ -224,13 +223,9 @@ class LLM:
                     chunk = ready.popleft()
                     left -= chunk.finish_reason is not None
                     usage = _total(sequences) if not left and not ready else None
-                    yield chunk if usage is None else Chunk(**{**_shallow(chunk), "usage": usage})
+                    yield replace(chunk, usage=usage)
         finally:
             self._cancel(sequences)
-
-
-def _shallow(chunk: Chunk) -> dict[str, Any]:
-    return {f.name: getattr(chunk, f.name) for f in fields(chunk)}
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -297,7 +292,7 @@ def _native_executor(
     except ValueError as error:  # KVIK_ISA names what is not here
         raise ParameterError(str(error)) from None
     family = MODELS[loaded.config.family]
-    pool, storage = _native.Pool(threads), allocate_cache(num_blocks * layout.block_bytes)
+    pool, storage = _pool(threads), allocate_cache(num_blocks * layout.block_bytes)
     try:
         return NativeExecutor(
             loaded.config, lambda ops: family.forward(ops, loaded.config), loaded.weights.tensors,
