@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import BenchError, contenders
+from bench import contenders
 from bench.common import (
     Target,
     Verdict,
@@ -23,9 +23,9 @@ from bench.common import (
 )
 from bench.contenders import FLASH, Job, Measurement, Settings
 from bench.model_bytes import ModelBytes, model_bytes
-from bench.peers import REPOSITORY, SIZES, Peers, chosen, default_kvik_python, default_root
+from bench.peers import REPOSITORY, SIZES, Peers, chosen, default_kvik_python, default_root, run_command, say
 from bench.report import MB, Results, fastest, machine
-from bench.side_by_side import Run, say
+from bench.side_by_side import Run
 
 BLOCKS = 5
 TARGET = 1.0
@@ -139,14 +139,7 @@ def work(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        return work(arguments().parse_args(argv))
-    except (BenchError, OSError) as error:
-        say(f"bench: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("bench: stopped")
-        return 130
+    return run_command(lambda: work(arguments().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,24 @@ def launch(module: str) -> int:
     try:
         python = Peers(root).python("tools")
     except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
+        say(f"bench: {error}")
         return 1
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     os.execve(python, [str(python), "-m", module, *sys.argv[1:]], {**os.environ, "PYTHONPATH": path})
+
+
+def say(text: str) -> None:
+    """Progress, beside the report on standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_command(work: Callable[[], int]) -> int:
+    """The exit code of a benchmark's command: what went wrong is one line."""
+    try:
+        return work()
+    except (BenchError, OSError) as error:
+        say(f"bench: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("bench: stopped")
+        return 130

@@ -20,7 +20,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import BenchError
-from bench.peers import DEFAULT_MODEL, REPOSITORY, SIZES, VARIANTS, Peers, chosen, default_kvik_python, default_root
+from bench.peers import (
+    DEFAULT_MODEL,
+    REPOSITORY,
+    SIZES,
+    VARIANTS,
+    Peers,
+    chosen,
+    default_kvik_python,
+    default_root,
+    say,
+)
 
 LLAMA_VERSION = "11434.0.0"
 LLAMA_PROGRAMS = (
@@ -37,10 +47,6 @@ PACKAGES: dict[str, list[str]] = {
 }
 NEEDS = {"models": ["llama.cpp"], "transformers": ["models"], "sizes": ["tools", "bandwidth", "models"]}
 DISK_BYTES = {"llama.cpp": 2 << 30, "models": 2 << 30, "openvino": 1 << 30, "transformers": 3 << 30, "sizes": 10 << 30}
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 class Setup:

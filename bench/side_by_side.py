@@ -16,7 +16,7 @@ from typing import Any
 from bench import BenchError, contenders
 from bench.common import block_orders, run_child
 from bench.model_bytes import model_bytes
-from bench.peers import REPOSITORY, Peers, chosen, default_kvik_python, default_root
+from bench.peers import REPOSITORY, Peers, chosen, default_kvik_python, default_root, run_command, say
 from bench.quality import WINDOWS, Quality, read_quality
 from bench.report import KL_TOLERANCE, Results, machine, plot, quality_name, report
 
@@ -24,10 +24,6 @@ BLOCKS = 10
 QUALITY = "quality"
 ENGINES = (contenders.KVIK, "llama.cpp", "openvino", "transformers")
 SHOWN = ("decode", "prefill", "gb_s", "first_s", "kept")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 class Run:
@@ -177,14 +173,7 @@ def work(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        return work(arguments().parse_args(argv))
-    except (BenchError, OSError) as error:
-        say(f"bench: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("bench: stopped")
-        return 130
+    return run_command(lambda: work(arguments().parse_args(argv)))
 
 
 if __name__ == "__main__":

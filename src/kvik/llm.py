@@ -36,7 +36,7 @@ _FALLBACK = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is loaded. Bytes are measured: the packed tensors' and the cache's own."""
+    """What is loaded. Bytes are measured: the packed tensors' and the cache's own; matrix_bytes are those a step reads."""
 
     name: str
     path: str
@@ -48,6 +48,7 @@ class ModelInfo:
     layouts: Mapping[str, int]
     weights: str
     weights_bytes: int
+    matrix_bytes: int
     kv: str
     kv_bytes_per_token: int
     kv_pool_bytes: int
@@ -117,14 +118,11 @@ class LLM:
             max_batch_tokens=engine.max_batch_tokens,
         )  # fmt: skip
         self._defaults = dict(loaded.defaults)
-        layouts: dict[str, int] = {}
-        for tensor in loaded.weights.tensors.values():
-            name = "vector" if tensor.vector else tensor.layout.name.lower()
-            layouts[name] = layouts.get(name, 0) + tensor.nbytes
         self.info = ModelInfo(
             name=loaded.name, path=str(loaded.path), family=config.family, parameters=loaded.parameters,
             license=loaded.license, context_length=config.context_length, vocab_size=config.vocab_size,
-            layouts=layouts, weights=kept, weights_bytes=loaded.weights.nbytes, kv=kv_format,
+            layouts=loaded.weights.bytes_by_layout(), weights=kept, weights_bytes=loaded.weights.nbytes,
+            matrix_bytes=loaded.weights.matrix_bytes, kv=kv_format,
             kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=num_blocks * layout.block_bytes,
             executor=executor, isa=built.isa, threads=threads,
             load_seconds=perf_counter() - begun,

@@ -63,7 +63,8 @@ class FakeLLM:
         self.engine = SimpleNamespace(layout=KVLayout("f16", 2, 1, 32), stats=EngineStats())
         self.info = ModelInfo(
             name="fake", path="/fake.gguf", family="llama", parameters=10, license=None, context_length=CONTEXT,
-            vocab_size=64, layouts={"int4": 96_000_000}, weights="auto", weights_bytes=96_400_000, kv="f16",
+            vocab_size=64, layouts={"int4": 96_000_000}, weights="auto", weights_bytes=96_400_000,
+            matrix_bytes=1000, kv="f16",
             kv_bytes_per_token=256, kv_pool_bytes=1 << 20, executor="native", isa="portable", threads=2,
             load_seconds=0.01,
         )  # fmt: skip

@@ -2,18 +2,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from kvik.cli import bench, options
-from kvik.cli.bench import matrix_bytes
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(bench, "matrix_bytes", lambda llm: 1000)
     monkeypatch.setattr(bench, "bandwidth", lambda threads: 30e9)
 
 
@@ -82,24 +78,6 @@ def test_refused(kvik, arguments, named):
     (line,) = ended.err.splitlines()
     for part in named:
         assert part in line
-
-
-def test_bytes_of_a_step_leave_out_an_embedding_that_is_no_head(monkeypatch, tmp_path):
-    from kvik.weights import packed, store
-    from kvik.weights.layouts import Layout
-
-    monkeypatch.setenv("KVIK_HOME", str(tmp_path / "store"))
-    source = tmp_path / "m.gguf"
-    source.write_bytes(b"GGUF")
-    llm = SimpleNamespace(info=SimpleNamespace(path=str(source), weights="fp32"))
-    path = store.ModelStore().folder_for(source) / "weights-f32.kvik"
-    for names, expected in ((("embed", "layers.0.q"), 2), (("embed", "layers.0.q", "head"), 2)):
-        writer = packed.PackedWriter()
-        for name in (*names, "norm"):
-            writer.plan(name, Layout.F32, 1 if name == "norm" else 16, 32, name == "norm")
-        matrix, vector = np.zeros(16 * 32 * 4, np.uint8), np.zeros(32 * 4, np.uint8)
-        writer.write(path, [*[matrix] * len(names), vector], {})
-        assert matrix_bytes(llm) == expected * matrix.nbytes
 
 
 def test_torch_has_no_reading_rate(kvik, monkeypatch):

@@ -55,3 +55,15 @@ def test_every_kind_of_damage_is_found(tmp_path: Path) -> None:
         path.write_bytes(good[:length])
         with pytest.raises(DataError):
             read_packed(path)
+
+
+def test_bytes_of_a_step_leave_out_an_embedding_that_is_no_head(tmp_path: Path) -> None:
+    matrix, vector = np.zeros(16 * 32 * 4, np.uint8), np.zeros(32 * 4, np.uint8)
+    for names, expected in ((("embed", "layers.0.q"), 2), (("embed", "layers.0.q", "head"), 2)):
+        writer = PackedWriter()
+        for name in (*names, "norm"):
+            writer.plan(name, Layout.F32, 1 if name == "norm" else 16, 32, name == "norm")
+        writer.write(tmp_path / "w.kvik", [*[matrix] * len(names), vector], {})
+        packed = read_packed(tmp_path / "w.kvik")
+        assert packed.matrix_bytes == expected * matrix.nbytes
+        assert packed.bytes_by_layout() == {"f32": len(names) * matrix.nbytes, "vector": vector.nbytes}

@@ -134,20 +134,8 @@ def _round(llm: LLM, params: SamplingParams, options: BenchOptions, number: int)
         **steps,
     }
     if llm.info.executor == "native":  # the torch executor reads tensors of its own, not the packed ones
-        found["read_gb_s"] = 1e-9 * matrix_bytes(llm) * stats.steps / stats.matrices
+        found["read_gb_s"] = 1e-9 * llm.info.matrix_bytes * stats.steps / stats.matrices
     return found
-
-
-def matrix_bytes(llm: LLM) -> int:
-    """Bytes of the matrices one decode step reads: all but an embedding table that is not also the output head."""
-    from kvik.weights.layouts import parse_weights
-    from kvik.weights.packed import read_packed
-    from kvik.weights.store import ModelStore
-
-    path = ModelStore().folder_for(llm.info.path) / f"weights-{parse_weights(llm.info.weights)}.kvik"
-    tensors = read_packed(path, verify=False).tensors
-    read_whole = (t for name, t in tensors.items() if not t.vector and (name != "embed" or "head" not in tensors))
-    return sum(t.nbytes for t in read_whole)
 
 
 def _report(llm: LLM, options: BenchOptions, rounds: list[dict[str, float]], load_ms: float) -> dict[str, Any]:

@@ -204,13 +204,11 @@ def _packed(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("weights-*.kvik")):
         weights = path.stem.removeprefix("weights-")
         try:
-            tensors = read_packed(path, verify=False).tensors.values()
+            packed = read_packed(path, verify=False)
         except DataError as error:
             note(f"damaged packed weights are made again when they are needed: {error}")
             continue
-        layouts: dict[str, int] = {}
-        for tensor in tensors:
-            name = "vector" if tensor.vector else tensor.layout.name.lower()
-            layouts[name] = layouts.get(name, 0) + tensor.nbytes
-        forms.append({"weights": weights, "bytes": path.stat().st_size, "layouts": layouts, "path": path})
+        forms.append(
+            {"weights": weights, "bytes": path.stat().st_size, "layouts": packed.bytes_by_layout(), "path": path}
+        )
     return forms

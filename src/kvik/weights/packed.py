@@ -72,6 +72,20 @@ class PackedWeights:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.tensors.values())
 
+    @property
+    def matrix_bytes(self) -> int:
+        """Of the matrices one decode step reads: all but an embedding table that is not also the output head."""
+        untied = "head" in self.tensors
+        return sum(t.nbytes for n, t in self.tensors.items() if not t.vector and not (untied and n == "embed"))
+
+    def bytes_by_layout(self) -> dict[str, int]:
+        """Bytes by the layouts' names; "vector" for what is none of them."""
+        found: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            name = "vector" if tensor.vector else tensor.layout.name.lower()
+            found[name] = found.get(name, 0) + tensor.nbytes
+        return found
+
 
 def _size(layout: Layout, rows: int, columns: int, vector: bool) -> int:
     return -(-columns // 32) * 128 if vector else packed_bytes(layout, rows, columns)
