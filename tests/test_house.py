@@ -27,7 +27,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 BASE = {"numpy", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "click"}
 EXTRAS = {
     "ops/torch_ops.py": {"torch"},
-    "llm.py": {"torch"},
+    "engine/executors.py": {"torch"},
     "weights/fetch.py": {"huggingface_hub"},
     "cli/doctor.py": {"torch"},
 }

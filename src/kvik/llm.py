@@ -9,21 +9,19 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TypeGuard
 
-from kvik import _native
-from kvik.cache.layout import KVFormat, KVLayout, kv_layout, parse_kv
-from kvik.cache.storage import allocate_cache, num_blocks_for
+from kvik.cache.layout import kv_layout, parse_kv
+from kvik.cache.storage import num_blocks_for
 from kvik.engine.engine import Engine
+from kvik.engine.executors import EXECUTORS, build_executor, check_device
 from kvik.engine.request import Chunk, Completion, Request, ScoreResult, Usage
 from kvik.engine.sequence import Generating
-from kvik.errors import DataError, ParameterError, TryAgainError
-from kvik.models import MODELS
-from kvik.models.loading import LoadedModel, load_model
-from kvik.ops import Executor, fine_activations
-from kvik.params import EngineParams, SamplingParams
+from kvik.errors import ParameterError
+from kvik.models.loading import load_model
+from kvik.params import EngineParams, SamplingParams, choose
 from kvik.text.chat_template import ChatTemplate
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.fetch import Progress
-from kvik.weights.layouts import is_integer, parse_weights
+from kvik.weights.layouts import parse_weights
 
 __all__ = ["LLM", "ModelInfo"]
 
@@ -92,24 +90,18 @@ class LLM:
         engine = EngineParams() if engine is None else engine
         if not isinstance(engine, EngineParams):
             raise ParameterError(f"engine must be EngineParams, got {engine!r}")
-        for name, value in (("weights", weights), ("kv", kv), ("executor", executor), ("device", device)):
-            if not isinstance(value, str):
-                raise ParameterError(f"{name} must be a string, got {value!r}")
         if not isinstance(model, str | os.PathLike):
             raise ParameterError(f"model must be a name or a path, got {model!r}")
         kv_format, report = parse_kv(kv), progress or _ignore
-        if executor not in ("native", "torch"):
-            raise ParameterError(f"executor must be 'native' or 'torch', got {executor!r}")
-        if executor == "native" and device != "cpu":
-            raise ParameterError(f"device must be 'cpu' with the native executor, got {device!r}")
-        kept = parse_weights(weights)
+        made_by, kept = choose("executor", executor, EXECUTORS), parse_weights(weights)
+        check_device(made_by, device)
         loaded = load_model(model, kept, report)
         config = loaded.config
         layout = kv_layout(config, kv_format)
         num_blocks = num_blocks_for(layout, config.context_length, engine.kv_bytes)
         threads = engine.threads or len(os.sched_getaffinity(0))
-        build = _native_executor if executor == "native" else _torch_executor
-        built = build(loaded, layout, kv_format, num_blocks, threads, engine, device)
+        max_rows = min(engine.max_batch_tokens, config.context_length)
+        built = build_executor(made_by, loaded, layout, num_blocks, threads=threads, max_rows=max_rows, device=device)
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.chat_template: ChatTemplate | None = loaded.tokenizer.make_chat_template()
         self.engine = Engine(
@@ -265,66 +257,3 @@ def _total(sequences: list[Generating]) -> Usage:
         max((u.kv_bytes_peak for u in each), default=0),
         each[-1].kv_tokens_kept if each else 0,
     )
-
-
-def _pool(threads: int) -> _native.Pool:
-    try:
-        return _native.Pool(threads)
-    except RuntimeError as error:  # the system gives no more threads
-        raise TryAgainError(f"{error}; fewer threads may do") from None
-
-
-def _native_executor(
-    loaded: LoadedModel,
-    layout: KVLayout,
-    kv: KVFormat,
-    num_blocks: int,
-    threads: int,
-    engine: EngineParams,
-    device: str,
-) -> Executor:
-    from kvik.ops.native_ops import NativeExecutor
-
-    try:
-        _native.isa_selected()
-    except ValueError as error:  # KVIK_ISA names what is not here
-        raise ParameterError(str(error)) from None
-    family = MODELS[loaded.config.family]
-    pool, storage = _pool(threads), allocate_cache(num_blocks * layout.block_bytes)
-    try:
-        return NativeExecutor(
-            loaded.config, lambda ops: family.forward(ops, loaded.config), loaded.weights.tensors,
-            pool=pool, kv=storage, kv_format=kv,
-            num_blocks=num_blocks, max_rows=min(engine.max_batch_tokens, loaded.config.context_length),
-        )  # fmt: skip
-    except ValueError as error:  # sizes its kernels do not have
-        raise DataError(f'the native executor cannot run it: {error}; executor "torch" may', path=loaded.path) from None
-
-
-def _torch_executor(
-    loaded: LoadedModel,
-    layout: KVLayout,
-    kv: KVFormat,
-    num_blocks: int,
-    threads: int,
-    engine: EngineParams,
-    device: str,
-) -> Executor:
-    try:
-        import torch
-
-        from kvik.ops.torch_ops import TorchExecutor
-    except ImportError as error:
-        raise ParameterError('executor "torch" needs PyTorch: pip install "kvik[torch]"') from error
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ParameterError(f"device must be 'cpu' or an available 'cuda', got {device!r}")
-    if device == "cpu":
-        torch.set_num_threads(threads)
-    family, tensors = MODELS[loaded.config.family], loaded.weights.tensors
-    rounded = {n for n, t in tensors.items() if not t.vector and is_integer(t.layout)}
-    return TorchExecutor(
-        loaded.config, family.forward, {n: t.floats() for n, t in tensors.items()},
-        int8_activations=frozenset(n for n in rounded if not fine_activations(n)),
-        fine_activations=frozenset(n for n in rounded if fine_activations(n)),
-        kv=kv, num_blocks=num_blocks, device=device,
-    )  # fmt: skip

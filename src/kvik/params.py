@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kvik.errors import ParameterError
 
-__all__ = ["EngineParams", "LogprobsMode", "SamplingParams"]
+__all__ = ["EngineParams", "LogprobsMode", "SamplingParams", "choose"]
 
 LogprobsMode = Literal["raw", "processed"]
 
@@ -36,6 +37,24 @@ def _real(name: str, value: object, low: float, high: float | None = None) -> No
     if not math.isfinite(value) or value < low or (high is not None and value > high):
         bound = f"at least {low:g}" if high is None else f"in [{low:g}, {high:g}]"
         raise ParameterError(f"{name} must be finite and {bound}, got {value}")
+
+
+Option = TypeVar("Option", bound=str)
+
+
+def choose(what: str, name: object, options: Sequence[Option], aliases: Mapping[str, Option] | None = None) -> Option:
+    """The option called `name`, or the one it is an alias of; ParameterError lists the options and names the nearest."""
+    if not isinstance(name, str):
+        raise ParameterError(f"{what} must be a string, got {name!r}")
+    known = (aliases or {}).get(name, name)
+    for option in options:
+        if known == option:
+            return option
+    import difflib
+
+    near = difflib.get_close_matches(name, options, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ParameterError(f"{what} must be one of {', '.join(options)}, got {name!r}{hint}")
 
 
 def _sequence(name: str, value: object, of: str) -> tuple[Any, ...]:

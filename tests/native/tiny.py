@@ -67,7 +67,7 @@ def executor(
 ) -> NativeExecutor:
     layout = kv_layout(c, kv)  # type: ignore[arg-type]
     return NativeExecutor(
-        c, lambda ops: llama.forward(ops, c), tensors, pool=_native.Pool(threads),
+        c, llama.forward, tensors, pool=_native.Pool(threads),
         kv=allocate_cache(num_blocks * layout.block_bytes), kv_format=kv, num_blocks=num_blocks, max_rows=max_rows, isa=isa,
     )  # fmt: skip
 

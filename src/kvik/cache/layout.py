@@ -5,11 +5,11 @@ A block holds 16 tokens of every layer and KV head of a group: per (layer, head)
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
-from kvik.errors import ParameterError
+from kvik.ops import Sizes
+from kvik.params import choose
 
 __all__ = ["BLOCK_TOKENS", "KV_FORMATS", "KVFormat", "KVLayout", "kv_layout", "parse_kv"]
 
@@ -18,27 +18,12 @@ BLOCK_TOKENS = 16
 KVFormat = Literal["f16", "f32"]
 KV_FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
 _ELEMENT_BYTES: dict[KVFormat, int] = {"f16": 2, "f32": 4}
-_ALIASES = {"fp16": "f16", "fp32": "f32", "float16": "f16", "float32": "f32"}
+_ALIASES: dict[str, KVFormat] = {"fp16": "f16", "fp32": "f32", "float16": "f16", "float32": "f32"}
 
 
 def parse_kv(name: str) -> KVFormat:
     """The cache format by its name or alias; ParameterError names the nearest."""
-    known = _ALIASES.get(name, name)
-    for option in KV_FORMATS:
-        if known == option:
-            return option
-    near = difflib.get_close_matches(name, KV_FORMATS, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ParameterError(f"kv must be one of {', '.join(KV_FORMATS)}, got {name!r}{hint}")
-
-
-class Shape(Protocol):
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_kv_heads(self) -> int: ...
-    @property
-    def head_size(self) -> int: ...
+    return choose("kv", name, KV_FORMATS, _ALIASES)
 
 
 @dataclass(frozen=True)
@@ -65,6 +50,6 @@ class KVLayout:
         return -(-tokens // BLOCK_TOKENS)
 
 
-def kv_layout(shape: Shape, kv: KVFormat) -> KVLayout:
+def kv_layout(shape: Sizes, kv: KVFormat) -> KVLayout:
     """The layout of a model's cache."""
     return KVLayout(kv, shape.num_layers, shape.num_kv_heads, shape.head_size)

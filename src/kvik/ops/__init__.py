@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Activation", "Executor", "Ops", "Pass", "RopeTable", "StepTimes", "fine_activations"]
+__all__ = ["Activation", "Config", "Executor", "Ops", "Pass", "RopeTable", "Sizes", "StepTimes", "fine_activations"]
 
 Activation = Literal["silu"]
 Value = TypeVar("Value")
@@ -102,6 +102,24 @@ class Ops(Protocol[Value]):
     def logits(self, x: Value, weight: str) -> None:
         """The pass's logits: x @ weight.T for the rows that need them: [R, V]."""
         ...
+
+
+class Sizes(Protocol):
+    """What executors and cache must know of a model's configuration."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_size(self) -> int: ...
+
+
+Config = TypeVar("Config", bound=Sizes)
 
 
 class Executor(Protocol):

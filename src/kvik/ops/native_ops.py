@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kvik import _native
 from kvik.errors import ParameterError
-from kvik.ops import Activation, Ops, Pass, RopeTable, StepTimes, fine_activations
+from kvik.ops import Activation, Config, Ops, Pass, RopeTable, StepTimes, fine_activations
 
 __all__ = ["NativeExecutor", "NativeOps"]
 
@@ -34,21 +34,6 @@ class Weight(Protocol):
     def columns(self) -> int: ...
     @property
     def data(self) -> NDArray[np.uint8]: ...
-
-
-class Shape(Protocol):
-    """What the executor must know of a model's configuration."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
-    @property
-    def num_kv_heads(self) -> int: ...
-    @property
-    def head_size(self) -> int: ...
 
 
 @dataclass(eq=False)
@@ -236,8 +221,8 @@ class NativeExecutor:
     """A model as a native program with its cache storage. Implements `kvik.ops.Executor`.
 
     Args:
-        shape: the model's sizes.
-        record: runs the model's definition on the recorder.
+        config: the model's sizes.
+        forward: its definition, `kvik.models.llama.forward` for the Llama family.
         weights: packed tensors by the definition's names.
         kv: the cache's storage, uint8 [num_blocks * bytes of a block] (see `kvik.cache.layout`).
         kv_format: "f16" or "f32".
@@ -247,8 +232,8 @@ class NativeExecutor:
 
     def __init__(
         self,
-        shape: Shape,
-        record: Callable[[Ops[Node]], None],
+        config: Config,
+        forward: Callable[[Ops[Node], Config], None],
         weights: Mapping[str, Weight],
         *,
         pool: _native.Pool,
@@ -259,17 +244,17 @@ class NativeExecutor:
         isa: str = "auto",
     ) -> None:
         recorder = NativeOps(weights)
-        record(recorder)
+        forward(recorder, config)
         tables = {id(n.detail): n.detail for n in recorder.nodes if n.op == "rope"}
         if len(tables) != 1:
             raise ParameterError("the native executor rotates by one table")
         table: RopeTable = next(iter(tables.values()))
         self._program = _native.Program(
-            pool, isa, max_rows, shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.head_size,
+            pool, isa, max_rows, config.num_layers, config.num_heads, config.num_kv_heads, config.head_size,
             ("f32", "f16").index(kv_format), kv, num_blocks, np.ascontiguousarray(table.inv_freq), table.factor,
         )  # fmt: skip
         _Lowering(self._program, weights).lower(recorder.nodes)
-        self._vocab_size = shape.vocab_size
+        self._vocab_size = config.vocab_size
         self._logits = np.empty((1, self._program.logits_width), np.float32)
 
     @property

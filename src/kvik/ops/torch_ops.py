@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal
 
 import numpy as np
 import torch
@@ -16,30 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvik.errors import ParameterError
-from kvik.ops import Activation, Ops, Pass, RopeTable, StepTimes
+from kvik.ops import Activation, Config, Ops, Pass, RopeTable, Sizes, StepTimes
 
-__all__ = ["PagedKV", "Sizes", "TorchExecutor", "TorchOps", "round_to_int8"]
+__all__ = ["PagedKV", "TorchExecutor", "TorchOps", "round_to_int8"]
 
 Work = Literal["matrices", "attention", "rest"]
 
 ACTIVATION_GROUP = 32
 KV_TYPES = {"f16": torch.float16, "f32": torch.float32}
-
-
-class Sizes(Protocol):
-    """What the executor itself must know of a model's configuration."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_kv_heads(self) -> int: ...
-    @property
-    def head_size(self) -> int: ...
-
-
-Config = TypeVar("Config", bound=Sizes)
 
 
 def round_to_int8(x: Tensor, *, fine: bool = False) -> Tensor:

@@ -5,18 +5,17 @@ Names end users write (`weights=`) are auto, f32, bf16, int8, int4. The layouts 
 
 from __future__ import annotations
 
-import difflib
 from enum import IntEnum
 from typing import Literal, get_args
 
 from kvik import _native
-from kvik.errors import ParameterError
+from kvik.params import choose
 
 __all__ = ["WEIGHTS", "Layout", "Weights", "is_integer", "layout_for", "packed_bytes", "parse_weights"]
 
 Weights = Literal["auto", "f32", "bf16", "int8", "int4"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
-_ALIASES = {"fp32": "f32", "float32": "f32", "bfloat16": "bf16"}
+_ALIASES: dict[str, Weights] = {"fp32": "f32", "float32": "f32", "bfloat16": "bf16"}
 
 
 class Layout(IntEnum):
@@ -43,13 +42,7 @@ _WANTED = {
 
 def parse_weights(name: str) -> Weights:
     """The weights option by its name or alias; ParameterError names the nearest."""
-    known = _ALIASES.get(name, name)
-    for option in WEIGHTS:
-        if known == option:
-            return option
-    near = difflib.get_close_matches(name, WEIGHTS, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ParameterError(f"weights must be one of {', '.join(WEIGHTS)}, got {name!r}{hint}")
+    return choose("weights", name, WEIGHTS, _ALIASES)
 
 
 def is_integer(layout: Layout) -> bool:
