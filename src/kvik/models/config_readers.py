@@ -91,6 +91,7 @@ def config_from_gguf(
     heads = fields.required(p + "attention.head_count", fields.per_layer(p + "attention.head_count", MAX_HEADS))
     head_size = _gguf_head_size(fields, p, hidden, heads)
     context = fields.integer(p + "context_length", 1, MAX_CONTEXT)
+    layers = fields.integer(p + "block_count", 1, MAX_LAYERS)
     return ModelConfig(
         family=family,
         vocab_size=vocab_size,
@@ -98,7 +99,7 @@ def config_from_gguf(
         intermediate_size=fields.required(
             p + "feed_forward_length", fields.per_layer(p + "feed_forward_length", MAX_WIDTH)
         ),
-        num_layers=fields.integer(p + "block_count", 1, MAX_LAYERS),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=_kv_heads(fields, p + "attention.head_count_kv", heads),
         head_size=head_size,
@@ -106,7 +107,7 @@ def config_from_gguf(
         norm_eps=fields.real(p + "attention.layer_norm_rms_epsilon", 0.0, 0.1),
         rope=_gguf_rope(fields, p, head_size, "rope_freqs.weight" in tensor_shapes, rope_divisors),
         tied_embeddings="output.weight" not in tensor_shapes,
-        sliding_window=fields.integer_or_none(p + "attention.sliding_window", 1, MAX_CONTEXT),
+        windows=(fields.integer_or_none(p + "attention.sliding_window", 1, MAX_CONTEXT),) * layers,
     )
 
 
@@ -129,12 +130,13 @@ def config_from_hf(
     if head_size is None:
         head_size = _divided(fields, "hidden_size", hidden, "num_attention_heads", heads)
     context = fields.integer("max_position_embeddings", 1, MAX_CONTEXT)
+    layers = fields.integer("num_hidden_layers", 1, MAX_LAYERS)
     return ModelConfig(
         family=family,
         vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB),
         hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size", 1, MAX_WIDTH),
-        num_layers=fields.integer("num_hidden_layers", 1, MAX_LAYERS),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=_kv_heads(fields, "num_key_value_heads", heads),
         head_size=_even(fields, "head_dim", head_size),
@@ -142,7 +144,7 @@ def config_from_hf(
         norm_eps=fields.real("rms_norm_eps", 0.0, 0.1),
         rope=_hf_rope(fields, context),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
-        sliding_window=_hf_window(fields, names[0]),
+        windows=(_hf_window(fields, names[0]),) * layers,
     )
 
 

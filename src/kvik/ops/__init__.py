@@ -14,9 +14,11 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Activation", "Config", "Executor", "Ops", "Pass", "RopeTable", "Sizes", "StepTimes", "fine_activations"]
+__all__ = [
+    "Activation", "Config", "Executor", "Experts", "Ops", "Pass", "RopeTable", "Sizes", "StepTimes", "fine_activations",
+]  # fmt: skip
 
-Activation = Literal["silu"]
+Activation = Literal["silu", "gelu_tanh"]
 Value = TypeVar("Value")
 
 
@@ -56,6 +58,25 @@ class RopeTable:
     factor: float = 1.0
 
 
+class Experts(NamedTuple):
+    """A layer's expert feed-forward networks, E of them, each matrix stacked by rows.
+
+    gate, up: names of weights [E * F, width]; rows e * F to (e + 1) * F are expert e's.
+    down: name of the weight [E * width, F].
+    count: E, the experts; used: how many each row goes through.
+    normalize: the used experts' probabilities are divided by their sum.
+    activation: on the gate.
+    """
+
+    gate: str
+    up: str
+    down: str
+    count: int
+    used: int
+    normalize: bool
+    activation: Activation
+
+
 def fine_activations(weight: str) -> bool:
     """Whether a linear against an integer layout rounds its input to two int8 terms (about 15 bits) instead of one.
 
@@ -68,31 +89,55 @@ def fine_activations(weight: str) -> bool:
 class Ops(Protocol[Value]):
     """What a model file may say. Weights are named as in the model's tensor list."""
 
-    def embed(self, weight: str) -> Value:
-        """Rows of the embedding table [V, width] for the pass's tokens: [T, width]."""
+    def embed(self, weight: str, scale: float = 1.0) -> Value:
+        """Rows of the embedding table [V, width] for the pass's tokens, times scale: [T, width]."""
         ...
 
-    def rms_norm(self, x: Value, weight: str, eps: float) -> Value:
-        """x / sqrt(mean(x^2) + eps) * weight, over the last axis (Zhang & Sennrich 2019)."""
+    def embed_positions(self, weight: str) -> Value:
+        """Rows of the learned table [context, width] for the pass's positions: [T, width]."""
         ...
 
-    def linear(self, x: Value, weight: str) -> Value:
-        """x @ weight.T for weight [N, K]: [T, K] to [T, N]."""
+    def rms_norm(self, x: Value, weight: str, eps: float, heads: int = 1) -> Value:
+        """x / sqrt(mean(x^2) + eps) * weight, over each of `heads` equal parts of the last axis (Zhang & Sennrich 2019).
+
+        weight [width / heads] serves every head.
+        """
+        ...
+
+    def layer_norm(self, x: Value, weight: str, bias: str, eps: float) -> Value:
+        """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last axis (Ba et al. 2016)."""
+        ...
+
+    def linear(self, x: Value, weight: str, bias: str | None = None) -> Value:
+        """x @ weight.T (+ bias) for weight [N, K]: [T, K] to [T, N]."""
         ...
 
     def rope(self, x: Value, heads: int, table: RopeTable) -> Value:
         """Rotate each of the heads of x [T, heads * D] by its row's position, halves paired (Su et al. 2021)."""
         ...
 
-    def attend(self, q: Value, k: Value, v: Value, layer: int, window: int | None) -> Value:
-        """Append k, v [T, H_kv * D] to the layer's cache, then causal softmax(q k / sqrt(D)) v: [T, H * D].
+    def attend(self, q: Value, k: Value, v: Value, layer: int, window: int | None, scale: float | None = None) -> Value:
+        """Append k, v [T, H_kv * D] to the layer's cache, then causal softmax(scale * q k) v: [T, H * D].
 
-        With a window of w, a row sees the last w slots, its own included.
+        With a window of w, a row sees the last w slots, its own included. scale: 1 / sqrt(D) where it is None.
         """
+        ...
+
+    def activate(self, x: Value, activation: Activation) -> Value:
+        """activation(x), element by element."""
         ...
 
     def gate(self, gate: Value, up: Value, activation: Activation) -> Value:
         """activation(gate) * up (Shazeer 2020)."""
+        ...
+
+    def experts(self, x: Value, scores: Value, experts: Experts) -> Value:
+        """Each row through the `used` experts of its best scores (Shazeer et al. 2017; Jiang et al. 2024).
+
+        x [T, width]; scores [T, E]: p = softmax(scores) over all E, the best kept, ties to the lower expert. The sum of
+        p_e * down_e(activation(gate_e(x)) * up_e(x)) in descending order of p: [T, width]. Experts no row uses are not
+        computed.
+        """
         ...
 
     def add(self, a: Value, b: Value) -> Value:
