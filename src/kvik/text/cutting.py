@@ -39,9 +39,7 @@ class Units:
 class TextSteps:
     """From text to the words that are merged, each by itself. Safe to share between threads; made at the first use."""
 
-    def __init__(
-        self, normalizers: Sequence[Step], cuts: Sequence[Step] | None, prefix: str, units: str
-    ) -> None:
+    def __init__(self, normalizers: Sequence[Step], cuts: Sequence[Step] | None, prefix: str, units: str) -> None:
         """See `kvik.text.vocabulary.Vocabulary`."""
         self._normalizers, self._cuts, self._prefix = normalizers, cuts, prefix
         self._units = re.compile(units) if units else None

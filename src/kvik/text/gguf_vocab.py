@@ -16,7 +16,7 @@ from kvik.text.bpe import Merge
 from kvik.text.cutting import Prefix, regex_cut
 from kvik.text.literals import Literal
 from kvik.text.pretokenizers import PRE_TOKENIZERS
-from kvik.text.vocabulary import BYTE_ALPHABET, MARKUP, Vocabulary, joining_rules, turn_ends, units_for
+from kvik.text.vocabulary import BYTE_ALPHABET, MARKUP, Vocabulary, byte_piece, joining_rules, turn_ends, units_for
 
 __all__ = ["read_vocabulary"]
 
@@ -98,9 +98,9 @@ def _byte_level(
         raise DataError(f"{_KEY}pre is {name!r}, unknown to Kvik; it knows {', '.join(sorted(PRE_TOKENIZERS))}")
     pieces = []
     for token, text in enumerate(tokens):
-        values = None if token in literals else [BYTE_ALPHABET.get(char) for char in text]
+        piece = None if token in literals else byte_piece(text)
         # A token with characters outside the alphabet can only stand for its own text.
-        pieces.append(text.encode() if values is None or None in values else bytes(v for v in values if v is not None))
+        pieces.append(text.encode() if piece is None else piece)
     by_text = {text: token for token, text in enumerate(tokens) if text and token not in special}
     bytes_to_id = {BYTE_ALPHABET[text]: t for text, t in by_text.items() if text in BYTE_ALPHABET and t not in literals}
     words = [t for text, t in by_text.items() if t not in literals] if pre.ignore_merges else []
@@ -123,9 +123,7 @@ def _merges(metadata: Mapping[str, object], tokens: list[str], special: set[int]
     pairs = [(rule[:at], rule[at + 1 :]) if at > 0 else None for rule, at in zip(rules, ends, strict=True)]
 
     def refuse(rank: int) -> DataError:
-        return DataError(
-            f"{_KEY}merges[{rank}] is {rules[rank]!r}: it must be two tokens whose joining is a token"
-        )
+        return DataError(f"{_KEY}merges[{rank}] is {rules[rank]!r}: it must be two tokens whose joining is a token")
 
     return joining_rules(pairs, {text: token for token, text in enumerate(tokens) if text}, special, refuse)
 

@@ -58,15 +58,16 @@ class Tokenizer:
         self._eos_id: int | None = settings["eos_id"]
         self._literals = [Literal(*entry) for entry in settings["literals"]]
         self._special_texts = tuple(entry.text for entry in self._literals if entry.token in self.special_ids)
-        self._own_text = frozenset(entry.token for entry in self._literals)
-        self._ordinary_literals = self._own_text - self.special_ids
+        self._texts = {entry.token: entry.text for entry in self._literals}
+        self._ordinary_literals = frozenset(self._texts) - self.special_ids
         self._prefix: str = settings["prefix"]
-        # After these, and at the beginning, a piece's space is the one that was put there.
+        # At the beginning and after these, a piece's space is the one that was put there, unless it is its own.
+        self._own_space = frozenset(entry.token for entry in self._literals if not entry.normalized)
         self._spaced_after: frozenset[int] = frozenset()
         if self._prefix == Prefix.FIRST and self.bos_id is not None:
             self._spaced_after = frozenset((self.bos_id,))
         elif self._prefix in (Prefix.EACH, Prefix.BARE):
-            self._spaced_after = frozenset(entry.token for entry in self._literals if not entry.normalized)
+            self._spaced_after = self._own_space
         self._steps = TextSteps(settings["normalizers"], settings["cuts"], self._prefix, settings["units"])
         self._finders: dict[str, LiteralFinder] = {}
         self._pieces: dict[int, bytes] = {}
@@ -192,7 +193,7 @@ class Tokenizer:
                 raise ParameterError(f"token id {token!r} is outside the vocabulary [0, {self.vocab_size - 1}]")
             piece = self._pieces[int(token)] = self._bpe.piece(int(token))
         if self._prefix and piece[:1] == b" " and (after is None or after in self._spaced_after):
-            return piece if token in self._own_text else piece[1:]
+            return piece if token in self._own_space else piece[1:]
         return piece
 
     def token_text(self, token: int) -> str:
@@ -209,8 +210,10 @@ class Tokenizer:
             return None
         from kvik.text.chat_template import ChatTemplate
 
-        bos = "" if self.bos_id is None else self.token_text(self.bos_id)
-        eos = "" if self._eos_id is None else self.token_text(self._eos_id)
+        bos, eos = (
+            "" if token is None else self._texts.get(token) or self.token_text(token)
+            for token in (self.bos_id, self._eos_id)
+        )
         return ChatTemplate(self.chat_template, bos, eos)
 
     def _finder(self, kind: str) -> LiteralFinder:

@@ -11,7 +11,7 @@ from kvik.text.bpe import Merge
 from kvik.text.cutting import Step, Units
 from kvik.text.literals import Literal
 
-__all__ = ["BYTE_ALPHABET", "ENDS", "MARKUP", "Vocabulary", "joining_rules", "turn_ends", "units_for"]
+__all__ = ["BYTE_ALPHABET", "ENDS", "MARKUP", "Vocabulary", "byte_piece", "joining_rules", "turn_ends", "units_for"]
 
 #: Texts that end a turn or a document in the models we know; a token counts when the file gives it a type of its own.
 ENDS = frozenset((
@@ -70,6 +70,14 @@ def _byte_alphabet() -> dict[str, int]:
 
 #: GPT-2's printable stand-ins: 188 bytes are their own Latin-1 character, the other 68 are U+0100 onwards.
 BYTE_ALPHABET: Mapping[str, int] = _byte_alphabet()
+
+
+def byte_piece(text: str) -> bytes | None:
+    """The bytes of a token written in the byte alphabet; None for one that is not."""
+    try:
+        return bytes([BYTE_ALPHABET[char] for char in text])
+    except KeyError:
+        return None
 
 
 def turn_ends(texts: Mapping[int, str]) -> set[int]:
