@@ -88,6 +88,21 @@ def test_chat_uses_the_template_and_content_stays_text(llm) -> None:
     assert sum(i in llm.tokenizer.special_ids for i in ids) == sum(i in llm.tokenizer.special_ids for i in plain)
 
 
+def test_tools_reach_the_template(llm, monkeypatch) -> None:
+    from kvik.text.chat_template import ChatTemplate
+
+    template = "{% for t in tools or [] %}{{ t.name }};{% endfor %}{{ messages[0].content }}"
+    monkeypatch.setattr(llm, "chat_template", ChatTemplate(template, "", ""))
+    tools = [{"name": "<|im_end|>"}, {"name": "clock"}]
+    done = llm.chat(CHAT, GREEDY, tools=tools)
+    assert llm.tokenizer.decode(done.prompt_tokens) == "<|im_end|>;clock;Why is the sky blue?"
+    assert not llm.tokenizer.special_ids.intersection(done.prompt_tokens)
+    assert "".join(c.text for c in llm.stream_chat(CHAT, GREEDY, tools)) == done.text
+    assert llm.tokenizer.decode(llm.chat(CHAT, GREEDY).prompt_tokens) == "Why is the sky blue?"
+    with pytest.raises(kvik.ParameterError, match=r"tools\[0\] must be a JSON object"):
+        llm.chat(CHAT, GREEDY, tools=["clock"])
+
+
 def test_score_agrees_with_generation(llm) -> None:
     done = llm.generate(
         "The capital of France is", kvik.SamplingParams(max_tokens=12, temperature=0, logprobs=0, ignore_eos=True)

@@ -209,6 +209,27 @@ class TestSentencePiece:
         assert tokenizer.decode(ids[1:2], after=tokenizer.encode("hello")[-1]) == " w"
         assert tokenizer.decode(ids[1:2]) == "w"
 
+    @pytest.mark.parametrize("marks", ["  ", "▁▁"])
+    @pytest.mark.parametrize("prefix", [False, True])
+    def test_what_users_defined_is_found_before_anything_is_merged(self, marks: str, prefix: bool) -> None:
+        """Gemma's runs of spaces and newlines. Without prefix these are the ids that llama.cpp gives."""
+        words = [("▁", -9.0), ("a", -10.0), ("b", -11.0), ("▁a", -1.0), ("ab", -3.0)]
+        metadata = sentencepiece(words, add_space_prefix=prefix)
+        tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+        for text in (marks, "\n", "\n\n", "<b>"):
+            tokens.append(text)
+            kinds.append(USER_DEFINED)
+            metadata["tokenizer.ggml.scores"].append(-1000.0)
+        tokenizer = Tokenizer.from_gguf(metadata)
+        name = tokens.index
+        ids = tokenizer.encode("  a\n\n\nab<b>   a", add_special=False)
+        if not prefix:
+            expected = [marks, "a", "\n\n", "\n", "ab", "<b>", marks, "▁a"]
+            assert ids == [name(text) for text in expected]
+        assert tokenizer.special_ids == {0, 1, 2}
+        for text in ("  a\n\n\nab<b>   a", "   ", "\n", " \n  \n", "a  b", "▁▁a  ▁"):
+            assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == text
+
 
 class TestRefusals:
     @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\ud83d"])

@@ -12,7 +12,10 @@ __all__ = ["Literal", "LiteralFinder"]
 # White_Space of Unicode; Python's \s has U+001C to U+001F besides.
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _SPACES = re.compile(f"[{_SPACE}]*")
-_JOIN_CONTROLS = "\u200c\u200d"
+# Join_Control, and the letters in circles and squares.
+_OTHERS_OF_WORDS = frozenset("\u200c\u200d").union(
+    map(chr, (*range(0x24B6, 0x24EA), *range(0x1F130, 0x1F14A), *range(0x1F150, 0x1F16A), *range(0x1F170, 0x1F18A)))
+)
 
 
 class Literal(NamedTuple):
@@ -101,5 +104,4 @@ def _alone(text: str, start: int, stop: int) -> bool:
 def _in_word(char: str) -> bool:
     """Whether a character is one of a word: alphabetic, mark, decimal digit, connector or joiner (UTS #18, annex C)."""
     kind = unicodedata.category(char)
-    circled = "\u24b6" <= char <= "\u24e9" or "\U0001f130" <= char <= "\U0001f189"
-    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or char in _JOIN_CONTROLS or circled
+    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or char in _OTHERS_OF_WORDS
