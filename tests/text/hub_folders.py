@@ -8,10 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from text.vocabularies import HARD_TEXTS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from kvik.text.pretokenizers import PRE_TOKENIZERS
-from text.vocabularies import HARD_TEXTS
 
 CORPUS = [
     *HARD_TEXTS,
