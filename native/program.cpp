@@ -72,14 +72,19 @@ void Program::finish_linear(Node n) {
     for (const Part& p : n.parts) {
         require(p.matrix.k == in.width, "matrix and input differ in width");
         if (!n.head) require(buffers_.at(size_t(p.out)).ld >= p.matrix.row_blocks() * kRows, "matrix taller than its output");
-        most = std::max(most, size_t(p.matrix.groups()) * block_bytes(p.matrix.layout));
+        most = std::max(most, p.matrix.row_block_bytes());
         if (is_integer(p.matrix.layout)) (p.fine ? n.fine : n.coarse) = true;
+        if (p.matrix.layout == Layout::bf16) {
+            n.bf16 = true;
+            n.bf16_fine |= p.fine;
+        }
     }
     n.blocks_a_tile = int32_t(std::max<size_t>(1, kTileBytes / most));
     for (const Part& p : n.parts) n.tile_ends.push_back(tiles += tiles_for(p.matrix.row_blocks(), n.blocks_a_tile));
     widest_ = std::max(widest_, ld);
     any_coarse_ |= n.coarse;
     any_fine_ |= n.fine;
+    any_bf16_ |= n.bf16;
     nodes_.push_back(std::move(n));
 }
 
@@ -144,16 +149,30 @@ void Program::attend(int32_t q, int32_t out, int32_t layer, int32_t window) {
 void Program::Scratch::reserve(const Program& p, int32_t rows) {
     const size_t n = size_t(rows) * size_t(p.widest_), g = n / kGroup;
     if (x.size() < n) x.resize(n);
+    if (p.any_bf16_ && bf16.size() < n) {
+        bf16.resize(n);
+        bf16_fine.resize(n);
+    }
     for (Rounded* r : {&coarse, &fine}) {
         if (!(r == &coarse ? p.any_coarse_ : p.any_fine_) || r->q.size() >= n) continue;
         r->q.resize(n);
         r->scale.resize(g);
         r->sum.resize(g);
         r->isum.resize(g);
+        r->half_isum.resize(g);
         if (r == &coarse) continue;
         r->fine.resize(n);
         r->fine_isum.resize(g);
+        r->fine_half_isum.resize(g);
     }
+}
+
+// Where the row that begins at float `at` goes.
+Int8Rows Program::Rounded::row(size_t at) {
+    const size_t g = at / kGroup;
+    const bool both = !fine.empty();
+    return {q.data() + at, both ? fine.data() + at : nullptr, scale.data() + g, sum.data() + g, isum.data() + g,
+            both ? fine_isum.data() + g : nullptr, half_isum.data() + g, both ? fine_half_isum.data() + g : nullptr};
 }
 
 void Program::check(const PassView& p) const {
@@ -281,26 +300,26 @@ void Program::prepare_rows(const Node& node, Scratch& s, int32_t from, int32_t t
     for (int32_t r = from; r < to; ++r) {
         const int32_t source = node.head ? pass_.logit_rows[r] : r;
         const float* x = row(in.input, source);
-        const size_t at = size_t(r) * size_t(ld), g = at / kGroup;
+        const size_t at = size_t(r) * size_t(ld);
         if (in.kind == Prologue::norm)
             kernels_.rms_norm(x, in.weight, in.width, in.eps, s.x.data() + at);
         else if (in.kind == Prologue::gate)
             kernels_.silu_gate(x, row(in.second, source), ld, s.x.data() + at);
         else
             std::memcpy(s.x.data() + at, x, size_t(ld) * sizeof(float));
-        if (node.coarse)
-            kernels_.quantize(s.x.data() + at, ld, s.coarse.q.data() + at, nullptr, s.coarse.scale.data() + g,
-                              s.coarse.sum.data() + g, s.coarse.isum.data() + g, nullptr);
-        if (node.fine)
-            kernels_.quantize(s.x.data() + at, ld, s.fine.q.data() + at, s.fine.fine.data() + at, s.fine.scale.data() + g,
-                              s.fine.sum.data() + g, s.fine.isum.data() + g, s.fine.fine_isum.data() + g);
+        if (node.coarse) kernels_.quantize(s.x.data() + at, ld, s.coarse.row(at));
+        if (node.fine) kernels_.quantize(s.x.data() + at, ld, s.fine.row(at));
+        if (node.bf16)
+            kernels_.round_bf16(s.x.data() + at, ld, s.bf16.data() + at, node.bf16_fine ? s.bf16_fine.data() + at : nullptr);
     }
 }
 
 Activations Program::activations(const Node& node, const Scratch& s, bool fine) const {
     const Rounded& r = fine ? s.fine : s.coarse;
-    return {s.x.data(), buffers_[size_t(node.in.input)].ld, r.q.data(), fine ? r.fine.data() : nullptr, r.scale.data(),
-            r.sum.data(), r.isum.data(), fine ? r.fine_isum.data() : nullptr};
+    const auto if_fine = [fine](const auto& v) { return fine ? v.data() : nullptr; };
+    return {s.x.data(), buffers_[size_t(node.in.input)].ld, r.q.data(), if_fine(r.fine), r.scale.data(), r.sum.data(),
+            r.isum.data(), if_fine(r.fine_isum), r.half_isum.data(), if_fine(r.fine_half_isum), s.bf16.data(),
+            if_fine(s.bf16_fine)};
 }
 
 void Program::run_linear(const Node& node, uint32_t phase, uint32_t tile, uint32_t thread) {
@@ -323,7 +342,7 @@ void Program::run_linear(const Node& node, uint32_t phase, uint32_t tile, uint32
     const int32_t end = std::min(begin + node.blocks_a_tile, p.matrix.row_blocks());
     float* out = node.head ? pass_.logits : row(p.out, 0);
     const int32_t ldo = node.head ? logits_width_ : buffers_[size_t(p.out)].ld;
-    kernels_.matmul(p.matrix, activations(node, *input, p.fine && is_integer(p.matrix.layout)), rows, begin, end, out, ldo,
+    kernels_.matmul(p.matrix, activations(node, *input, p.fine), rows, begin, end, out, ldo,
                     p.accumulate);
     if (lazy(node) && tile + 1 == Pool::share_begin(tiles_[phase], thread + 1, pool_.threads())) look_ahead(phase, thread);
 }
@@ -338,7 +357,7 @@ void Program::look_ahead(uint32_t phase, uint32_t thread) const {
         size_t part = 0;
         while (tile >= node.tile_ends[part]) ++part;
         const Matrix& m = node.parts[part].matrix;
-        const size_t stride = size_t(m.groups()) * block_bytes(m.layout);
+        const size_t stride = m.row_block_bytes();
         const size_t at = size_t(tile - (part ? node.tile_ends[part - 1] : 0)) * size_t(node.blocks_a_tile) * stride;
         for (size_t i = 0; i < std::min(kLookAhead, m.bytes() - at); i += 64) __builtin_prefetch(m.data + at + i, 0, 2);
         return;

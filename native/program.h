@@ -78,7 +78,8 @@ class Program {
         std::vector<Part> parts;
         std::vector<uint32_t> tile_ends;  // per part: tiles up to and including it
         int32_t blocks_a_tile = 1;
-        bool coarse = false, fine = false, head = false;  // roundings some part wants; rows are the pass's logit rows
+        bool coarse = false, fine = false, bf16 = false, bf16_fine = false;  // roundings some part wants
+        bool head = false;  // rows are the pass's logit rows
         int32_t a = -1, b = -1, out = -1, layer = 0, window = 0;
         Matrix table{};
     };
@@ -95,12 +96,14 @@ class Program {
     struct Rounded {
         std::vector<int8_t> q, fine;
         std::vector<float> scale, sum;
-        std::vector<int32_t> isum, fine_isum;
+        std::vector<int32_t> isum, fine_isum, half_isum, fine_half_isum;
+        Int8Rows row(size_t at);
     };
     // A linear's input after its prologue, rounded where a part wants it.
     struct Scratch {
         std::vector<float> x;
         Rounded coarse, fine;
+        std::vector<uint16_t> bf16, bf16_fine;
         void reserve(const Program& program, int32_t rows);
     };
     struct Item {  // partitions of one tile of rows of one sequence on one KV head
@@ -153,7 +156,7 @@ class Program {
     std::vector<Buffer> buffers_;
     std::vector<Node> nodes_;
     int32_t logits_width_ = 0, vocabulary_ = 0, widest_ = 0;  // widest: of the linears' inputs, padded
-    bool any_coarse_ = false, any_fine_ = false;
+    bool any_coarse_ = false, any_fine_ = false, any_bf16_ = false;
 
     // of the pass being run
     PassView pass_{};
