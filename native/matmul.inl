@@ -1,4 +1,5 @@
-// Packed matrix times rows of activations. One row block of 16 outputs is read once per tile of up to kTile rows.
+// Packed matrix times rows of activations. One row block of 16 outputs is read once per tile of up to kTile rows; the first
+// tile asks for the weights ahead, the others find them near.
 // The integer dot product of a group is exact in int32; groups are then summed in order by fused multiply-adds,
 // so a row's result depends on nothing but the row and the matrix.
 
@@ -57,7 +58,7 @@ static inline F dot_of(const Group<Bits>& group, const RowGroup& r) {
 
 template <Layout L, int M, bool Fine>
 static inline void tile_integer(const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
-                                bool accumulate) {
+                                bool accumulate, bool ahead) {
     constexpr int offset = offset_of(L);
     const int lg = a.ld / kGroup;
     F acc[M];
@@ -65,7 +66,8 @@ static inline void tile_integer(const uint8_t* w, int groups, const Activations&
     for (int m = 0; m < M; ++m) acc[m] = zero();
     for (int g = 0; g < groups; ++g) {
         const uint8_t* quants = quants_at<L>(w, g);
-        for (size_t line = 0; line < unit_bytes(L) / unit_groups(L); line += 64) prefetch(quants + kAhead + line);
+        if (ahead)
+            for (size_t line = 0; line < unit_bytes(L) / unit_groups(L); line += 64) prefetch(quants + kAhead + line);
         const Group<bits_of(L)> group(quants);
         const F s = scale_at<L>(w, g);
         if constexpr (L == Layout::int6_k) {
@@ -113,13 +115,14 @@ static inline F load_line(const uint8_t* w, int k) {
 
 template <Layout L, int M>
 static inline void tile_real(const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
-                             bool accumulate) {
+                             bool accumulate, bool ahead) {
     const float* x = a.x + size_t(row) * a.ld;
     F even[M], odd[M];
     KVIK_UNROLL
     for (int m = 0; m < M; ++m) even[m] = odd[m] = zero();
     for (int g = 0; g < groups; ++g, w += unit_bytes(L), x += kGroup) {
-        for (size_t line = 0; line < unit_bytes(L); line += 64) prefetch(w + 2 * kAhead + line);
+        if (ahead)
+            for (size_t line = 0; line < unit_bytes(L); line += 64) prefetch(w + 2 * kAhead + line);
         for (int k = 0; k < kGroup; k += 2) {
             const F w0 = load_line<L>(w, k), w1 = load_line<L>(w, k + 1);
             KVIK_UNROLL
@@ -158,14 +161,15 @@ static inline F dot2(F c, Pairs w, const uint16_t* a) {
 
 template <int M, bool Fine, bool Instruction>
 static inline void tile_bf16(const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
-                             bool accumulate) {
+                             bool accumulate, bool ahead) {
     const uint16_t* x = a.bf16 + size_t(row) * a.ld;
     const uint16_t* rest = Fine ? a.bf16_fine + size_t(row) * a.ld : nullptr;
     F even[M], odd[M];
     KVIK_UNROLL
     for (int m = 0; m < M; ++m) even[m] = odd[m] = zero();
     for (int g = 0; g < groups; ++g, w += unit_bytes(Layout::bf16)) {
-        for (size_t line = 0; line < unit_bytes(Layout::bf16); line += 64) prefetch(w + 2 * kAhead + line);
+        if (ahead)
+            for (size_t line = 0; line < unit_bytes(Layout::bf16); line += 64) prefetch(w + 2 * kAhead + line);
         for (int k = 0; k < kGroup; k += 4) {
             const Pairs w0 = load_pairs(w + 32 * k), w1 = load_pairs(w + 32 * k + 64);
             KVIK_UNROLL
@@ -198,22 +202,22 @@ constexpr bool kHasDot2 = false;
 
 template <Layout L, int M, bool Fine, bool Instruction>
 static inline void tile(const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
-                        bool accumulate) {
+                        bool accumulate, bool ahead) {
     if constexpr (is_integer(L))
-        tile_integer<L, M, Fine>(w, groups, a, row, out, ldo, accumulate);
+        tile_integer<L, M, Fine>(w, groups, a, row, out, ldo, accumulate, ahead);
     else if constexpr (L == Layout::bf16)
-        tile_bf16<M, Fine, Instruction>(w, groups, a, row, out, ldo, accumulate);
+        tile_bf16<M, Fine, Instruction>(w, groups, a, row, out, ldo, accumulate, ahead);
     else
-        tile_real<L, M>(w, groups, a, row, out, ldo, accumulate);
+        tile_real<L, M>(w, groups, a, row, out, ldo, accumulate, ahead);
 }
 
 template <Layout L, int M, bool Fine, bool Instruction>
 static void tile_of(int rest, const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
-                    bool accumulate) {
+                    bool accumulate, bool ahead) {
     if (rest == M)
-        tile<L, M, Fine, Instruction>(w, groups, a, row, out, ldo, accumulate);
+        tile<L, M, Fine, Instruction>(w, groups, a, row, out, ldo, accumulate, ahead);
     else if constexpr (M > 1)
-        tile_of<L, M - 1, Fine, Instruction>(rest, w, groups, a, row, out, ldo, accumulate);
+        tile_of<L, M - 1, Fine, Instruction>(rest, w, groups, a, row, out, ldo, accumulate, ahead);
 }
 
 // Rows are walked in chunks whose activations stay in the second-level cache while several blocks of weights pass.
@@ -232,10 +236,11 @@ static __attribute__((noinline)) void matmul_layout(const Matrix& w, const Activ
             float* column = out + b * kRows;
             int row = begin;
             for (; row + kTile <= end; row += kTile)
-                tile<L, kTile, Fine, Instruction>(data, groups, a, row, column + size_t(row) * ldo, ldo, accumulate);
+                tile<L, kTile, Fine, Instruction>(data, groups, a, row, column + size_t(row) * ldo, ldo, accumulate,
+                                                  row == begin);
             if (row < end)
                 tile_of<L, kTile, Fine, Instruction>(end - row, data, groups, a, row, column + size_t(row) * ldo, ldo,
-                                                     accumulate);
+                                                     accumulate, row == begin);
         }
     }
 }
