@@ -58,7 +58,8 @@ class RopeTable:
     factor: float = 1.0
 
 
-class Experts(NamedTuple):
+@dataclass(frozen=True)
+class Experts:
     """A layer's expert feed-forward networks, E of them, each matrix stacked by rows.
 
     gate, up: names of weights [E * F, width]; rows e * F to (e + 1) * F are expert e's.
