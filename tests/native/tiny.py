@@ -38,7 +38,7 @@ def config(**changes: object) -> ModelConfig:
     sizes = {
         "family": "llama", "vocab_size": 97, "hidden_size": 96, "intermediate_size": 160, "num_layers": 3,
         "num_heads": 6, "num_kv_heads": 2, "head_size": 16, "context_length": 512, "norm_eps": 1e-5,
-        "rope": RopeConfig(), "tied_embeddings": False, "sliding_window": None,
+        "rope": RopeConfig(), "tied_embeddings": False, "windows": (None,) * 3,
     }  # fmt: skip
     return ModelConfig(**{**sizes, **changes})  # type: ignore[arg-type]
 
