@@ -101,11 +101,16 @@ struct Queries {
     int32_t rows, group;   // rows; query heads a KV head
     const int32_t* slots;  // [rows]
     int32_t window;        // 0: everything before
+    float scale;           // of the scores
     int32_t first_partition, last_partition;  // [first, last) of the partitions of 64 slots
     float* scratch;        // attend_scratch() floats
     float* state;          // [rows * group][state_stride]: running over partitions
     float* partials;       // null, or [partition - first][rows * group][state_stride]: kept apart, to be joined by `join`
 };
+
+enum class Activation : int32_t { silu = 0, gelu_tanh = 1 };
+constexpr int kActivations = 2;
+constexpr int32_t kMaxExperts = 1024;
 
 struct SamplerKernels;
 
@@ -116,8 +121,19 @@ struct Kernels {
     void (*round_bf16)(const float* x, int32_t n, uint16_t* out, uint16_t* fine);  // fine: null for one term
     void (*embed)(const Matrix&, int32_t token, float* out);
     void (*rms_norm)(const float* x, const float* weight, int32_t n, float eps, float* out);
-    void (*silu_gate)(const float* gate, const float* up, int32_t n, float* out);
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, int32_t n, float eps, float* out);
+    // every head of x by itself, in place; head_size: a multiple of 16
+    void (*head_norm)(float* x, int32_t heads, int32_t head_size, const float* weight, float eps);
+    // activation(x), times `factor` where that is not null
+    void (*activate)(Activation, const float* x, const float* factor, int32_t n, float* out);
     void (*add)(const float* a, const float* b, int32_t n, float* out);
+    // the bias [n] onto n columns of the rows
+    void (*add_bias)(const float* bias, int32_t n, int32_t rows, float* out, int32_t ldo);
+    // the `used` best of `count` experts by softmax(scores), best first, ties to the lower; normalize: they sum to 1
+    void (*route)(const float* scores, int32_t count, int32_t used, bool normalize, int32_t* experts, float* p);
+    // out [n] (+)= sum over i < used, in order, of p[i] * y[places[i]]; y [..][ld]
+    void (*combine)(const float* y, int32_t ld, const int32_t* places, const float* p, int32_t used, int32_t n,
+                    bool accumulate, float* out);
     void (*quantize)(const float* x, int32_t n, const Int8Rows& out);
     void (*rope)(float* x, int32_t heads, int32_t head_size, const float* cosine, const float* sine);
     void (*append)(const Cache&, int32_t slot, const float* k, const float* v);

@@ -22,7 +22,7 @@ from kvik.weights.layouts import Layout, is_integer
 ISAS = _native.isa_available()
 SHAPES = [
     {},
-    {"tied_embeddings": True, "sliding_window": 70},
+    {"tied_embeddings": True, "windows": (70, None, 24)},
     {"num_heads": 4, "num_kv_heads": 1, "head_size": 80, "hidden_size": 64},
     {"num_heads": 3, "num_kv_heads": 3, "head_size": 32, "intermediate_size": 100, "hidden_size": 50},
     {"num_heads": 2, "num_kv_heads": 1, "head_size": 256, "num_layers": 1},

@@ -1,7 +1,7 @@
 """The op vocabulary: the dozen words in which a model file says what is computed in which order.
 
 Two executors speak it. `torch_ops.TorchOps` runs each op at once on tensors and is its definition;
-`native_ops.NativeOps` records the ops once into a program that native code replays for every pass.
+`native_recording.NativeOps` records the ops once, for a program that native code replays for every pass.
 
 Shapes: T tokens of the pass, H query heads, H_kv key/value heads, D head size, V vocabulary.
 """
@@ -58,7 +58,8 @@ class RopeTable:
     factor: float = 1.0
 
 
-class Experts(NamedTuple):
+@dataclass(frozen=True)
+class Experts:
     """A layer's expert feed-forward networks, E of them, each matrix stacked by rows.
 
     gate, up: names of weights [E * F, width]; rows e * F to (e + 1) * F are expert e's.
