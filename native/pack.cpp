@@ -198,7 +198,6 @@ bool round_group(Layout layout, const float* x, GroupOf32& g) {
         for (int i = 0; i < kGroup; ++i) g.quants[i] = uint8_t(nearest(x[i], s > 0 ? 1.0f / s : 0.0f, -127, 127) + 1);
         return std::isfinite(s);
     }
-    if (layout != Layout::int8_min) throw std::invalid_argument("weights cannot be rounded to this layout");
     g.minimum = float_to_half(*least);
     g.scale = float_to_half((*most - half_to_float(g.minimum)) / 255.0f);
     if (!std::isfinite(half_to_float(g.scale)) || !std::isfinite(half_to_float(g.minimum))) return false;
@@ -218,6 +217,11 @@ bool same_structure(Source type, Layout layout) {
         case Source::Q6_K: return layout == exact_layout(type);
         default: return false;
     }
+}
+
+// The integer layouts that weights of any type can be rounded to; the others are only for their own types.
+bool can_round_to(Layout layout) {
+    return !is_integer(layout) || layout == Layout::int8 || layout == Layout::int8_min || layout == Layout::int4_min;
 }
 
 // Writes lane `lane` of group `sub` of a unit.
@@ -370,6 +374,8 @@ PackResult pack(Source type, const uint8_t* source, size_t source_bytes, int32_t
     if (target_bytes != packed_bytes(layout, n, k)) throw std::invalid_argument("packed bytes do not fit the shape");
     if (permuted_heads < 0 || (permuted_heads && (n % permuted_heads != 0 || (n / permuted_heads) % 2 != 0)))
         throw std::invalid_argument("rows cannot be divided into heads");
+    if (!same_structure(type, layout) && !can_round_to(layout))
+        throw std::invalid_argument("weights of this type cannot be rounded to this layout");
     const Job job{type, source, n, k, permuted_heads, layout, target, row_bytes};
     const int32_t blocks = (n + kRows - 1) / kRows;
     threads = std::clamp(threads, 1, blocks);

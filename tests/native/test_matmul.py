@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kvik import _native
 from kvik.weights.ggml_types import TRAITS
-from kvik.weights.layouts import Layout, is_integer
+from kvik.weights.layouts import Layout, input_rounding
 from kvik.weights.packed import PackedTensor
 
 ISAS = _native.isa_available()
@@ -46,9 +46,10 @@ def to_bf16(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def seen_by(layout: Layout, x: NDArray[np.float32], fine: bool) -> NDArray[np.float64]:
     """The activations that the layout's kernel multiplies."""
-    if is_integer(layout):
+    kind = input_rounding(layout)
+    if kind == "int8":
         return rounded(x, fine)
-    if layout is not Layout.BF16:
+    if kind is None:
         return x.astype(np.float64)
     first = to_bf16(x)
     return first.astype(np.float64) + (to_bf16(x - first) if fine else 0)

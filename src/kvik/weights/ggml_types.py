@@ -180,7 +180,8 @@ def _group_pairs(packed: Bytes) -> NDArray[np.uint8]:
 def _k_groups(head: Bytes, quants: NDArray[np.uint8]) -> Floats:
     scales, minimums = _steps(np.ascontiguousarray(head[:, 4:16]))
     scales, minimums = _f16(head[:, :2]) * scales, _f16(head[:, 2:4]) * minimums
-    return scales[:, :, None] * quants.astype(np.float32) - minimums[:, :, None]
+    weights: Floats = scales[:, :, None] * quants.astype(np.float32) - minimums[:, :, None]
+    return weights
 
 
 def _q4_k(blocks: Bytes) -> Floats:
@@ -198,7 +199,8 @@ def _q6_k(blocks: Bytes) -> Floats:
     upper = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & np.uint8(3)
     quants = (nibbles | upper << np.uint8(4)).reshape(-1, 16, 16).astype(np.float32) - np.float32(32)
     scales = _f16(blocks[:, 208:]) * blocks[:, 192:208].view(np.int8).astype(np.float32)
-    return scales[:, :, None] * quants
+    weights: Floats = scales[:, :, None] * quants
+    return weights
 
 
 _DECODE: dict[GGMLType, Callable[[Bytes], Floats]] = {

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from kvik import _native
 from kvik.params import choose
 
-__all__ = ["WEIGHTS", "Layout", "Weights", "is_integer", "layout_for", "packed_bytes", "parse_weights"]
+__all__ = ["WEIGHTS", "Layout", "Weights", "input_rounding", "layout_for", "packed_bytes", "parse_weights"]
 
 Weights = Literal["auto", "f32", "bf16", "int8", "int4"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
@@ -57,9 +57,11 @@ def parse_weights(name: str) -> Weights:
     return choose("weights", name, WEIGHTS, _ALIASES)
 
 
-def is_integer(layout: Layout) -> bool:
-    """Whether activations are rounded to int8 against this layout."""
-    return layout >= Layout.INT8
+def input_rounding(layout: Layout) -> Literal["int8", "bf16"] | None:
+    """What the kernels of a layout round a linear's input to; None where it stays f32."""
+    if layout >= Layout.INT8:
+        return "int8"
+    return "bf16" if layout is Layout.BF16 else None
 
 
 def layout_for(weights: Weights, source_type: int) -> Layout | None:
