@@ -11,10 +11,8 @@ import transformers
 from oracles.random_models.shapes import LLAMA3
 
 from kvik.errors import DataError
-from kvik.models import MODELS
 from kvik.models.config import ModelConfig, RopeConfig
 from kvik.models.hf_config import config_from_hf
-from kvik.models.specs import as_named_in, pieces
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -316,30 +314,3 @@ def test_contradictions_and_unsupported_features_are_named(changes: dict[str, An
 def test_what_a_gpt2_may_not_say_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(changes, GPT2)
-
-
-FORMS = {
-    "transformer.wte.weight": ("transformer.h.1.mlp.c_fc.weight", "lm_head.weight"),
-    "wte.weight": ("h.1.mlp.c_fc.weight", "lm_head.weight"),
-}
-GEMMA_FORMS = {
-    "model.embed_tokens.weight": ("model.layers.1.mlp.up_proj.weight", "lm_head.weight"),
-    "language_model.model.embed_tokens.weight": (
-        "language_model.model.layers.1.mlp.up_proj.weight", "language_model.lm_head.weight",
-    ),
-    "model.language_model.embed_tokens.weight": ("model.language_model.layers.1.mlp.up_proj.weight", "lm_head.weight"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("config", "forms"),
-    [(read({"tie_word_embeddings": False}, GPT2), FORMS), (read(GEMMA3 | {"tie_word_embeddings": False}), GEMMA_FORMS)],
-    ids=["gpt2", "gemma3"],
-)
-def test_names_are_those_of_the_checkpoint(config: ModelConfig, forms: dict[str, tuple[str, str]]) -> None:
-    specs = MODELS[config.family].tensors(config)
-    for embed, (up, head) in forms.items():
-        named = {spec.name: [p.name for p in pieces(spec.hf)] for spec in as_named_in([embed, up], specs)}
-        assert (named["embed"], named["layers.1.up"], named["head"]) == ([embed], [up], [head])
-    first = next(iter(forms))
-    assert pieces(as_named_in([], specs)[0].hf)[0].name == first

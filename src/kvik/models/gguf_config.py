@@ -16,7 +16,6 @@ from kvik.models import config_checks as check
 from kvik.models.config import ModelConfig, RopeConfig
 from kvik.models.config_fields import Fields, Path, short
 from kvik.models.rope import yarn_attention_factor
-from kvik.models.specs import pieces
 
 __all__ = ["config_from_gguf"]
 
@@ -73,17 +72,14 @@ def config_from_gguf(
         path: the file, for messages.
         rope_divisors: values of the tensor `rope_freqs.weight`, required where the file has it.
 
-    Raises DataError for a missing, mistyped, absurd or contradictory key, for an unsupported feature and for a tensor
-    that the family does not have.
+    Raises DataError for a missing, mistyped, absurd or contradictory key and for an unsupported feature.
     """
     fields = Fields(metadata, path)
     key = "general.architecture"
     architecture = check.known(fields, key, fields.text_or_none(key), READERS)
     divisors = None if rope_divisors is None else tuple(float(x) for x in rope_divisors)
     header = Header(fields, fields.under(f"{architecture}."), tensor_shapes, divisors)
-    config = READERS[architecture](header)
-    _refuse_unknown_tensors(config, header)
-    return config
+    return READERS[architecture](header)
 
 
 def _llama(h: Header) -> ModelConfig:
@@ -273,16 +269,3 @@ def _rope(h: Header, head_size: int) -> RopeConfig:
     original = f.integer_or_none("original_context_length", 1, check.MAX_CONTEXT)
     betas = ("yarn_beta_fast", "yarn_beta_slow")
     return check.yarn(f, theta, factor, original, scale * yarn_attention_factor(factor), betas)
-
-
-def _refuse_unknown_tensors(config: ModelConfig, h: Header) -> None:
-    """A tensor that the definition does not name would be ignored: a bias, a norm, a head of another kind."""
-    from kvik.models import MODELS
-
-    named = {piece.name for spec in MODELS[config.family].tensors(config) for piece in pieces(spec.gguf)}
-    if config.rope is not None and config.rope.divisors is not None:
-        named.add("rope_freqs.weight")
-    for name in h.shapes:
-        if name not in named:
-            family = f"{config.family} family of {config.num_layers} layers"
-            raise DataError(f"has no place in the {family} and would be ignored", path=h.fields.path, tensor=name)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
-from kvik.models.config import ModelConfig, Piece, TensorSpec
+from kvik.models.config import ModelConfig, TensorSpec
 
-__all__ = ["as_named_in", "attention", "embedding", "feed_forward", "of_layer", "output", "pieces", "qkv_biases"]
+__all__ = ["attention", "embedding", "feed_forward", "of_layer", "output", "qkv_biases"]
 
 
 def of_layer(i: int, name: str, gguf: str, hf: str, shape: tuple[int, ...], **options: Any) -> TensorSpec:
@@ -71,33 +70,3 @@ def feed_forward(c: ModelConfig, i: int) -> list[TensorSpec]:
         of_layer(i, "up", "ffn_up", "mlp.up_proj", (ff, d)),
         of_layer(i, "down", "ffn_down", "mlp.down_proj", (d, ff)),
     ]
-
-
-def pieces(place: str | Piece | tuple[Piece, ...]) -> tuple[Piece, ...]:
-    """Where a tensor's rows are, in order, however few there are."""
-    if isinstance(place, str):
-        return (Piece(place),)
-    return (place,) if isinstance(place, Piece) else place
-
-
-def as_named_in(names: Collection[str], specs: list[TensorSpec]) -> list[TensorSpec]:
-    """specs, the embedding first, with their Hugging Face names as a checkpoint of these tensor names has them.
-
-    Checkpoints saved without their head lack the first word of the names (GPT-2's on the hub); in multimodal ones
-    (Gemma 3) the text model is `language_model`. Where none of these fits, the names stay and what is missing is named
-    when it is read.
-    """
-    model, _, embed = str(specs[0].hf).partition(".")
-    forms = (  # what stands before the names of the model's tensors, and of its head
-        (f"{model}.", ""),
-        ("", ""),
-        (f"language_model.{model}.", "language_model."),
-        (f"{model}.language_model.", ""),
-    )
-    of_model, of_head = next((form for form in forms if form[0] + embed in names), forms[0])
-
-    def renamed(name: str) -> str:
-        first, _, rest = name.partition(".")
-        return of_model + rest if first == model else of_head + name
-
-    return [s._replace(hf=tuple(p._replace(name=renamed(p.name)) for p in pieces(s.hf))) for s in specs]

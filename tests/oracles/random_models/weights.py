@@ -19,7 +19,6 @@ from kvik.models import MODELS
 from kvik.models.config import ModelConfig, Piece, TensorSpec
 from kvik.models.gguf_config import config_from_gguf
 from kvik.models.hf_config import config_from_hf
-from kvik.models.specs import as_named_in, pieces
 
 Array = np.ndarray[Any, Any]
 
@@ -44,8 +43,8 @@ def saved_state(model: Any) -> dict[str, Array]:
 def kvik_weights(model: Any) -> dict[str, Array]:
     """The weights by the names of Kvik's definition, from a checkpoint."""
     state, config = saved_state(model), config_of_model(model)
-    specs = as_named_in(state, MODELS[config.family].tensors(config))
-    return {spec.name: assembled(pieces(spec.hf), state, spec.shape) + spec.hf_offset for spec in specs}
+    specs = MODELS[config.family].tensors(config)
+    return {spec.name: assembled(spec.hf, state, spec.shape) + spec.hf_offset for spec in specs}
 
 
 def read_gguf(path: Path) -> tuple[ModelConfig, dict[str, Array]]:
@@ -56,12 +55,14 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict[str, Array]]:
     divisors = tensors.get("rope_freqs.weight")
     config = config_from_gguf(metadata, {n: t.shape for n, t in tensors.items()}, path, rope_divisors=divisors)
     specs = MODELS[config.family].tensors(config)
-    return config, {spec.name: _paired(spec, assembled(pieces(spec.gguf), tensors, spec.shape)) for spec in specs}
+    return config, {spec.name: _paired(spec, assembled(spec.gguf, tensors, spec.shape)) for spec in specs}
 
 
-def assembled(parts: tuple[Piece, ...], state: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+def assembled(where: str | Piece | tuple[Piece, ...], state: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
     """The pieces' rows, one after another."""
-    found = []
+    if isinstance(where, str):
+        where = Piece(where)
+    parts, found = [where] if isinstance(where, Piece) else where, []
     for part in parts:
         tensor = state[part.name].T if part.transposed else state[part.name]
         if tensor.ndim == 3:  # experts
