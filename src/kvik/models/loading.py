@@ -98,7 +98,7 @@ def _config(plain: Mapping[str, Any]) -> ModelConfig:
 
 def _read_source(path: Path, store: ModelStore) -> dict[str, Any]:
     """Read the file's configuration and tokenizer and keep them in the store. A refused file leaves nothing there."""
-    from kvik.models.config_readers import config_from_gguf
+    from kvik.models.gguf_config import config_from_gguf
     from kvik.weights.gguf import read_gguf
 
     with read_gguf(path) as file:
