@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from kvik.errors import DataError, ParameterError
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig
-from kvik.models.config_readers import config_from_gguf, config_from_hf
+from kvik.models.gguf_config import config_from_gguf
+from kvik.models.hf_config import config_from_hf
 from kvik.models.tensors import SourceFacts, SourceKind, base_of, refuse_unused, source_kind, wanted_tensors
 from kvik.params import SamplingParams
 from kvik.text.tokenizer import Tokenizer
@@ -88,12 +89,12 @@ def _describe_folder(folder: Path) -> Described:
     # known here has its definition here, and another one is refused.
     plain = read_json_object(folder / "config.json", MAX_JSON_BYTES)
     config = config_from_hf(plain, folder / "config.json")
-    tokenizer = Tokenizer.from_hub(folder)
-    _check_vocabulary(tokenizer, config, folder / "tokenizer.json")
     generation: dict[str, Any] = {}
     if os.path.lexists(folder / "generation_config.json"):
         generation = read_json_object(folder / "generation_config.json", MAX_JSON_BYTES)
     defaults, unused = _hub_defaults(generation, folder / "generation_config.json")
+    tokenizer = Tokenizer.from_hub(folder)
+    _check_vocabulary(tokenizer, config, folder / "tokenizer.json")
     specs = MODELS[config.family].tensors(config)
     licence = _readme_licence(folder / "README.md") or plain.get("license")
     with read_safetensors(folder) as file:

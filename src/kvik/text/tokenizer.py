@@ -214,7 +214,7 @@ class Tokenizer:
             "" if token is None else self._texts.get(token) or self.token_text(token)
             for token in (self.bos_id, self._eos_id)
         )
-        return ChatTemplate(self.chat_template, bos, eos)
+        return ChatTemplate(self.chat_template, bos, eos, tool_source=self.tool_template)
 
     def _finder(self, kind: str) -> LiteralFinder:
         """Of the literals looked for in "raw" text, in "normalized" text, or of "all" by their own text."""

@@ -217,11 +217,16 @@ class _Parser:
             if metadata:
                 scanner.fail("__metadata__ stands twice", at)
             metadata = True
-            if scanner.next() != b"{":
-                scanner.fail("__metadata__ must be an object")
-            scanner.skip_value(2)
+            self._skip_metadata(scanner)
         scanner.finish()
         self._check_places(size - self._data)
+
+    def _skip_metadata(self, scanner: Scanner) -> None:
+        """Text by text; nothing in it is needed."""
+        for _ in scanner.members():
+            if scanner.next() != b'"':
+                scanner.fail("__metadata__ must hold text by text")
+            scanner.skip_string()
 
     def _tensor(self, scanner: Scanner, name: str, at: int) -> None:
         _check_name(scanner, name, at)
