@@ -161,10 +161,11 @@ def _sizes(c: ModelConfig) -> list[tuple[str, str | None]]:
     layout = kv_layout(c, "f16")
     whole = layout.blocks_for(c.context_length) * layout.block_bytes
     experts = f"{c.experts_used} of {c.num_experts} experts" if c.num_experts else None
+    attention = f"{c.num_heads} heads of {c.head_size}, {c.num_kv_heads} of keys and values"
     feed_forward = f"{c.intermediate_size} wide" + (f", {experts} a token" if experts else "")
     return [
         ("layers", f"{c.num_layers}, {c.hidden_size} wide"),
-        ("attention", f"{c.num_heads} heads of {c.head_size}, {c.num_kv_heads} of keys and values"),
+        ("attention", attention + ("; queries and keys normalized" if c.qk_norm else "")),
         ("feed-forward", feed_forward),
         ("windows", _windows(c)),
         ("positions", _positions(c)),
@@ -191,7 +192,7 @@ def _positions(c: ModelConfig) -> str:
 
 def _rope(rope: RopeConfig) -> str:
     scaled = "" if rope.kind == "default" else f", {rope.kind} scaling by {rope.factor:g}"
-    return f"base {rope.theta:g}{scaled}" + (", divisors from the file" if rope.divisors else "")
+    return f"base {rope.theta:.10g}{scaled}" + (", divisors from the file" if rope.divisors else "")
 
 
 def _text_side(facts: ModelFacts) -> list[tuple[str, str | None]]:
