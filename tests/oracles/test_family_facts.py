@@ -14,7 +14,6 @@ from kvik.models.facts import read_facts
 from kvik.models.loading import load_model
 from kvik.weights.store import ModelStore
 
-
 NEEDED = ("gemma3", "gpt2", "mixtral")  # norms of heads, pieces and transposed matrices, stacked experts
 
 
