@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from weights.gguf_files import STRING, Key, Tensor, build, random_bytes, tensor
+from weights.gguf_files import STRING, Key, Tensor, block_width, build, random_bytes, tensor
 from weights.safetensors_files import write_folder
 
 from kvik.errors import DataError
@@ -110,7 +110,7 @@ def test_experts_are_stacked_by_rows(tmp_path: Path, rows: int, chunk: int) -> N
 
 @pytest.mark.parametrize("kind", sorted(SUPPORTED))
 def test_quantized_experts_and_permuted_heads(tmp_path: Path, kind: GGMLType) -> None:
-    width = 2 * max(32, TRAITS[kind].block_elements)
+    width = 2 * block_width(kind)
     file = gguf_of(tmp_path, tensor("e", kind, (3, 20, width), RNG), tensor("q", kind, (60, width), RNG))
     true = file.dequantize("e").reshape(60, width)
     for chunk in (1, 1 << 25):
@@ -139,7 +139,7 @@ def test_keep_f32_whatever_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", ["auto", "f32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("kind", sorted(SUPPORTED))
 def test_the_bytes_do_not_depend_on_the_chunks(tmp_path: Path, kind: GGMLType, weights: str) -> None:
-    width = 2 * max(32, TRAITS[kind].block_elements)
+    width = 2 * block_width(kind)
     file = gguf_of(
         tmp_path, tensor("m", kind, (83, width), RNG), tensor("q", kind, (96, width), RNG), tensor("n", GGMLType.F32, (50,), RNG)
     )  # fmt: skip
