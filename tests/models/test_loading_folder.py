@@ -14,6 +14,7 @@ from models.hub_folder import CONFIG, HIDDEN, TOKENS, tensors, write_model, writ
 from weights.safetensors_files import entry, whole
 
 import kvik
+from kvik.models import llama
 from kvik.models.config import Piece, TensorSpec
 from kvik.models.loading import LoadedModel, load_model
 from kvik.models.tensors import base_of, wanted_tensors
@@ -70,6 +71,27 @@ def test_shards_and_dtypes(tmp_path: Path, dtype: str) -> None:
     for name, tensor in one.weights.tensors.items():
         assert np.array_equal(tensor.data, many.weights.tensors[name].data)
     assert many.source.nbytes == sum(p.stat().st_size for p in (tmp_path / "many").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("shards", ["10KB", "1GB"])
+def test_what_transformers_saves(tmp_path: Path, shards: str) -> None:
+    """Their files, index and config.json as they write them."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    path = write_model(tmp_path / "m")
+    (path / "model.safetensors").unlink()
+    sizes = {key: CONFIG[key] for key in CONFIG if key not in ("architectures", "model_type", "rope_theta")}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).to(torch.bfloat16)
+    model.save_pretrained(path, max_shard_size=shards)
+    assert (len(list(path.glob("*.safetensors"))) > 1) == (shards == "10KB")
+    found, state = load(path), model.state_dict()
+    specs = {spec.name: spec.hf for spec in llama.tensors(found.config)}
+    assert specs.keys() == found.weights.tensors.keys()
+    for name, tensor in found.weights.tensors.items():
+        assert np.array_equal(tensor.floats(), state[specs[name]].float().numpy())
+    assert found.config.num_kv_heads == 2 and found.source.tensor_types["BF16"][1] == 2 * found.parameters
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
