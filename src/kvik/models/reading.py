@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from kvik.errors import DataError, ParameterError
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig
-from kvik.models.config_readers import config_from_gguf, config_from_hf
+from kvik.models.gguf_config import config_from_gguf
+from kvik.models.hf_config import config_from_hf
 from kvik.models.tensors import SourceFacts, SourceKind, base_of, refuse_unused, source_kind, wanted_tensors
 from kvik.params import SamplingParams
 from kvik.text.tokenizer import Tokenizer
