@@ -128,6 +128,8 @@ def test_names_of_a_definition_become_names_of_a_folder() -> None:
         WantedTensor("norm", (Part("norm.weight"),), (2,), offset=1.0),
         WantedTensor("head", (Part("lm_head.weight"),), (9, 4)),
     ]
+    assert wanted_tensors(specs, "a.transformer.")[3] == WantedTensor("head", (Part("a.lm_head.weight"),), (9, 4))
+    assert wanted_tensors(specs, "transformer.a.")[3] == WantedTensor("head", (Part("lm_head.weight"),), (9, 4))
     assert wanted_tensors(specs, None)[1:3] == [
         WantedTensor("q", (Part("blk.0.qkv.weight"),), (8, 4), 2, keep_f32=True),
         WantedTensor("norm", (Part("n", 1, 3),), (2,)),
@@ -327,7 +329,10 @@ Change = Callable[[dict[str, Any]], object]
         (lambda t: t.pop("model.embed_tokens.weight"), "is missing", "model.embed_tokens.weight"),
         (lambda t: t.update({"model.norm.weight": np.ones(5, np.float32)}), r"has shape \[5\]", "model.norm.weight"),
         (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.ones(5, np.float32)}),
-         "is not part of a llama model of this configuration", "model.layers.0.self_attn.q_proj.bias"),
+         "has no place in a llama model of 2 layers", "model.layers.0.self_attn.q_proj.bias"),
+        (lambda t: t.update({"model.layers.2.input_layernorm.weight": np.ones(5, np.float32)}),
+         "has no place in a llama model of 2 layers", "model.layers.2.input_layernorm.weight"),
+        (lambda t: t.update({"lm_head.bias": np.ones(5, np.float32)}), "has no place in a llama", "lm_head.bias"),
         (lambda t: t.update({"model.norm.weight": np.full(HIDDEN, np.nan, np.float32)}),
          "the weight of element 0 is nan", "model.norm.weight"),
     ],
@@ -348,7 +353,7 @@ def test_a_dtype_that_is_needed_and_not_read(tmp_path: Path) -> None:
     refused(path, "type F8_E4M3 is not supported; supported: F32, F16, BF16", "model.norm.weight")
 
 
-def test_buffers_of_old_files_and_tensors_outside_the_layers_do_not_matter(tmp_path: Path) -> None:
+def test_buffers_of_old_files_and_other_parts_of_a_larger_model_do_not_matter(tmp_path: Path) -> None:
     weights = tensors()
     expected = answer(write_model(tmp_path / "m", weights))
     more = {
