@@ -15,14 +15,14 @@ from kvik.cache.layout import BLOCK_TOKENS
 from kvik.errors import ParameterError
 from kvik.models import llama
 from kvik.models.config import ModelConfig
-from kvik.ops import fine_activations
+from kvik.ops import Rounding, fine_input
 from kvik.ops.torch_ops import TorchExecutor
-from kvik.weights.layouts import Layout, is_integer
+from kvik.weights.layouts import Layout, input_rounding
 
 ISAS = _native.isa_available()
 SHAPES = [
     {},
-    {"tied_embeddings": True, "sliding_window": 70},
+    {"tied_embeddings": True, "windows": (70, None, 24)},
     {"num_heads": 4, "num_kv_heads": 1, "head_size": 80, "hidden_size": 64},
     {"num_heads": 3, "num_kv_heads": 3, "head_size": 32, "intermediate_size": 100, "hidden_size": 50},
     {"num_heads": 2, "num_kv_heads": 1, "head_size": 256, "num_layers": 1},
@@ -38,19 +38,18 @@ def tokens(c: ModelConfig, count: int, seed: int = 0) -> list[int]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_native_equals_the_definition(shape: dict[str, object], layout: Layout, kv: str) -> None:
     c = config(**shape)
-    if is_integer(layout) and c.hidden_size % 32:
+    kind = input_rounding(layout)
+    if kind == "int8" and c.hidden_size % 32:
         pytest.skip("the definition rounds activations in whole groups")
     made = weights(c, layout)
-    rounded = [n for n, t in made.items() if not t.vector and is_integer(layout)]
     definition = TorchExecutor(
         c, llama.forward, {n: t.floats() for n, t in made.items()}, kv=kv, num_blocks=64,
-        int8_activations=frozenset(n for n in rounded if not fine_activations(n)),
-        fine_activations=frozenset(n for n in rounded if fine_activations(n)),
+        rounding={n: Rounding(kind, fine_input(n)) for n, t in made.items() if kind and not t.vector},
     )  # fmt: skip
     work = make_pass([(tokens(c, 150), 0, range(10, 20)), (tokens(c, 7, 1), 0, [3])])
     want, got = definition.run(work), executor(c, made, kv=kv).run(work)
     # A rounding that falls on the other side of a half moves an int8 step; without integers only sums differ.
-    bound = {("f32", False): 2e-5, ("f16", False): 2e-3}.get((kv, is_integer(layout)), 3e-2)
+    bound = {("f32", False): 2e-5, ("f16", False): 2e-3}.get((kv, kind is not None), 3e-2)
     assert np.abs(got - want).max() <= bound * np.abs(want).max()
     if bound > 1e-3:
         assert np.abs(got - want).mean() <= 4e-3 * np.abs(want).max()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from weights.gguf_files import random_bytes
 
 from kvik import _native
 from kvik.cache.layout import kv_layout
@@ -14,6 +15,7 @@ from kvik.models import llama
 from kvik.models.config import ModelConfig, RopeConfig
 from kvik.ops import Pass
 from kvik.ops.native_ops import NativeExecutor
+from kvik.weights.ggml_types import GGMLType
 from kvik.weights.layouts import Layout
 from kvik.weights.packed import PackedTensor
 
@@ -34,11 +36,29 @@ def pack(weights: NDArray[np.float32], layout: Layout, name: str = "w") -> Packe
     return PackedTensor(name, layout, n, k, False, data)
 
 
+EXACT = {
+    Layout.INT4: GGMLType.Q4_0, Layout.INT5: GGMLType.Q5_0, Layout.INT5_MIN: GGMLType.Q5_1, Layout.INT4_K: GGMLType.Q4_K,
+    Layout.INT5_K: GGMLType.Q5_K, Layout.INT6_K: GGMLType.Q6_K,
+}  # fmt: skip
+"""What layouts that nothing is rounded to are made from."""
+
+
+def random_matrix(n: int, k: int, layout: Layout, rng: np.random.Generator) -> PackedTensor:
+    """Standard normal weights, or of layouts that only files have, random blocks of about that size."""
+    if layout not in EXACT:
+        return pack(rng.standard_normal((n, k), dtype=np.float32), layout)
+    kind = EXACT[layout]
+    source = np.frombuffer(random_bytes(kind, (n, k), rng), np.uint8)
+    data = np.empty(_native.packed_bytes(int(layout), n, k), np.uint8)
+    assert _native.pack(int(kind), source, n, k, 0, int(layout), data, 1) == (-1, 0.0)
+    return PackedTensor("w", layout, n, k, False, data)
+
+
 def config(**changes: object) -> ModelConfig:
     sizes = {
         "family": "llama", "vocab_size": 97, "hidden_size": 96, "intermediate_size": 160, "num_layers": 3,
         "num_heads": 6, "num_kv_heads": 2, "head_size": 16, "context_length": 512, "norm_eps": 1e-5,
-        "rope": RopeConfig(), "tied_embeddings": False, "sliding_window": None,
+        "rope": RopeConfig(), "tied_embeddings": False, "windows": (None,) * 3,
     }  # fmt: skip
     return ModelConfig(**{**sizes, **changes})  # type: ignore[arg-type]
 

@@ -23,9 +23,10 @@ from oracles.random_models.weights import config_of_model, kvik_weights
 from kvik.errors import ParameterError
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig, RopeConfig
-from kvik.ops import Experts, Pass
+from kvik.ops import Experts, Pass, Rounding
 from kvik.ops.torch_cache import PagedKV
-from kvik.ops.torch_ops import TorchExecutor, TorchOps, round_to_int8
+from kvik.ops.torch_ops import TorchExecutor, TorchOps
+from kvik.ops.torch_rounding import round_to_bf16, round_to_int8
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -204,17 +205,25 @@ def test_round_to_int8_halves_go_to_even() -> None:
     assert round_to_int8(x)[0, :6].tolist() == [127.0, 0.0, 2.0, 2.0, 0.0, -2.0]
 
 
-def test_int8_activations_apply_to_the_named_weights_only() -> None:
+@pytest.mark.parametrize(("kind", "least", "most"), [("int8", 1e-4, 0.2), ("bf16", 1e-5, 0.05)])
+def test_rounding_applies_to_the_named_weights_only(kind: Any, least: float, most: float) -> None:
     tokens = random_tokens(20, 5)
     work = make_pass([(tokens, 0)], [np.arange(2)])
     exact = executor_of(SHAPES[0]).run(work).copy()
-    head = executor_of(SHAPES[0], int8_activations=frozenset({"head"})).run(work).copy()
-    every = frozenset(n for n, w in weights_of(SHAPES[0]).items() if w.ndim == 2 and n != "embed")
-    all_fine = executor_of(SHAPES[0], fine_activations=every).run(work).copy()
-    all_rounded = executor_of(SHAPES[0], int8_activations=every).run(work)
-    assert 1e-4 < relative_error(head, exact) < 2e-2
-    assert relative_error(head, exact) < relative_error(all_rounded, exact) < 0.2
+    head = executor_of(SHAPES[0], rounding={"head": Rounding(kind, False)}).run(work).copy()
+    every = [n for n, w in weights_of(SHAPES[0]).items() if w.ndim == 2 and n != "embed"]
+    all_fine = executor_of(SHAPES[0], rounding=dict.fromkeys(every, Rounding(kind, True))).run(work).copy()
+    all_rounded = executor_of(SHAPES[0], rounding=dict.fromkeys(every, Rounding(kind, False))).run(work)
+    assert least < relative_error(head, exact) < relative_error(all_rounded, exact) < most
     assert 0.0 < relative_error(all_fine, exact) < 0.02 * relative_error(all_rounded, exact)
+
+
+def test_round_to_bf16_keeps_eight_bits_and_finely_sixteen() -> None:
+    x = torch.from_numpy(np.random.default_rng(2).normal(size=(4, 40)).astype(np.float32))
+    coarse, fine = (round_to_bf16(x, fine=f) for f in (False, True))
+    assert torch.equal(coarse, x.bfloat16().float())
+    assert 2.0**-10 < float(((coarse - x) / x).abs().max()) <= 2.0**-8
+    assert float(((fine - x) / x).abs().max()) <= 2.0**-16
 
 
 def test_times_are_of_the_last_pass() -> None:
@@ -247,9 +256,7 @@ def test_a_pass_that_does_not_fit_is_refused(change: dict[str, Any], message: st
 
 def test_options_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ParameterError, match="nowhere"):
-        executor_of(SHAPES[0], int8_activations=frozenset({"nowhere"}))
-    with pytest.raises(ParameterError, match="share head"):
-        executor_of(SHAPES[0], int8_activations=frozenset({"head"}), fine_activations=frozenset({"head"}))
+        executor_of(SHAPES[0], rounding={"nowhere": Rounding("bf16", False)})
     with pytest.raises(ParameterError, match="kv must be"):
         executor_of(SHAPES[0], kv="int8")
 
@@ -278,7 +285,7 @@ def test_experts_are_as_written_down(normalize: bool) -> None:
     experts = Experts("gate", "up", "down", count, used, normalize, "silu")
     tensors = {name: torch.from_numpy(w) for name, w in weights.items()}
     cache = PagedKV(config_of(SHAPES[0]), "f32", 1, 16, torch.device("cpu"))
-    ops = TorchOps(make_pass([([0] * rows, 0)], [[0]]), tensors, frozenset(), frozenset(), cache)
+    ops = TorchOps(make_pass([([0] * rows, 0)], [[0]]), tensors, {}, cache)
     got = ops.experts(torch.from_numpy(x), torch.from_numpy(scores), experts).numpy()
     for t in range(rows):
         p = np.exp(scores[t]) / np.exp(scores[t]).sum()

@@ -10,8 +10,8 @@ from kvik.cache.storage import allocate_cache
 from kvik.errors import DataError, ParameterError, TryAgainError
 from kvik.models import MODELS
 from kvik.models.loading import LoadedModel
-from kvik.ops import Executor, fine_activations
-from kvik.weights.layouts import is_integer
+from kvik.ops import Executor, Rounding, fine_input
+from kvik.weights.layouts import input_rounding
 
 __all__ = ["EXECUTORS", "ExecutorName", "build_executor", "check_device"]
 
@@ -80,10 +80,9 @@ def _torch_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, thre
     if device == "cpu":
         torch.set_num_threads(threads)
     tensors = loaded.weights.tensors
-    rounded = {n for n, t in tensors.items() if not t.vector and is_integer(t.layout)}
+    kinds = {n: input_rounding(t.layout) for n, t in tensors.items() if not t.vector}
     return TorchExecutor(
         loaded.config, MODELS[loaded.config.family].forward, {n: t.floats() for n, t in tensors.items()},
-        int8_activations=frozenset(n for n in rounded if not fine_activations(n)),
-        fine_activations=frozenset(n for n in rounded if fine_activations(n)),
+        rounding={n: Rounding(kind, fine_input(n)) for n, kind in kinds.items() if kind is not None},
         kv=layout.format, num_blocks=num_blocks, device=device,
     )  # fmt: skip
