@@ -199,7 +199,7 @@ def test_views_are_read_only_and_outlive_close(tmp_path: Path) -> None:
 def test_missing_tensor(tmp_path: Path) -> None:
     file = read_gguf(write(tmp_path, build([NAME], [ONE])))
     for ask in (file.data, file.dequantize, file.check_finite):
-        with pytest.raises(DataError, match="tensor 'v': missing; the file has 1 tensors"):
+        with pytest.raises(DataError, match="tensor 'v': is missing; there are 1 tensors"):
             ask("v")
 
 
