@@ -103,13 +103,17 @@ def base_of(names: Iterable[str], specs: Sequence[TensorSpec], path: Path) -> st
 
 
 def refuse_unused(file: TensorFile, wanted: Sequence[WantedTensor], config: ModelConfig) -> None:
-    """A tensor inside a layer that the definition does not name would be computed with by others: refuse, not ignore."""
+    """Refuse, not ignore, a tensor that others would compute with: inside a layer of the definition, or beside a tensor
+    of its ends (`output.bias` where `output.weight` is used), and named by neither.
+    """
     used = {part.name for want in wanted for part in want.parts}
     layers = {match.group() for match in map(_LAYER.match, used) if match}
+    modules = {name.rpartition(".")[0] for name in used}
     for name, tensor in file.tensors.items():
         layer = _LAYER.match(name)
-        if name in used or layer is None or layer.group() not in layers:
+        inside = layer is not None and layer.group() in layers
+        if name in used or not (inside or name.rpartition(".")[0] in modules):
             continue
-        if not _BUFFERS.fullmatch(name[layer.end() :].removeprefix("self_attn.")):
+        if not _BUFFERS.fullmatch(_LAYER.sub("", name, count=1).removeprefix("self_attn.")):
             message = f"is not part of a {config.family} model of this configuration, and leaving it out would be wrong"
             raise DataError(message, path=tensor.path, tensor=name, offset=tensor.offset)
