@@ -38,8 +38,9 @@ def forward(ops: Ops[Value], c: ModelConfig) -> None:
     everywhere = rope_table(c.rope, c.head_size, c.context_length)
     nearby = rope_table(c.rope_local or c.rope, c.head_size, c.context_length)
     x = ops.embed("embed", c.embedding_scale)
-    for i, window in enumerate(c.windows):
-        n, table = f"layers.{i}.", everywhere if window is None else nearby
+    for i in range(c.num_layers):
+        n, window = f"layers.{i}.", c.windows[i]
+        table = everywhere if window is None else nearby
         h = ops.rms_norm(x, n + "attn_norm", c.norm_eps)
         q = ops.rms_norm(ops.linear(h, n + "q"), n + "q_norm", c.norm_eps, c.num_heads)
         k = ops.rms_norm(ops.linear(h, n + "k"), n + "k_norm", c.norm_eps, c.num_kv_heads)

@@ -55,11 +55,11 @@ def _linear(
 def forward(ops: Ops[Value], c: ModelConfig) -> None:
     """One pass, from token ids to logits."""
     x = ops.add(ops.embed("embed"), ops.embed_positions("positions"))
-    for i, window in enumerate(c.windows):
+    for i in range(c.num_layers):
         n = f"layers.{i}."
         h = ops.layer_norm(x, n + "attn_norm", n + "attn_norm_bias", c.norm_eps)
         q, k, v = (ops.linear(h, n + w, n + w + "_bias") for w in ("q", "k", "v"))
-        a = ops.attend(q, k, v, i, window)
+        a = ops.attend(q, k, v, i, c.windows[i])
         x = ops.add(x, ops.linear(a, n + "o", n + "o_bias"))
         h = ops.layer_norm(x, n + "ffn_norm", n + "ffn_norm_bias", c.norm_eps)
         h = ops.activate(ops.linear(h, n + "up", n + "up_bias"), "gelu_tanh")

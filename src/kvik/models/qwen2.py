@@ -27,13 +27,13 @@ def forward(ops: Ops[Value], c: ModelConfig) -> None:
     assert c.rope is not None
     table = rope_table(c.rope, c.head_size, c.context_length)
     x = ops.embed("embed")
-    for i, window in enumerate(c.windows):
+    for i in range(c.num_layers):
         n = f"layers.{i}."
         h = ops.rms_norm(x, n + "attn_norm", c.norm_eps)
         q = ops.rope(ops.linear(h, n + "q", n + "q_bias"), c.num_heads, table)
         k = ops.rope(ops.linear(h, n + "k", n + "k_bias"), c.num_kv_heads, table)
         v = ops.linear(h, n + "v", n + "v_bias")
-        a = ops.attend(q, k, v, i, window)
+        a = ops.attend(q, k, v, i, c.windows[i])
         x = ops.add(x, ops.linear(a, n + "o"))
         h = ops.rms_norm(x, n + "ffn_norm", c.norm_eps)
         h = ops.gate(ops.linear(h, n + "gate"), ops.linear(h, n + "up"), "silu")

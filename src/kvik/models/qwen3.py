@@ -27,13 +27,13 @@ def forward(ops: Ops[Value], c: ModelConfig) -> None:
     assert c.rope is not None
     table = rope_table(c.rope, c.head_size, c.context_length)
     x = ops.embed("embed")
-    for i, window in enumerate(c.windows):
+    for i in range(c.num_layers):
         n = f"layers.{i}."
         h = ops.rms_norm(x, n + "attn_norm", c.norm_eps)
         q = ops.rms_norm(ops.linear(h, n + "q"), n + "q_norm", c.norm_eps, c.num_heads)
         k = ops.rms_norm(ops.linear(h, n + "k"), n + "k_norm", c.norm_eps, c.num_kv_heads)
         v = ops.linear(h, n + "v")
-        a = ops.attend(ops.rope(q, c.num_heads, table), ops.rope(k, c.num_kv_heads, table), v, i, window)
+        a = ops.attend(ops.rope(q, c.num_heads, table), ops.rope(k, c.num_kv_heads, table), v, i, c.windows[i])
         x = ops.add(x, ops.linear(a, n + "o"))
         h = ops.rms_norm(x, n + "ffn_norm", c.norm_eps)
         h = ops.gate(ops.linear(h, n + "gate"), ops.linear(h, n + "up"), "silu")
