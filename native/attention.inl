@@ -196,7 +196,7 @@ static void attend(const Queries& a, const Cache& c) {
     float* wide = q + kMaxQueries * d;
     float* fresh = a.partials;
     alignas(64) float local[kMaxQueries * state_stride(kMaxHeadSize)];
-    const F scale = set1(1.0f / __builtin_sqrtf(float(d)));
+    const F scale = set1(a.scale);
     for (int r = 0; r < a.rows; ++r)
         for (int i = 0; i < a.group * d; i += kLanes)
             store(q + r * a.group * d + i, mul(load(a.q + size_t(r) * a.ld + i), scale));

@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
@@ -84,23 +85,41 @@ struct PyProgram {
     }
 };
 
-using PyPrologue = std::tuple<int32_t, int32_t, int32_t, std::optional<Array<float>>, float, int32_t>;
-using PyPart = std::tuple<Bytes, int32_t, int32_t, int32_t, int32_t, bool, bool>;
+using PyRowOp = std::tuple<int32_t, int32_t, int32_t, std::optional<Array<float>>, std::optional<Array<float>>, float, int32_t, int32_t>;
+using PyMatrix = std::tuple<Bytes, int32_t, int32_t, int32_t>;
+using PyPart = std::tuple<Bytes, int32_t, int32_t, int32_t, std::optional<Array<float>>, int32_t, bool, bool>;
+using PyNorm = std::optional<std::tuple<Array<float>, float>>;
 
-Prologue prologue_of(PyProgram& p, const PyPrologue& in) {
-    Prologue out;
-    const auto& [kind, input, second, weight, eps, width] = in;
-    require(kind >= 0 && kind <= 2, "unknown prologue");
-    out.kind = Prologue::Kind(kind);
-    out.input = input;
-    out.second = second;
-    out.eps = eps;
-    out.width = width;
-    if (weight) {
-        require(int64_t(weight->size()) >= (width + kGroup - 1) / kGroup * kGroup, "norm weight must be padded to 32");
-        out.weight = p.keep(*weight).data();
-    }
-    return out;
+// A vector of at least `width` numbers, padded to `unit`.
+const float* vector_of(PyProgram& p, const std::optional<Array<float>>& v, int64_t width, int32_t unit) {
+    if (!v) return nullptr;
+    require(int64_t(v->size()) >= (width + unit - 1) / unit * unit, "a vector is shorter than what it is for");
+    return p.keep(*v).data();
+}
+
+Activation activation_of(int32_t activation) {
+    require(activation >= 0 && activation < kActivations, "unknown activation");
+    return Activation(activation);
+}
+
+RowOp row_op_of(PyProgram& p, const PyRowOp& op) {
+    const auto& [kind, input, second, weight, bias, eps, activation, width] = op;
+    require(kind >= 0 && kind < kRowOps, "unknown row op");
+    check_sizes(width, 1);
+    return {RowOp::Kind(kind), input, second, vector_of(p, weight, width, kGroup), vector_of(p, bias, width, kGroup), eps,
+            activation_of(activation), width};
+}
+
+Part part_of(PyProgram& p, const PyPart& part) {
+    const auto& [data, layout, n, k, bias, out, accumulate, fine] = part;
+    const Matrix matrix = matrix_of(p.keep(data), layout, n, k);
+    return {matrix, vector_of(p, bias, n, kRows), out, accumulate, fine};
+}
+
+HeadNorm norm_of(PyProgram& p, const PyNorm& norm, int32_t head_size) {
+    if (!norm) return {};
+    const auto& [weight, eps] = *norm;
+    return {vector_of(p, weight, head_size, kRows), eps};
 }
 
 double seconds() {
@@ -250,16 +269,28 @@ NB_MODULE(_native, m) {
             const int32_t rows = int32_t(x.shape(0)), ld = w.groups() * kGroup, g = w.groups();
             require(int32_t(x.shape(1)) == ld && int32_t(out.shape(0)) == rows && int32_t(out.shape(1)) == w.row_blocks() * kRows,
                     "shapes do not fit");
-            std::vector<int8_t> q(size_t(rows) * ld), f(size_t(rows) * ld);
-            std::vector<float> scale(size_t(rows) * g), sum(size_t(rows) * g);
-            std::vector<int32_t> isum(size_t(rows) * g), fsum(size_t(rows) * g);
-            for (int32_t r = 0; r < rows; ++r)
-                kernels.quantize(x.data() + size_t(r) * ld, ld, q.data() + size_t(r) * ld, fine ? f.data() + size_t(r) * ld : nullptr,
-                                 scale.data() + size_t(r) * g, sum.data() + size_t(r) * g, isum.data() + size_t(r) * g,
-                                 fsum.data() + size_t(r) * g);
-            const Activations a{x.data(), ld, q.data(), fine ? f.data() : nullptr, scale.data(), sum.data(), isum.data(), fsum.data()};
+            const size_t size = size_t(rows) * size_t(ld), groups = size_t(rows) * size_t(g);
+            std::vector<int8_t> q(size), f(size);
+            std::vector<float> scale(groups), sum(groups);
+            std::vector<int32_t> isum(groups), fsum(groups), half(groups), fhalf(groups);
+            std::vector<uint16_t> b(size), bf(size);
+            for (size_t r = 0; r < size_t(rows); ++r) {
+                const size_t at = r * size_t(ld), group = r * size_t(g);
+                kernels.quantize(x.data() + at, ld,
+                                 {q.data() + at, fine ? f.data() + at : nullptr, scale.data() + group, sum.data() + group,
+                                  isum.data() + group, fsum.data() + group, half.data() + group, fhalf.data() + group});
+                kernels.round_bf16(x.data() + at, ld, b.data() + at, fine ? bf.data() + at : nullptr);
+            }
+            const Activations a{x.data(), ld, q.data(), fine ? f.data() : nullptr, scale.data(), sum.data(), isum.data(), fsum.data(),
+                                half.data(), fhalf.data(), b.data(), fine ? bf.data() : nullptr};
             kernels.matmul(w, a, rows, 0, w.row_blocks(), out.data(), w.row_blocks() * kRows, false);
         });
+
+    // An activation by itself, for tests: out = activation(x), both [1][a multiple of 32]
+    m.def("activate", [](const std::string& isa, int32_t activation, Floats2 x, Floats2 out) {
+        require(x.shape(0) == 1 && out.shape(0) == 1 && x.shape(1) == out.shape(1) && x.shape(1) % kGroup == 0, "shapes do not fit");
+        kernels_named(isa).activate(activation_of(activation), x.data(), nullptr, int32_t(x.shape(1)), out.data());
+    });
 
     nb::class_<Pool>(m, "Pool")
         .def("__init__", [](Pool* self, int32_t threads) {
@@ -277,39 +308,60 @@ NB_MODULE(_native, m) {
     nb::class_<PyProgram>(m, "Program")
         .def("__init__",
              [](PyProgram* self, nb::object pool, const std::string& isa, int32_t max_rows, int32_t layers, int32_t heads,
-                int32_t kv_heads, int32_t head_size, int32_t kv_type, MutableBytes kv, int32_t num_blocks,
-                Array<double> inv_freq, double rope_factor) {
+                int32_t kv_heads, int32_t head_size, int32_t kv_type, MutableBytes kv, int32_t num_blocks) {
                  require(kv_type == 0 || kv_type == 1, "unknown KV format");
-                 require(int64_t(inv_freq.size()) == head_size / 2, "rotary frequencies do not fit the head size");
                  require(num_blocks > 0 && layers > 0 && kv_heads > 0 && head_size > 0, "sizes must be positive");
                  require(int64_t(layers) * kv_heads <= 1 << 20 && head_size <= kMaxHeadSize, "too many layers and heads");
                  const size_t bytes = size_t(num_blocks) * size_t(layers) * size_t(kv_heads) * 2 * size_t(head_size) *
                                       kBlockTokens * kv_element(KV(kv_type));
                  require(kv.size() == bytes, "cache bytes do not fit its blocks");
                  auto program = std::make_unique<Program>(nb::cast<Pool&>(pool), kernels_named(isa), max_rows, layers, heads,
-                                                          kv_heads, head_size, KV(kv_type), kv.data(), num_blocks,
-                                                          inv_freq.data(), rope_factor);
+                                                          kv_heads, head_size, KV(kv_type), kv.data(), num_blocks);
                  new (self) PyProgram{std::move(program), {pool, nb::cast(kv)}};
              })
-        .def("buffer", [](PyProgram& p, int32_t width) { return p.program->buffer(width); })
-        .def("embed", [](PyProgram& p, Bytes data, int32_t layout, int32_t n, int32_t k, int32_t out) {
-            p.program->embed(matrix_of(p.keep(data), layout, n, k), out);
+        .def("buffer", [](PyProgram& p, int32_t width, int32_t copies) { return p.program->buffer(width, copies); })
+        .def("rotations", [](PyProgram& p, Array<double> inv_freq, double factor) {
+            return p.program->rotations({inv_freq.data(), inv_freq.data() + inv_freq.size()}, factor);
         })
-        .def("linear", [](PyProgram& p, const PyPrologue& in, const std::vector<PyPart>& parts) {
+        .def("embed", [](PyProgram& p, const PyMatrix& table, bool by_position, float scale, int32_t out) {
+            const auto& [data, layout, n, k] = table;
+            p.program->embed(matrix_of(p.keep(data), layout, n, k), by_position, scale, out);
+        })
+        .def("map", [](PyProgram& p, const PyRowOp& op, int32_t out) { p.program->map(row_op_of(p, op), out); })
+        .def("linear", [](PyProgram& p, const PyRowOp& in, const std::vector<PyPart>& parts) {
             std::vector<Part> list;
-            for (const auto& [data, layout, n, k, out, accumulate, fine] : parts)
-                list.push_back({matrix_of(p.keep(data), layout, n, k), out, accumulate, fine});
-            p.program->linear(prologue_of(p, in), list);
+            for (const PyPart& part : parts) list.push_back(part_of(p, part));
+            p.program->linear(row_op_of(p, in), list);
         })
-        .def("add", [](PyProgram& p, int32_t a, int32_t b, int32_t out) { p.program->add(a, b, out); })
-        .def("rotate_append", [](PyProgram& p, int32_t q, int32_t k, int32_t v, int32_t layer) {
-            p.program->rotate_append(q, k, v, layer);
+        .def("rotate_append", [](PyProgram& p, int32_t q, int32_t k, int32_t v, int32_t layer, int32_t table, const PyNorm& q_norm,
+                                 const PyNorm& k_norm) {
+            Attention a;
+            a.q = q;
+            a.k = k;
+            a.v = v;
+            a.layer = layer;
+            a.table = table;
+            a.q_norm = norm_of(p, q_norm, p.program->head_size());
+            a.k_norm = norm_of(p, k_norm, p.program->head_size());
+            p.program->rotate_append(a);
         })
-        .def("attend", [](PyProgram& p, int32_t q, int32_t out, int32_t layer, int32_t window) {
-            p.program->attend(q, out, layer, window);
+        .def("attend", [](PyProgram& p, int32_t q, int32_t out, int32_t layer, int32_t window, std::optional<float> scale) {
+            Attention a;
+            a.q = q;
+            a.layer = layer;
+            a.window = window;
+            a.scale = scale ? *scale : 1.0f / std::sqrt(float(p.program->head_size()));
+            p.program->attend(a, out);
         })
-        .def("logits", [](PyProgram& p, const PyPrologue& in, Bytes data, int32_t layout, int32_t n, int32_t k, bool fine) {
-            p.program->logits(prologue_of(p, in), matrix_of(p.keep(data), layout, n, k), fine);
+        .def("experts", [](PyProgram& p, const PyRowOp& in, int32_t scores, int32_t count, int32_t used, bool normalize,
+                           int32_t activation, const PyPart& gate, const PyPart& up, const PyPart& down, int32_t out,
+                           bool accumulate) {
+            p.program->experts(row_op_of(p, in), scores, {count, used, normalize}, {part_of(p, gate), part_of(p, up)},
+                               activation_of(activation), part_of(p, down), out, accumulate);
+        })
+        .def("logits", [](PyProgram& p, const PyRowOp& in, const PyMatrix& head, bool fine) {
+            const auto& [data, layout, n, k] = head;
+            p.program->logits(row_op_of(p, in), matrix_of(p.keep(data), layout, n, k), fine);
         })
         .def("run", [](PyProgram& p, Array<int32_t> tokens, Array<int32_t> positions, Array<int32_t> slots, Array<int32_t> spans,
                        Array<int32_t> blocks, Array<int32_t> block_spans, Array<int32_t> logit_rows, Floats2 logits) {
@@ -328,6 +380,7 @@ NB_MODULE(_native, m) {
             const Times t = p.program->times();
             return std::make_tuple(t.matrices, t.attention, t.rest);
         })
+        .def_prop_ro("phases", [](const PyProgram& p) { return p.program->phases(); })
         .def_prop_ro("logits_width", [](const PyProgram& p) { return p.program->logits_width(); })
         .def_prop_ro("isa", [](const PyProgram& p) { return std::string(p.program->isa()); });
 }

@@ -1,13 +1,16 @@
-// A recorded model: which kernels run on which buffers, in which order. Built once at load; `run` replays it for one pass
-// (any mixture of sequences and rows) on the pool, entered once, without Python.
+// A recorded model: which kernels run on which buffers, in which order. Built once at load (program_record.cpp); `run`
+// replays it for one pass, any mixture of sequences and rows, on the pool, entered once, without Python: it is planned
+// (program_plan.cpp), then run (program.cpp). experts.cpp has what mixtures of experts add.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <vector>
 
 #include "kernels.h"
+#include "nodes.h"
 #include "pool.h"
 
 namespace kvik {
@@ -31,77 +34,73 @@ struct Times {
     double matrices = 0, attention = 0, rest = 0;
 };
 
-// What happens to a linear's input first.
-struct Prologue {
-    enum Kind : int32_t { none = 0, norm = 1, gate = 2 };
-    Kind kind = none;
-    int32_t input = -1, second = -1;  // buffers; gate reads both
-    const float* weight = nullptr;    // norm
-    float eps = 0;
-    int32_t width = 0;
-    bool operator==(const Prologue&) const = default;
-};
-
-// One matrix of a linear: out (+)= input @ matrix.T
-struct Part {
-    Matrix matrix;
-    int32_t out;
-    bool accumulate;
-    bool fine;  // activations in two int8 terms (integer layouts)
-};
-
 class Program {
   public:
     // heads and head_size shape the cache: `kv` bytes lie as [block][layer][KV head][keys, values].
     Program(Pool& pool, const Kernels& kernels, int32_t max_rows, int32_t layers, int32_t heads, int32_t kv_heads,
-            int32_t head_size, KV kv_type, uint8_t* kv, int32_t num_blocks, const double* inv_freq, double rope_factor);
+            int32_t head_size, KV kv_type, uint8_t* kv, int32_t num_blocks);
 
-    // Recording. Buffers hold max_rows rows of f32, padded to 32 columns.
-    int32_t buffer(int32_t width);
-    void embed(const Matrix& table, int32_t out);
-    void linear(const Prologue& in, const std::vector<Part>& parts);
-    void add(int32_t a, int32_t b, int32_t out);
-    void rotate_append(int32_t q, int32_t k, int32_t v, int32_t layer);
-    void attend(int32_t q, int32_t out, int32_t layer, int32_t window);
-    void logits(const Prologue& in, const Matrix& head, bool fine);
+    // Recording. Buffers hold max_rows * copies rows of f32, padded to 32 columns with zeros.
+    int32_t buffer(int32_t width, int32_t copies = 1);
+    int32_t rotations(std::vector<double> inv_freq, double factor);  // a table of them
+    void embed(const Matrix& table, bool by_position, float scale, int32_t out);
+    void map(const RowOp& op, int32_t out);
+    void linear(const RowOp& in, const std::vector<Part>& parts);
+    // Norms and rotation of queries and keys, then the append to the cache.
+    void rotate_append(const Attention& a);
+    void attend(const Attention& a, int32_t out);
+    // hidden: gate and up, whose `out` are buffers of `used` copies; down: likewise.
+    void experts(const RowOp& in, int32_t scores, const ExpertsShape& shape, const std::vector<Part>& hidden,
+                 Activation activation, const Part& down, int32_t out, bool accumulate);
+    void logits(const RowOp& in, const Matrix& head, bool fine);
 
     void run(const PassView& pass);  // checks every range; throws std::invalid_argument
     Times times() const { return times_; }
+    int32_t phases() const { return int32_t(phases_.size()); }  // of the last pass: how often its threads met
     int32_t logits_width() const { return logits_width_; }
+    int32_t head_size() const { return head_size_; }
     const char* isa() const { return kernels_.name; }
 
   private:
-    enum class Kind { embed, linear, add, rotate, attend };
-    struct Node {
-        Kind kind;
-        Prologue in;
-        std::vector<Part> parts;
-        std::vector<uint32_t> tile_ends;  // per part: tiles up to and including it
-        int32_t blocks_a_tile = 1;
-        bool coarse = false, fine = false, head = false;  // roundings some part wants; rows are the pass's logit rows
-        int32_t a = -1, b = -1, out = -1, layer = 0, window = 0;
-        Matrix table{};
-    };
+    using Kind = Node::Kind;
+    using Rows = Node::Rows;
+    // Up to this many rows each thread prepares the whole input itself: cheaper than one more meeting of all threads.
+    static constexpr int32_t kLazyRows = 2;
+    static constexpr int32_t kPrepareRows = 8;  // rows of one tile of a phase of rows
     struct Phase {
-        const Node* node;
-        bool prepare;  // only the linear's prologue, into the shared activations
-        const Node* then = nullptr;  // rotation of few rows, done by whoever ends the phase: shorter than a meeting
+        enum Work { rows, rotate, attend, linear };
+        Work work;
+        const Node* node;              // of rotate, attend and linear
+        // Small nodes: what a phase of rows does to each row, in order; of another phase, what whoever ends it does to all
+        // of the few rows there are, because that is shorter than a meeting of the threads.
+        uint32_t begin, end;
+        const Node* prepare = nullptr;  // rows: then the linear's input, into the shared activations
+    };
+    struct Free {
+        void operator()(float* p) const { std::free(p); }
     };
     struct Buffer {
-        std::unique_ptr<float[]> data;
-        int32_t ld;
+        std::unique_ptr<float[], Free> data;
+        int32_t ld, copies;
+    };
+    struct Rotations {
+        std::vector<double> inv_freq;
+        double factor;
+        std::vector<float> cosine, sine;  // of the pass: [rows][D / 2]
     };
     // Rows rounded to int8 groups, in one term or two.
     struct Rounded {
         std::vector<int8_t> q, fine;
         std::vector<float> scale, sum;
-        std::vector<int32_t> isum, fine_isum;
+        std::vector<int32_t> isum, fine_isum, half_isum, fine_half_isum;
+        Int8Rows row(size_t at);
     };
-    // A linear's input after its prologue, rounded where a part wants it.
+    // A linear's input after its row op, rounded where a part wants it.
     struct Scratch {
         std::vector<float> x;
         Rounded coarse, fine;
-        void reserve(const Program& program, int32_t rows);
+        std::vector<uint16_t> bf16, bf16_fine;
+        void reserve(size_t floats, const Roundings& wanted);
     };
     struct Item {  // partitions of one tile of rows of one sequence on one KV head
         int32_t row, rows, head, sequence;
@@ -116,29 +115,63 @@ class Program {
         int32_t window = 0;
         std::vector<Item> items;
     };
+    struct Prepared {  // which input a thread prepared for itself
+        int64_t pass = -1;
+        uint32_t phase = 0;
+        int32_t expert = 0;
+        bool operator==(const Prepared&) const = default;
+    };
     struct ThreadState {
         Scratch input;
-        int64_t prepared = -1;  // number of the phase whose input is in `input`
+        Prepared prepared;
         std::vector<float> attend, state;
     };
+    // Where a tile of a linear lies.
+    struct LinearTile {
+        const Part* part;
+        Matrix matrix;
+        int32_t block_begin, block_end;
+        int32_t row_begin, row_end;  // of the linear's rows
+        int32_t expert;              // its index among the chosen; 0 where there are none
+    };
 
+    // recording
+    Buffer& at(int32_t buffer) { return buffers_.at(size_t(buffer)); }
+    void check(const RowOp& op, int32_t copies);
+    void check(const Attention& a);
     void finish_linear(Node node);
-    void plan(const PassView& pass);
-    AttentionPlan plan_attention(int32_t window, size_t& partials, std::vector<int32_t>& countdowns) const;
+
+    // a pass
     void check(const PassView& pass) const;
+    void plan(const PassView& pass);
+    void plan_small(const Node& node);
+    void plan_linear(const Node& node);
+    void reserve(size_t partials, const std::vector<int32_t>& countdowns);
+    AttentionPlan plan_attention(int32_t window, size_t& partials, std::vector<int32_t>& countdowns) const;
     static void run_tile(void* self, uint32_t phase, uint32_t tile, uint32_t thread);
     static void phase_done(void* self, uint32_t phase);
-    void run_embed(const Node& node, uint32_t tile);
-    void run_rotate(const Node& node, uint32_t tile);
+    void run_rows(uint32_t phase, uint32_t tile);
+    void run_small(const Node& node, int32_t from, int32_t to);
+    void run_rotations(int32_t from, int32_t to);
+    void run_embed(const Node& node, int32_t row);
+    void run_combine(const Node& node, int32_t row);
+    void run_heads(const Attention& a, int32_t from, int32_t to, int32_t first_head, int32_t last_head);
     void run_linear(const Node& node, uint32_t phase, uint32_t tile, uint32_t thread);
-    void look_ahead(uint32_t phase, uint32_t thread) const;
     void run_attend(const Node& node, const Item& item, uint32_t thread);
-    void prepare_rows(const Node& node, Scratch& s, int32_t from, int32_t to) const;
-    Activations activations(const Node& node, const Scratch& s, bool fine) const;
-    int32_t rows_of(const Node& node) const { return node.head ? pass_.logit_count : pass_.rows; }
+    bool locate(const Node& node, uint32_t tile, LinearTile& found) const;
+    void look_ahead(uint32_t phase, uint32_t thread) const;
+    void apply(const RowOp& op, int32_t row, float* out) const;
+    void prepare_rows(const Node& node, Scratch& s, int32_t from, int32_t to, int32_t first) const;
+    void round_row(const Node& node, Scratch& s, size_t at, int32_t ld) const;
+    Activations activations(const Part& part, int32_t ld, const Scratch& s, int32_t first) const;
+    int32_t rows_of(const Node& node) const;
     bool lazy(const Node& node) const;
     Cache cache(int32_t sequence, int32_t layer, int32_t head) const;
-    float* row(int32_t buffer, int32_t r) const { return buffers_[size_t(buffer)].data.get() + size_t(r) * buffers_[size_t(buffer)].ld; }
+    int32_t ld(int32_t buffer) const { return buffers_[size_t(buffer)].ld; }
+    float* row(int32_t buffer, int32_t r) const {
+        const Buffer& b = buffers_[size_t(buffer)];
+        return b.data.get() + size_t(r) * size_t(b.ld);
+    }
 
     Pool& pool_;
     const Kernels& kernels_;
@@ -147,25 +180,28 @@ class Program {
     uint8_t* const kv_;
     const int32_t num_blocks_;
     const size_t head_bytes_, block_bytes_;
-    std::vector<double> inv_freq_;
-    const double rope_factor_;
 
     std::vector<Buffer> buffers_;
+    std::vector<Rotations> rotations_;
     std::vector<Node> nodes_;
-    int32_t logits_width_ = 0, vocabulary_ = 0, widest_ = 0;  // widest: of the linears' inputs, padded
-    bool any_coarse_ = false, any_fine_ = false;
+    int32_t logits_width_ = 0;
+    int32_t vocabulary_ = INT32_MAX, positions_ = INT32_MAX;  // rows of the embedding tables
+    int32_t widest_ = 0;                                     // of the linears' inputs, padded
+    int32_t most_used_ = 0, most_experts_ = 0;
+    Roundings roundings_;  // that some linear wants
 
     // of the pass being run
     PassView pass_{};
     std::vector<Phase> phases_;
     std::vector<uint32_t> tiles_;
-    std::vector<float> cosine_, sine_;
+    std::vector<const Node*> small_;
     Scratch shared_;
     std::vector<ThreadState> threads_;
     std::vector<AttentionPlan> plans_;
     std::unique_ptr<std::atomic<int32_t>[]> countdown_;
     size_t countdown_size_ = 0;
     std::vector<float> partials_;
+    Routing routing_;
     int64_t passes_ = 0;
     Times times_;
     double phase_started_ = 0;

@@ -26,6 +26,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 # torch_ops and its readers are the extra `torch`; the hub is the extra `hub`.
 BASE = {"numpy", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "click"}
 EXTRAS = {
+    "ops/torch_cache.py": {"torch"},
     "ops/torch_ops.py": {"torch"},
     "engine/executors.py": {"torch"},
     "weights/fetch.py": {"huggingface_hub"},

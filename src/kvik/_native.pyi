@@ -1,7 +1,7 @@
 """The native core. Arrays are checked there; errors are ValueError."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ def matmul(
     fine: bool,
     /,
 ) -> None: ...
+def activate(isa: str, activation: int, x: NDArray[np.float32], out: NDArray[np.float32], /) -> None: ...
 
 SAMPLE_DRAWN: int
 SAMPLE_NO_TOKEN: int
@@ -59,6 +60,9 @@ def sample_rows(
     isa: str = "",
 ) -> None: ...
 
+_Matrix: TypeAlias = tuple[NDArray[np.uint8], int, int, int]
+_Norm: TypeAlias = tuple[NDArray[np.float32], float]
+
 class Pool:
     def __init__(self, threads: int, /) -> None: ...
     @property
@@ -78,19 +82,34 @@ class Program:
         kv_type: int,
         kv: NDArray[np.uint8],
         num_blocks: int,
-        inv_freq: NDArray[np.float64],
-        rope_factor: float,
         /,
     ) -> None: ...
-    def buffer(self, width: int, /) -> int: ...
-    def embed(self, data: NDArray[np.uint8], layout: int, n: int, k: int, out: int, /) -> None: ...
-    def linear(self, prologue: tuple[Any, ...], parts: Sequence[tuple[Any, ...]], /) -> None: ...
-    def add(self, a: int, b: int, out: int, /) -> None: ...
-    def rotate_append(self, q: int, k: int, v: int, layer: int, /) -> None: ...
-    def attend(self, q: int, out: int, layer: int, window: int, /) -> None: ...
-    def logits(
-        self, prologue: tuple[Any, ...], data: NDArray[np.uint8], layout: int, n: int, k: int, fine: bool, /
+    # The other tuples are RowOp and Part of kvik.ops.native_lowering.
+    def buffer(self, width: int, copies: int, /) -> int: ...
+    def rotations(self, inv_freq: NDArray[np.float64], factor: float, /) -> int: ...
+    def embed(self, table: _Matrix, by_position: bool, scale: float, out: int, /) -> None: ...
+    def map(self, op: tuple[Any, ...], out: int, /) -> None: ...
+    def linear(self, op: tuple[Any, ...], parts: Sequence[tuple[Any, ...]], /) -> None: ...
+    def rotate_append(
+        self, q: int, k: int, v: int, layer: int, table: int, q_norm: _Norm | None, k_norm: _Norm | None, /
     ) -> None: ...
+    def attend(self, q: int, out: int, layer: int, window: int, scale: float | None, /) -> None: ...
+    def experts(
+        self,
+        op: tuple[Any, ...],
+        scores: int,
+        count: int,
+        used: int,
+        normalize: bool,
+        activation: int,
+        gate: tuple[Any, ...],
+        up: tuple[Any, ...],
+        down: tuple[Any, ...],
+        out: int,
+        accumulate: bool,
+        /,
+    ) -> None: ...
+    def logits(self, op: tuple[Any, ...], head: _Matrix, fine: bool, /) -> None: ...
     def run(
         self,
         tokens: NDArray[np.int32],
@@ -105,6 +124,8 @@ class Program:
     ) -> None: ...
     @property
     def times(self) -> tuple[float, float, float]: ...
+    @property
+    def phases(self) -> int: ...
     @property
     def logits_width(self) -> int: ...
     @property

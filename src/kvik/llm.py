@@ -65,7 +65,7 @@ class LLM:
     """A model that answers.
 
     Args:
-        model: catalogue name (`smollm2-135m`), path of a .gguf file or a folder with one, or hub id.
+        model: catalogue name (`smollm2-135m`), path of a .gguf file or of a folder with one or with safetensors, or hub id.
         weights: "auto" keeps what the file has; "f32", "bf16", "int8", "int4" convert on load.
         kv: format of the KV cache, "f16" or "f32".
         executor: "native", or "torch" (extra `torch`).
@@ -115,7 +115,7 @@ class LLM:
             name=loaded.name, path=str(loaded.path), family=config.family, parameters=loaded.parameters,
             license=loaded.license, context_length=config.context_length, vocab_size=config.vocab_size,
             layouts=loaded.weights.bytes_by_layout(), weights=kept, weights_bytes=loaded.weights.nbytes,
-            matrix_bytes=loaded.weights.matrix_bytes, kv=kv_format,
+            matrix_bytes=loaded.matrix_bytes, kv=kv_format,
             kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=num_blocks * layout.block_bytes,
             executor=executor, isa=built.isa, threads=threads,
             load_seconds=perf_counter() - begun,

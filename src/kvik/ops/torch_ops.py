@@ -16,65 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvik.errors import ParameterError
-from kvik.ops import Activation, Config, Ops, Pass, RopeTable, Sizes, StepTimes
+from kvik.ops import Activation, Config, Experts, Ops, Pass, RopeTable, Rounding, StepTimes
+from kvik.ops.torch_cache import PagedKV
+from kvik.ops.torch_rounding import INT8_GROUP, round_input
 
-__all__ = ["PagedKV", "TorchExecutor", "TorchOps", "round_to_int8"]
+__all__ = ["TorchExecutor", "TorchOps"]
 
 Work = Literal["matrices", "attention", "rest"]
-
-ACTIVATION_GROUP = 32
-KV_TYPES = {"f16": torch.float16, "f32": torch.float32}
-
-
-def round_to_int8(x: Tensor, *, fine: bool = False) -> Tensor:
-    """x [T, K] as integer kernels see it: in each 32 consecutive inputs, integers times one scale.
-
-    scale = max|x| / 127; the integers, x * (127 / max|x|) rounded half to even, lie in [-127, 127]; a group of zeros
-    stays zero. fine: a second integer in [-127, 127] counts 256ths of the scale that the first leaves.
-    """
-    grouped = x.reshape(*x.shape[:-1], -1, ACTIVATION_GROUP)
-    largest = grouped.abs().amax(-1, keepdim=True)
-    scaled = grouped * torch.where(largest > 0, 127.0 / largest, 0.0)
-    integers, scale = torch.round(scaled), largest / 127.0
-    if fine:
-        rest = torch.round((scaled - integers) * 256.0).clamp(-127.0, 127.0)
-        integers, scale = integers * 256.0 + rest, scale / 256.0
-    return (integers * scale).reshape(x.shape)
-
-
-class PagedKV:
-    """Keys and values of all layers in blocks of `block_tokens` slots, addressed through block tables."""
-
-    def __init__(self, config: Sizes, kv: str, num_blocks: int, block_tokens: int, device: torch.device) -> None:
-        if kv not in KV_TYPES:
-            raise ParameterError(f"kv must be 'f16' or 'f32', got {kv!r}")
-        shape = (config.num_layers, num_blocks, block_tokens, config.num_kv_heads, config.head_size)
-        self.keys = torch.zeros(shape, dtype=KV_TYPES[kv], device=device)
-        self.values = torch.zeros(shape, dtype=KV_TYPES[kv], device=device)
-        self.num_blocks, self.block_tokens = num_blocks, block_tokens
-
-    def append(self, layer: int, blocks: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store rows k, v [T, H_kv, D] of one sequence at its slots [T], rounded to the cache's format."""
-        block, offset = blocks[slots // self.block_tokens], slots % self.block_tokens
-        self.keys[layer, block, offset] = k.to(self.keys.dtype)
-        self.values[layer, block, offset] = v.to(self.values.dtype)
-
-    def gather(self, layer: int, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Slots 0 to length of one sequence, as float32 keys and values [length, H_kv, D]."""
-        used = blocks[: -(-length // self.block_tokens)]
-        k = self.keys[layer, used].flatten(0, 1)[:length]
-        v = self.values[layer, used].flatten(0, 1)[:length]
-        return k.float(), v.float()
 
 
 class TorchOps:
     """Runs the ops of one pass at once. See `kvik.ops.Ops` for what each means."""
 
     def __init__(
-        self, work: Pass, weights: Mapping[str, Tensor], coarse: frozenset[str], fine: frozenset[str], cache: PagedKV
+        self, work: Pass, weights: Mapping[str, Tensor], rounding: Mapping[str, Rounding], cache: PagedKV
     ) -> None:
-        self._weights, self._coarse, self._fine, self._cache = weights, coarse, fine, cache
+        self._weights, self._rounding, self._cache = weights, rounding, cache
         self._device = cache.keys.device
+        self._work = work
         self._tokens, self._positions, self._slots = (self._index(x) for x in work[:3])
         self._sequences = [
             (slice(*work.spans[s : s + 2].tolist()), self._index(work.blocks[slice(*work.block_spans[s : s + 2])]))
@@ -84,19 +43,32 @@ class TorchOps:
         self.result: Tensor | None = None
         self.seconds: dict[Work, float] = {"matrices": 0.0, "attention": 0.0, "rest": 0.0}
 
-    def embed(self, weight: str) -> Tensor:
+    def embed(self, weight: str, scale: float = 1.0) -> Tensor:
         with self._timed("rest"):
-            return self._weights[weight][self._tokens]
+            return self._weights[weight][self._tokens] * scale
 
-    def rms_norm(self, x: Tensor, weight: str, eps: float) -> Tensor:
+    def embed_positions(self, weight: str) -> Tensor:
+        table = self._weights[weight]
+        _within("positions", self._work.positions, len(table))
         with self._timed("rest"):
-            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * self._weights[weight]
+            return table[self._positions]
 
-    def linear(self, x: Tensor, weight: str) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: str, eps: float, heads: int = 1) -> Tensor:
+        with self._timed("rest"):
+            x = x.reshape(len(x), heads, -1)
+            return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * self._weights[weight]).flatten(1)
+
+    def layer_norm(self, x: Tensor, weight: str, bias: str, eps: float) -> Tensor:
+        with self._timed("rest"):
+            x = x - x.mean(-1, keepdim=True)
+            return (
+                x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * self._weights[weight] + self._weights[bias]
+            )
+
+    def linear(self, x: Tensor, weight: str, bias: str | None = None) -> Tensor:
         with self._timed("matrices"):
-            if weight in self._coarse or weight in self._fine:
-                x = round_to_int8(x, fine=weight in self._fine)
-            return x @ self._weights[weight].T
+            product = self._product(x, weight)
+            return product if bias is None else product + self._weights[bias]
 
     def rope(self, x: Tensor, heads: int, table: RopeTable) -> Tensor:
         with self._timed("rest"):
@@ -106,11 +78,15 @@ class TorchOps:
             first, second = x.reshape(len(x), heads, -1).chunk(2, dim=-1)  # [T, heads, D / 2] each
             return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(1)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None, scale: float | None = None
+    ) -> Tensor:
         with self._timed("attention"):
             kv_heads, size = self._cache.keys.shape[-2:]
             q, k, v = (x.reshape(len(x), -1, size) for x in (q, k, v))  # [T, heads, D]
-            q = (q * size**-0.5).reshape(len(q), kv_heads, -1, size)  # [T, H_kv, query heads per key head, D]
+            q = (q * (size**-0.5 if scale is None else scale)).reshape(
+                len(q), kv_heads, -1, size
+            )  # [T, H_kv, query heads per key head, D]
             out = torch.empty_like(q)
             for rows, blocks in self._sequences:
                 slots = self._slots[rows]
@@ -122,11 +98,29 @@ class TorchOps:
                 out[rows] = torch.einsum("thgs,shd->thgd", probabilities, values)
             return out.flatten(1)
 
-    def gate(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-        if activation != "silu":
-            raise ParameterError(f"the torch executor has no activation {activation!r}")
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
         with self._timed("rest"):
-            return torch.nn.functional.silu(gate) * up
+            return _activated(x, activation)
+
+    def gate(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        with self._timed("rest"):
+            return _activated(gate, activation) * up
+
+    def experts(self, x: Tensor, scores: Tensor, experts: Experts) -> Tensor:
+        with self._timed("matrices"):
+            # A stable sort leaves equal probabilities in the order of their experts.
+            p, chosen = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
+            p, chosen = p[:, : experts.used], chosen[:, : experts.used]
+            if experts.normalize:
+                p = p / p.sum(-1, keepdim=True)
+            outputs = x.new_empty(*chosen.shape, x.shape[-1])  # [T, used, width]
+            for expert in sorted(set(chosen.flatten().tolist())):
+                rows, ranks = torch.nonzero(chosen == expert, as_tuple=True)
+                outputs[rows, ranks] = self._expert(x[rows], expert, experts)
+            total: Tensor = p[:, :1] * outputs[:, 0]
+            for rank in range(1, experts.used):
+                total = total + p[:, rank : rank + 1] * outputs[:, rank]
+            return total
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         with self._timed("rest"):
@@ -134,6 +128,16 @@ class TorchOps:
 
     def logits(self, x: Tensor, weight: str) -> None:
         self.result = self.linear(x[self._logit_rows], weight)
+
+    def _product(self, x: Tensor, weight: str, part: int = 0, parts: int = 1) -> Tensor:
+        """x @ the weight's rows, or those of one of `parts` equal parts; the input as the weight's layout sees it."""
+        if (rounding := self._rounding.get(weight)) is not None:
+            x = round_input(x, rounding)
+        return x @ self._weights[weight].chunk(parts)[part].T
+
+    def _expert(self, x: Tensor, expert: int, experts: Experts) -> Tensor:
+        gate, up = (self._product(x, weight, expert, experts.count) for weight in (experts.gate, experts.up))
+        return self._product(_activated(gate, experts.activation) * up, experts.down, expert, experts.count)
 
     def _index(self, values: NDArray[np.int32]) -> Tensor:
         return torch.tensor(values.tolist(), dtype=torch.int64, device=self._device)
@@ -145,6 +149,14 @@ class TorchOps:
         if self._device.type == "cuda":  # its kernels run behind the call
             torch.cuda.synchronize(self._device)
         self.seconds[work] += perf_counter() - start
+
+
+def _activated(x: Tensor, activation: Activation) -> Tensor:
+    if activation == "silu":
+        return torch.nn.functional.silu(x)
+    if activation == "gelu_tanh":
+        return torch.nn.functional.gelu(x, approximate="tanh")
+    raise ParameterError(f"the torch executor has no activation {activation!r}")
 
 
 def _hidden(slots: Tensor, length: int, window: int | None) -> Tensor:
@@ -161,8 +173,7 @@ class TorchExecutor(Generic[Config]):
         config: the model's sizes.
         forward: its definition, `kvik.models.llama.forward` for the Llama family.
         weights: float32 arrays by the definition's names; copied to the device.
-        int8_activations, fine_activations: weights whose native layout is integer: their inputs are rounded by
-            `round_to_int8`, those of the second set finely. Disjoint.
+        rounding: by weight, how its inputs are rounded before the product; the others are not.
         kv: format of keys and values, "f16" or "f32".
         num_blocks, block_tokens: the cache's storage.
         device: "cpu" or "cuda".
@@ -174,18 +185,17 @@ class TorchExecutor(Generic[Config]):
         forward: Callable[[Ops[Tensor], Config], None],
         weights: Mapping[str, NDArray[np.float32]],
         *,
-        int8_activations: frozenset[str] = frozenset(),
-        fine_activations: frozenset[str] = frozenset(),
+        rounding: Mapping[str, Rounding] | None = None,
         kv: Literal["f16", "f32"],
         num_blocks: int,
         block_tokens: int = 16,
         device: str = "cpu",
     ) -> None:
-        _check_rounded(weights, int8_activations, fine_activations)
+        _check_rounding(weights, rounding or {})
         place = torch.device(device)
         self._config, self._forward = config, forward
         self._weights = {name: torch.tensor(w, dtype=torch.float32, device=place) for name, w in weights.items()}
-        self._coarse, self._fine = int8_activations, fine_activations
+        self._rounding = dict(rounding or {})
         self.cache = PagedKV(config, kv, num_blocks, block_tokens, place)
         self._times = StepTimes(0.0, 0.0, 0.0)
 
@@ -198,7 +208,7 @@ class TorchExecutor(Generic[Config]):
         """Compute the pass. Raises ParameterError for a pass whose tokens, slots, spans or blocks do not fit."""
         _check(work, self._config.vocab_size, self.cache)
         with torch.inference_mode():
-            ops = TorchOps(work, self._weights, self._coarse, self._fine, self.cache)
+            ops = TorchOps(work, self._weights, self._rounding, self.cache)
             self._forward(ops, self._config)
         if ops.result is None:
             raise ParameterError("the model's definition computes no logits")
@@ -210,14 +220,12 @@ class TorchExecutor(Generic[Config]):
         return self._times
 
 
-def _check_rounded(weights: Mapping[str, NDArray[np.float32]], coarse: frozenset[str], fine: frozenset[str]) -> None:
-    if both := sorted(coarse & fine):
-        raise ParameterError(f"int8_activations and fine_activations share {', '.join(both[:3])}")
-    for name in sorted(coarse | fine):
+def _check_rounding(weights: Mapping[str, NDArray[np.float32]], rounding: Mapping[str, Rounding]) -> None:
+    for name, how in rounding.items():
         if name not in weights:
-            raise ParameterError(f"int8_activations and fine_activations must name weights, got {name!r}")
-        if (inputs := weights[name].shape[-1]) % ACTIVATION_GROUP:
-            raise ParameterError(f"int8_activations: {name} has {inputs} inputs, not a multiple of {ACTIVATION_GROUP}")
+            raise ParameterError(f"rounding must name weights, got {name!r}")
+        if how.kind == "int8" and (inputs := weights[name].shape[-1]) % INT8_GROUP:
+            raise ParameterError(f"rounding: {name} has {inputs} inputs, int8 needs a multiple of {INT8_GROUP}")
 
 
 def _check(work: Pass, vocab_size: int, cache: PagedKV) -> None:

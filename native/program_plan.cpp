@@ -1,0 +1,189 @@
+// What a pass needs before the threads start: its ranges checked, its phases listed, its memory there.
+#include <algorithm>
+
+#include "program.h"
+#include "require.h"
+
+namespace kvik {
+
+namespace {
+
+uint32_t tiles_for(int32_t n, int32_t each) { return uint32_t((n + each - 1) / each); }
+
+}  // namespace
+
+void Program::check(const PassView& p) const {
+    require(p.rows > 0 && p.rows <= max_rows_, "rows of the pass out of range");
+    require(p.sequences > 0 && p.spans[0] == 0 && p.spans[p.sequences] == p.rows, "spans do not cover the rows");
+    require(p.block_spans[0] == 0, "block spans must begin at 0");
+    for (int32_t s = 0; s < p.sequences; ++s)
+        require(p.spans[s] < p.spans[s + 1] && p.block_spans[s] <= p.block_spans[s + 1], "spans must ascend");
+    for (int32_t s = 0; s < p.sequences; ++s) {
+        const int64_t capacity = int64_t(p.block_spans[s + 1] - p.block_spans[s]) * kBlockTokens;
+        for (int32_t r = p.spans[s]; r < p.spans[s + 1]; ++r) {
+            require(p.slots[r] >= 0 && p.slots[r] < capacity, "slot outside its sequence's blocks");
+            require(r == p.spans[s] || p.slots[r] == p.slots[r - 1] + 1, "slots of a sequence must be consecutive");
+            require(p.positions[r] >= 0, "position must not be negative");
+            require(p.positions[r] < positions_, "position outside the table of positions");
+            require(p.tokens[r] >= 0 && p.tokens[r] < vocabulary_, "token id outside the vocabulary");
+        }
+    }
+    for (int32_t b = 0; b < p.block_spans[p.sequences]; ++b)
+        require(p.blocks[b] >= 0 && p.blocks[b] < num_blocks_, "block id out of range");
+    for (int32_t r = 0; r < p.logit_count; ++r)
+        require(p.logit_rows[r] >= 0 && p.logit_rows[r] < p.rows, "logit row out of range");
+}
+
+// Items of (tile of rows, KV head); where there are too few to keep the threads busy, a tile's partitions are shared out
+// and joined, in order, by whoever finishes last.
+Program::AttentionPlan Program::plan_attention(int32_t window, size_t& partials, std::vector<int32_t>& countdowns) const {
+    AttentionPlan plan;
+    plan.window = window;
+    const int32_t group = heads_ / kv_heads_, most = std::max(1, kMaxQueries / group);
+    int32_t tiles = 0;
+    for (int32_t s = 0; s < pass_.sequences; ++s) tiles += int32_t(tiles_for(pass_.spans[s + 1] - pass_.spans[s], most));
+    const int32_t busy = 4 * int32_t(pool_.threads());
+    for (int32_t s = 0; s < pass_.sequences; ++s)
+        for (int32_t r = pass_.spans[s]; r < pass_.spans[s + 1]; r += most) {
+            const int32_t rows = std::min(most, pass_.spans[s + 1] - r);
+            const int32_t begin = window ? std::max(0, pass_.slots[r] + 1 - window) / kPartition : 0;
+            const int32_t end = pass_.slots[r + rows - 1] / kPartition + 1;
+            int32_t shares = pool_.threads() == 1 ? 1 : std::min(end - begin, busy / std::max(1, tiles * kv_heads_) + 1);
+            if (tiles * kv_heads_ >= busy) shares = 1;
+            for (int32_t h = 0; h < kv_heads_; ++h) {
+                Item item{r, rows, h, s, begin, end, begin, end, shares, -1, 0};
+                if (shares > 1) {
+                    item.tile = int32_t(countdowns.size());
+                    item.partials = partials;
+                    countdowns.push_back(shares);
+                    partials += size_t(end - begin) * size_t(rows * group) * size_t(state_stride(head_size_));
+                }
+                for (int32_t i = 0; i < shares; ++i) {
+                    item.first = begin + (end - begin) * i / shares;
+                    item.last = begin + (end - begin) * (i + 1) / shares;
+                    plan.items.push_back(item);
+                }
+            }
+        }
+    return plan;
+}
+
+int32_t Program::rows_of(const Node& node) const {
+    switch (node.rows) {
+        case Rows::pass: return pass_.rows;
+        case Rows::asked: return pass_.logit_count;
+        default: return pass_.rows * node.experts.used;
+    }
+}
+
+// Whether each thread prepares the linear's input by itself; of experts, that of the expert it is at.
+bool Program::lazy(const Node& node) const { return (node.of_experts() ? pass_.rows : rows_of(node)) <= kLazyRows; }
+
+// A small node joins the phase before it: rows that are walked through anyway, or few rows that whoever ends the phase does.
+void Program::plan_small(const Node& node) {
+    const bool few = pass_.rows <= kLazyRows;
+    if (phases_.empty() || (!few && phases_.back().work != Phase::rows)) {
+        const uint32_t at = uint32_t(small_.size());
+        phases_.push_back({Phase::rows, nullptr, at, at, nullptr});
+        tiles_.push_back(tiles_for(pass_.rows, kPrepareRows));
+    }
+    small_.push_back(&node);
+    ++phases_.back().end;
+}
+
+void Program::plan_linear(const Node& node) {
+    const int32_t rows = rows_of(node);
+    if (rows == 0) return;
+    const uint32_t at = uint32_t(small_.size());
+    if (!lazy(node)) {
+        Phase& last = phases_.back();
+        if (node.rows == Rows::pass && last.work == Phase::rows) {
+            last.prepare = &node;
+        } else {
+            phases_.push_back({Phase::rows, nullptr, at, at, &node});
+            tiles_.push_back(tiles_for(rows, kPrepareRows));
+        }
+    }
+    phases_.push_back({Phase::linear, &node, at, at});
+    // Which experts are used is not known yet, only how many there can be.
+    tiles_.push_back(node.tile_ends.back() * uint32_t(node.of_experts() ? std::min(node.experts.count, rows) : 1));
+}
+
+void Program::plan(const PassView& pass) {
+    pass_ = pass;
+    phases_.clear();
+    tiles_.clear();
+    small_.clear();
+    plans_.clear();
+    size_t partials = 0;
+    std::vector<int32_t> countdowns;
+    for (const Node& n : nodes_) {
+        const uint32_t at = uint32_t(small_.size());
+        if (n.row_by_row() || (n.kind == Kind::rotate && pass.rows <= kLazyRows)) {
+            plan_small(n);
+        } else if (n.kind == Kind::linear) {
+            plan_linear(n);
+        } else if (n.kind == Kind::rotate) {
+            phases_.push_back({Phase::rotate, &n, at, at});
+            tiles_.push_back(tiles_for(pass.rows, kPrepareRows) * uint32_t(kv_heads_));
+        } else {
+            const int32_t window = n.attention.window;
+            const auto same = [&](const AttentionPlan& p) { return p.window == window; };
+            auto found = std::find_if(plans_.begin(), plans_.end(), same);
+            if (found == plans_.end()) found = plans_.insert(found, plan_attention(window, partials, countdowns));
+            phases_.push_back({Phase::attend, &n, at, at});
+            tiles_.push_back(uint32_t(found->items.size()));
+        }
+    }
+    reserve(partials, countdowns);
+}
+
+void Program::Scratch::reserve(size_t floats, const Roundings& wanted) {
+    if (x.size() < floats) x.resize(floats);
+    if (wanted.any_bf16() && bf16.size() < floats) {
+        bf16.resize(floats);
+        bf16_fine.resize(floats);
+    }
+    for (Rounded* r : {&coarse, &fine}) {
+        if (!wanted.has(r == &coarse ? Rounding::int8 : Rounding::int8_fine) || r->q.size() >= floats) continue;
+        const size_t groups = floats / kGroup;
+        r->q.resize(floats);
+        r->scale.resize(groups);
+        r->sum.resize(groups);
+        r->isum.resize(groups);
+        r->half_isum.resize(groups);
+        if (r == &coarse) continue;
+        r->fine.resize(floats);
+        r->fine_isum.resize(groups);
+        r->fine_half_isum.resize(groups);
+    }
+}
+
+// Every allocation of the pass happens here or in the lists of `plan`, none in the threads.
+void Program::reserve(size_t partials, const std::vector<int32_t>& countdowns) {
+    if (partials_.size() < partials) partials_.resize(partials);
+    if (countdown_size_ < countdowns.size()) {
+        countdown_size_ = countdowns.size();
+        countdown_.reset(new std::atomic<int32_t>[countdown_size_]);
+    }
+    for (size_t i = 0; i < countdowns.size(); ++i) countdown_[i].store(countdowns[i], std::memory_order_relaxed);
+    for (Rotations& t : rotations_) {
+        const size_t n = size_t(pass_.rows) * t.inv_freq.size();
+        if (t.cosine.size() >= n) continue;
+        t.cosine.resize(n);
+        t.sine.resize(n);
+    }
+    routing_.reserve(size_t(pass_.rows) * size_t(most_used_), size_t(most_experts_));
+    size_t shared = 0;
+    for (const Phase& p : phases_)
+        if (p.prepare) shared = std::max(shared, size_t(rows_of(*p.prepare)) * size_t(ld(p.prepare->in.input)));
+    shared_.reserve(shared, roundings_);
+    for (ThreadState& t : threads_) {
+        t.input.reserve(size_t(kLazyRows) * size_t(widest_), roundings_);
+        if (!t.attend.empty()) continue;
+        t.attend.resize(attend_scratch(head_size_));
+        t.state.resize(size_t(kMaxQueries) * size_t(state_stride(head_size_)));
+    }
+}
+
+}  // namespace kvik
