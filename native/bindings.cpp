@@ -269,14 +269,20 @@ NB_MODULE(_native, m) {
             const int32_t rows = int32_t(x.shape(0)), ld = w.groups() * kGroup, g = w.groups();
             require(int32_t(x.shape(1)) == ld && int32_t(out.shape(0)) == rows && int32_t(out.shape(1)) == w.row_blocks() * kRows,
                     "shapes do not fit");
-            std::vector<int8_t> q(size_t(rows) * ld), f(size_t(rows) * ld);
-            std::vector<float> scale(size_t(rows) * g), sum(size_t(rows) * g);
-            std::vector<int32_t> isum(size_t(rows) * g), fsum(size_t(rows) * g);
-            for (int32_t r = 0; r < rows; ++r)
-                kernels.quantize(x.data() + size_t(r) * ld, ld, q.data() + size_t(r) * ld, fine ? f.data() + size_t(r) * ld : nullptr,
-                                 scale.data() + size_t(r) * g, sum.data() + size_t(r) * g, isum.data() + size_t(r) * g,
-                                 fsum.data() + size_t(r) * g);
-            const Activations a{x.data(), ld, q.data(), fine ? f.data() : nullptr, scale.data(), sum.data(), isum.data(), fsum.data()};
+            const size_t size = size_t(rows) * size_t(ld), groups = size_t(rows) * size_t(g);
+            std::vector<int8_t> q(size), f(size);
+            std::vector<float> scale(groups), sum(groups);
+            std::vector<int32_t> isum(groups), fsum(groups), half(groups), fhalf(groups);
+            std::vector<uint16_t> b(size), bf(size);
+            for (size_t r = 0; r < size_t(rows); ++r) {
+                const size_t at = r * size_t(ld), group = r * size_t(g);
+                kernels.quantize(x.data() + at, ld,
+                                 {q.data() + at, fine ? f.data() + at : nullptr, scale.data() + group, sum.data() + group,
+                                  isum.data() + group, fsum.data() + group, half.data() + group, fhalf.data() + group});
+                kernels.round_bf16(x.data() + at, ld, b.data() + at, fine ? bf.data() + at : nullptr);
+            }
+            const Activations a{x.data(), ld, q.data(), fine ? f.data() : nullptr, scale.data(), sum.data(), isum.data(), fsum.data(),
+                                half.data(), fhalf.data(), b.data(), fine ? bf.data() : nullptr};
             kernels.matmul(w, a, rows, 0, w.row_blocks(), out.data(), w.row_blocks() * kRows, false);
         });
 

@@ -137,31 +137,34 @@ static void add_rows(const float* a, const float* b, int32_t n, float* out) {
 
 // Symmetric int8 by groups of 32: scale = max|x| / 127, nearest even. The second term rounds what the first left over, in
 // steps of scale / 256.
-static void quantize(const float* x, int32_t n, int8_t* q, int8_t* fine, float* scale, float* sum, int32_t* isum,
-                     int32_t* fine_isum) {
+constexpr float kNoise = 1e-30f;  // a group below it counts as zeros: 127 / top would overflow
+
+static void quantize(const float* x, int32_t n, const Int8Rows& out) {
     const F most = set1(127.0f), least = set1(-127.0f), steps = set1(256.0f);
+    int8_t *q = out.q, *fine = out.fine;
     for (int g = 0; g * kGroup < n; ++g, x += kGroup, q += kGroup) {
         const F a = load(x), b = load(x + kLanes);
         const float top = reduce_max(max(abs(a), abs(b)));
-        const F inverse = set1(top > 0.0f ? 127.0f / top : 0.0f);
+        const F inverse = set1(top > kNoise ? 127.0f / top : 0.0f);
         const F scaled_a = mul(a, inverse), scaled_b = mul(b, inverse);
         const F whole_a = round_even(scaled_a), whole_b = round_even(scaled_b);
         store_i8(q, whole_a);
         store_i8(q + kLanes, whole_b);
-        int32_t total = int32_t(reduce_add(add(whole_a, whole_b)));  // of small integers: exact
-        isum[g] = total;
-        scale[g] = top / 127.0f;
+        out.half_isum[g] = int32_t(reduce_add(whole_a));  // of small integers: exact
+        int32_t total = out.isum[g] = out.half_isum[g] + int32_t(reduce_add(whole_b));
+        out.scale[g] = top / 127.0f;
         if (fine) {
             const F rest_a = round_even(max(min(mul(sub(scaled_a, whole_a), steps), most), least));
             const F rest_b = round_even(max(min(mul(sub(scaled_b, whole_b), steps), most), least));
             store_i8(fine, rest_a);
             store_i8(fine + kLanes, rest_b);
             fine += kGroup;
-            fine_isum[g] = int32_t(reduce_add(add(rest_a, rest_b)));
-            scale[g] *= 1.0f / 256.0f;
-            total = 256 * total + fine_isum[g];
+            out.fine_half_isum[g] = int32_t(reduce_add(rest_a));
+            out.fine_isum[g] = out.fine_half_isum[g] + int32_t(reduce_add(rest_b));
+            out.scale[g] *= 1.0f / 256.0f;
+            total = 256 * total + out.fine_isum[g];
         }
-        sum[g] = scale[g] * float(total);
+        out.sum[g] = out.scale[g] * float(total);
     }
 }
 

@@ -1,13 +1,14 @@
 // The body of every isa_*.cpp: compiles the kernels for one instruction set and fills their table.
 #include "kernels.h"
 #include "simd.h"
+#include "dots.inl"
 #include "matmul.inl"
 #include "elementwise.inl"
 #include "attention.inl"
 #include "sampler_kernels.inl"
 
 namespace KVIK_NS {
-static const kvik::Kernels kTable = {KVIK_ISA_NAME, matmul, embed, rms_norm, layer_norm, head_norm, activate, add_rows, add_bias,
-                                     route, combine, quantize, rope, append, attend, attend_reset, attend_join,
-                                     attend_finish, checksum, read_all, &kSampler};
+static const kvik::Kernels kTable = {KVIK_ISA_NAME, matmul, round_bf16, embed, rms_norm, layer_norm, head_norm, activate,
+                                     add_rows, add_bias, route, combine, quantize, rope, append, attend, attend_reset,
+                                     attend_join, attend_finish, checksum, read_all, &kSampler};
 }

@@ -7,21 +7,42 @@
 
 namespace kvik {
 
-// How a matrix's weights lie in memory. Rows (outputs) are interleaved by 16.
-// int4, int8: groups of 32 inputs; a block of 16 rows x 32 inputs holds the quants (four consecutive inputs a 32-bit lane;
-// int4: inputs k and k + 16 share a byte, low and high nibble), then 16 f16 scales, then (…_min) 16 f16 minimums.
-// weight = scale * (quant - offset) [+ minimum], offset 8 (int4), 128 (int8), 0 where there is a minimum.
-// f32, f16, bf16: a line of 16 rows per input.
-enum class Layout : int32_t { f32 = 0, f16 = 1, bf16 = 2, int8 = 3, int8_min = 4, int4 = 5, int4_min = 6 };
-constexpr int kLayouts = 7;
+// How a matrix's weights lie in memory. Rows (outputs) are interleaved by 16; a unit is 16 rows x 32 inputs, or 256 for the
+// layouts …_k, which have the structure of GGUF's K types.
+// f32, f16: a line of 16 rows per input. bf16: a line of 16 rows x 2 inputs per two inputs.
+// Integer layouts have groups of 32 inputs. Quants: four consecutive inputs a 32-bit lane; with 4 to 6 bits inputs k and
+// k + 16 share a byte of the first 256, low and high nibble; the bits above lie in planes behind: 5 bits one of 64 bytes,
+// bit k / 4 of byte 4 * lane + k % 4; 6 bits two (k < 16, k >= 16), two bits each.
+//   int4 … int8_min: the quants, 16 f16 scales, then (…_min) 16 f16 minimums.
+//   int4_k, int5_k:  the quants of 8 groups; for each 16 u8 scales, 16 u8 minimums; 16 f16 d, 16 f16 m:
+//                    scale = d * u8, minimum = -m * u8
+//   int6_k:          the quants of 8 groups; for each 16 i8 scales of inputs 0-15, 16 of 16-31; 16 f16 d, 32 bytes of 0
+// weight = scale * (quant - offset) [+ minimum]; both are exact in f32.
+enum class Layout : int32_t {
+    f32 = 0, f16 = 1, bf16 = 2, int8 = 3, int8_min = 4, int4 = 5, int4_min = 6, int5 = 7, int5_min = 8, int4_k = 9,
+    int5_k = 10, int6_k = 11
+};
+constexpr int kLayouts = 12;
 constexpr int kGroup = 32;
 constexpr int kRows = 16;
 
 constexpr bool is_integer(Layout l) { return l >= Layout::int8; }
-// bytes of one block: 16 rows x 32 inputs
-constexpr size_t block_bytes(Layout l) {
-    constexpr size_t bytes[kLayouts] = {2048, 1024, 1024, 544, 576, 288, 320};
-    return bytes[static_cast<int>(l)];
+constexpr bool is_k(Layout l) { return l >= Layout::int4_k; }
+constexpr int bits_of(Layout l) {
+    constexpr int bits[kLayouts] = {32, 16, 16, 8, 8, 4, 4, 5, 5, 4, 5, 6};
+    return bits[static_cast<int>(l)];
+}
+constexpr bool has_minimum(Layout l) {
+    return l == Layout::int8_min || l == Layout::int4_min || l == Layout::int5_min || l == Layout::int4_k || l == Layout::int5_k;
+}
+constexpr int offset_of(Layout l) { return !is_integer(l) || has_minimum(l) ? 0 : 1 << (bits_of(l) - 1); }
+// bytes of one group's quants, and of one unit
+constexpr size_t quant_bytes(Layout l) { return size_t(kRows) * kGroup / 8 * size_t(bits_of(l)); }
+constexpr int unit_groups(Layout l) { return is_k(l) ? 8 : 1; }
+constexpr size_t unit_bytes(Layout l) {
+    if (!is_integer(l)) return quant_bytes(l);
+    if (is_k(l)) return 8 * (quant_bytes(l) + 32) + 64;
+    return quant_bytes(l) + (has_minimum(l) ? 64 : 32);
 }
 
 struct Matrix {
@@ -30,7 +51,9 @@ struct Matrix {
     int32_t n, k;  // outputs, inputs
     int32_t row_blocks() const { return (n + kRows - 1) / kRows; }
     int32_t groups() const { return (k + kGroup - 1) / kGroup; }
-    size_t bytes() const { return size_t(row_blocks()) * size_t(groups()) * block_bytes(layout); }
+    int32_t units() const { return (groups() + unit_groups(layout) - 1) / unit_groups(layout); }
+    size_t row_block_bytes() const { return size_t(units()) * unit_bytes(layout); }
+    size_t bytes() const { return size_t(row_blocks()) * row_block_bytes(); }
 };
 
 // Rows of activations as a linear reads them: f32, and for integer layouts int8 groups of 32 in one term (q) or two
@@ -44,6 +67,17 @@ struct Activations {
     const float* sum;      // [rows][ld / 32] scale * sum of the rounded activations
     const int32_t* isum;   // [rows][ld / 32] sum of q
     const int32_t* fine_isum;  // [rows][ld / 32] sum of fine, or null
+    const int32_t* half_isum;  // [rows][ld / 32] sum of the first 16 of q
+    const int32_t* fine_half_isum;  // [rows][ld / 32] sum of the first 16 of fine, or null
+    const uint16_t* bf16;       // [rows][ld] x rounded to bf16, for bf16 layouts
+    const uint16_t* bf16_fine;  // [rows][ld] what that leaves over, rounded to bf16, or null
+};
+
+// Where a row rounded to int8 goes; see Activations. The fine fields are null for one term.
+struct Int8Rows {
+    int8_t *q, *fine;
+    float *scale, *sum;
+    int32_t *isum, *fine_isum, *half_isum, *fine_half_isum;
 };
 
 enum class KV : int32_t { f32 = 0, f16 = 1 };
@@ -84,6 +118,7 @@ struct Kernels {
     const char* name;
     void (*matmul)(const Matrix&, const Activations&, int32_t rows, int32_t block_begin, int32_t block_end, float* out,
                    int32_t ldo, bool accumulate);
+    void (*round_bf16)(const float* x, int32_t n, uint16_t* out, uint16_t* fine);  // fine: null for one term
     void (*embed)(const Matrix&, int32_t token, float* out);
     void (*rms_norm)(const float* x, const float* weight, int32_t n, float eps, float* out);
     void (*layer_norm)(const float* x, const float* weight, const float* bias, int32_t n, float eps, float* out);
@@ -99,9 +134,7 @@ struct Kernels {
     // out [n] (+)= sum over i < used, in order, of p[i] * y[places[i]]; y [..][ld]
     void (*combine)(const float* y, int32_t ld, const int32_t* places, const float* p, int32_t used, int32_t n,
                     bool accumulate, float* out);
-    // fine, fine_isum: null for one term
-    void (*quantize)(const float* x, int32_t n, int8_t* q, int8_t* fine, float* scale, float* sum, int32_t* isum,
-                     int32_t* fine_isum);
+    void (*quantize)(const float* x, int32_t n, const Int8Rows& out);
     void (*rope)(float* x, int32_t heads, int32_t head_size, const float* cosine, const float* sine);
     void (*append)(const Cache&, int32_t slot, const float* k, const float* v);
     void (*attend)(const Queries&, const Cache&);

@@ -1,201 +1,99 @@
-// Packed matrix times rows of activations. One block of 16 outputs is read once per tile of up to 8 rows.
+// Packed matrix times rows of activations. One row block of 16 outputs is read once per tile of up to kTile rows; the first
+// tile asks for the weights ahead, the others find them near.
 // The integer dot product of a group is exact in int32; groups are then summed in order by fused multiply-adds,
 // so a row's result depends on nothing but the row and the matrix.
 
 namespace KVIK_NS {
 using namespace kvik;
 
-// ---- integer dot product: 16 outputs x 32 inputs against 32 activations -------------------------------------------
-
 #if defined(KVIK_AVX512)
-
-struct I {
-    __m512i v;
-};
-static inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
-// 256 * a + b
-static inline I two_terms(I a, I b) { return {_mm512_add_epi32(_mm512_slli_epi32(a.v, 8), b.v)}; }
-
-// c + four unsigned quants a lane times the same four activations, which the instruction broadcasts as it loads them.
-// GCC 12 would load them in pairs and broadcast from a register: a quarter slower.
-static inline __m512i dot4(__m512i c, __m512i w, const int8_t* a) {
-    struct Four {
-        int8_t bytes[4];
-    };
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(c) : "v"(w), "m"(*reinterpret_cast<const Four*>(a)));
-    return c;
-}
-
-template <int Bits>
-struct Group {
-    __m512i w[8];
-    explicit Group(const uint8_t* p) {
-        if constexpr (Bits == 4) {
-            const __m512i mask = _mm512_set1_epi8(15);
-            KVIK_UNROLL
-            for (int j = 0; j < 4; ++j) {
-                const __m512i b = _mm512_loadu_si512(p + 64 * j);
-                w[j] = _mm512_and_si512(b, mask);
-                w[j + 4] = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
-            }
-        } else {
-            KVIK_UNROLL
-            for (int j = 0; j < 8; ++j) w[j] = _mm512_loadu_si512(p + 64 * j);
-        }
-    }
-    // sum of (quant - Offset) * activation
-    template <int Offset>
-    I dot(const int8_t* a, int32_t isum) const {
-        __m512i c = Offset ? _mm512_set1_epi32(-Offset * isum) : _mm512_setzero_si512();
-        __m512i d = _mm512_setzero_si512();
-        KVIK_UNROLL
-        for (int j = 0; j < 8; j += 2) {
-            c = dot4(c, w[j], a + 4 * j);
-            d = dot4(d, w[j + 1], a + 4 * j + 4);
-        }
-        return {_mm512_add_epi32(c, d)};
-    }
-};
 constexpr int kTile = 8;
-
 #elif defined(KVIK_AVX2)
-
-struct I {
-    __m256i a, b;
-};
-static inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-static inline I two_terms(I x, I y) {
-    return {_mm256_add_epi32(_mm256_slli_epi32(x.a, 8), y.a), _mm256_add_epi32(_mm256_slli_epi32(x.b, 8), y.b)};
-}
-
-template <int Bits>
-struct Group {
-    const uint8_t* p;
-    explicit Group(const uint8_t* block) : p(block) {}
-
-    // 8 outputs; without VNNI the 16-bit sums must not overflow: 4-bit quants give at most 8 * 2 * 15 * 127 = 30480
-    template <int Offset>
-    static __m256i half(const uint8_t* p, const int32_t* x, int32_t isum) {
-        const __m256i ones = _mm256_set1_epi16(1);
-        if constexpr (Bits == 4) {
-            const __m256i mask = _mm256_set1_epi8(15);
-            __m256i s = _mm256_setzero_si256();
-            KVIK_UNROLL
-            for (int j = 0; j < 4; ++j) {
-                const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 64 * j));
-                s = _mm256_add_epi16(s, _mm256_maddubs_epi16(_mm256_and_si256(b, mask), _mm256_set1_epi32(x[j])));
-                s = _mm256_add_epi16(s, _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(b, 4), mask),
-                                                             _mm256_set1_epi32(x[j + 4])));
-            }
-            const __m256i sum = _mm256_madd_epi16(s, ones);
-            return Offset ? _mm256_sub_epi32(sum, _mm256_set1_epi32(Offset * isum)) : sum;
-        } else {
-            // |quant - 128| <= 128 against the activation with the quant's sign: 2 * 128 * 127 = 32512 fits
-            const __m256i flip = _mm256_set1_epi8(-128);
-            __m256i sum = _mm256_setzero_si256();
-            KVIK_UNROLL
-            for (int j = 0; j < 8; ++j) {
-                const __m256i b =
-                    _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 64 * j)), flip);
-                const __m256i m =
-                    _mm256_maddubs_epi16(_mm256_abs_epi8(b), _mm256_sign_epi8(_mm256_set1_epi32(x[j]), b));
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(m, ones));
-            }
-            return Offset == 128 ? sum : _mm256_add_epi32(sum, _mm256_set1_epi32((128 - Offset) * isum));
-        }
-    }
-    template <int Offset>
-    I dot(const int8_t* a, int32_t isum) const {
-        int32_t x[8];
-        std::memcpy(x, a, 32);
-        return {half<Offset>(p, x, isum), half<Offset>(p + 32, x, isum)};
-    }
-};
 constexpr int kTile = 2;
-
 #else
-
-struct I {
-    int32_t v[kLanes];
-};
-static inline F to_float(I a) {
-    F r;
-    for (int i = 0; i < kLanes; ++i) r.v[i] = float(a.v[i]);
-    return r;
-}
-static inline I two_terms(I a, I b) {
-    I r;
-    for (int i = 0; i < kLanes; ++i) r.v[i] = 256 * a.v[i] + b.v[i];
-    return r;
-}
-
-template <int Bits>
-struct Group {
-    const uint8_t* p;
-    explicit Group(const uint8_t* block) : p(block) {}
-    template <int Offset>
-    I dot(const int8_t* a, int32_t isum) const {
-        I r;
-        for (int i = 0; i < kLanes; ++i) r.v[i] = -Offset * isum;
-        for (int j = 0; j < (Bits == 4 ? 4 : 8); ++j)
-            for (int i = 0; i < kLanes; ++i)
-                KVIK_UNROLL
-                for (int b = 0; b < 4; ++b) {
-                    const uint8_t w = p[64 * j + 4 * i + b];
-                    if constexpr (Bits == 4)
-                        r.v[i] += (w & 15) * a[4 * j + b] + (w >> 4) * a[16 + 4 * j + b];
-                    else
-                        r.v[i] += w * a[4 * j + b];
-                }
-        return r;
-    }
-};
 constexpr int kTile = 4;
-
 #endif
-
-// ---- tiles of M rows ----------------------------------------------------------------------------------------------
-
 constexpr size_t kAhead = 10240;  // bytes of weights asked for before they are needed
 
+// ---- integer layouts: groups rounded to int8 -----------------------------------------------------------------------
+
 template <Layout L>
-struct Traits {
-    static constexpr int bits = (L == Layout::int4 || L == Layout::int4_min) ? 4 : 8;
-    static constexpr bool minimum = L == Layout::int4_min || L == Layout::int8_min;
-    static constexpr int offset = minimum ? 0 : (bits == 4 ? 8 : 128);
-    static constexpr size_t quants = bits == 4 ? 256 : 512;
+static inline const uint8_t* quants_at(const uint8_t* w, int g) {
+    return w + size_t(g / unit_groups(L)) * unit_bytes(L) + size_t(g % unit_groups(L)) * quant_bytes(L);
+}
+// Scales of 16 outputs in group g; int6_k has others for the second half of its inputs.
+template <Layout L>
+static inline F scale_at(const uint8_t* w, int g, int half = 0) {
+    if constexpr (is_k(L)) {
+        const uint8_t* scales = w + size_t(g / 8) * unit_bytes(L) + 8 * quant_bytes(L);
+        const F d = load_f16(reinterpret_cast<const uint16_t*>(scales + 256));
+        const uint8_t* own = scales + 32 * (g % 8) + 16 * half;
+        return mul(d, L == Layout::int6_k ? load_i8(reinterpret_cast<const int8_t*>(own)) : load_u8(own));
+    } else {
+        return load_f16(reinterpret_cast<const uint16_t*>(quants_at<L>(w, g) + quant_bytes(L)));
+    }
+}
+template <Layout L>
+static inline F minimum_at(const uint8_t* w, int g) {
+    if constexpr (is_k(L)) {
+        const uint8_t* scales = w + size_t(g / 8) * unit_bytes(L) + 8 * quant_bytes(L);
+        const F m = load_f16(reinterpret_cast<const uint16_t*>(scales + 288));
+        return mul(sub(zero(), m), load_u8(scales + 32 * (g % 8) + 16));
+    } else {
+        return load_f16(reinterpret_cast<const uint16_t*>(quants_at<L>(w, g) + quant_bytes(L) + 32));
+    }
+}
+
+// One row's integers of one group, and what its sums need.
+struct RowGroup {
+    const int8_t *q, *fine;
+    int32_t isum, fine_isum;
 };
+template <int Offset, int Begin, int End, bool Fine, int Bits>
+static inline F dot_of(const Group<Bits>& group, const RowGroup& r) {
+    I dot = group.template dot<Offset, Begin, End>(r.q, r.isum);
+    if constexpr (Fine) dot = two_terms(dot, group.template dot<Offset, Begin, End>(r.fine, r.fine_isum));
+    return to_float(dot);
+}
 
 template <Layout L, int M, bool Fine>
 static inline void tile_integer(const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
-                                bool accumulate) {
-    using T = Traits<L>;
+                                bool accumulate, bool ahead) {
+    constexpr int offset = offset_of(L);
     const int lg = a.ld / kGroup;
-    const int8_t* q = a.q + size_t(row) * a.ld;
-    const float* scale = a.scale + size_t(row) * lg;
-    const float* sum = a.sum + size_t(row) * lg;
-    const int32_t* isum = a.isum + size_t(row) * lg;
-    const int8_t* fine = Fine ? a.fine + size_t(row) * a.ld : nullptr;
-    const int32_t* fine_isum = Fine ? a.fine_isum + size_t(row) * lg : nullptr;
     F acc[M];
     KVIK_UNROLL
     for (int m = 0; m < M; ++m) acc[m] = zero();
-    for (int g = 0; g < groups; ++g, w += block_bytes(L)) {
-        for (size_t line = 0; line < block_bytes(L); line += 64) prefetch(w + kAhead + line);
-        const Group<T::bits> group(w);
-        const F s = load_f16(reinterpret_cast<const uint16_t*>(w + T::quants));
-        KVIK_UNROLL
-        for (int m = 0; m < M; ++m) {
-            const size_t at = size_t(m) * a.ld + g * kGroup;
-            I dot = group.template dot<T::offset>(q + at, isum[m * lg + g]);
-            if constexpr (Fine)
-                dot = two_terms(dot, group.template dot<T::offset>(fine + at, fine_isum[m * lg + g]));
-            acc[m] = fma(mul(to_float(dot), set1(scale[m * lg + g])), s, acc[m]);
-        }
-        if constexpr (T::minimum) {
-            const F low = load_f16(reinterpret_cast<const uint16_t*>(w + T::quants + 32));
+    for (int g = 0; g < groups; ++g) {
+        const uint8_t* quants = quants_at<L>(w, g);
+        if (ahead)
+            for (size_t line = 0; line < unit_bytes(L) / unit_groups(L); line += 64) prefetch(quants + kAhead + line);
+        const Group<bits_of(L)> group(quants);
+        const F s = scale_at<L>(w, g);
+        if constexpr (L == Layout::int6_k) {
+            const F second = scale_at<L>(w, g, 1);
             KVIK_UNROLL
-            for (int m = 0; m < M; ++m) acc[m] = fma(low, set1(sum[m * lg + g]), acc[m]);
+            for (int m = 0; m < M; ++m) {
+                const size_t at = size_t(row + m) * a.ld + g * kGroup, i = size_t(row + m) * lg + g;
+                const int32_t half = a.half_isum[i], fine_half = Fine ? a.fine_half_isum[i] : 0;
+                const RowGroup low{a.q + at, Fine ? a.fine + at : nullptr, half, fine_half};
+                const RowGroup high{low.q, low.fine, a.isum[i] - half, Fine ? a.fine_isum[i] - fine_half : 0};
+                const F x = set1(a.scale[i]);
+                acc[m] = fma(mul(dot_of<offset, 0, 4, Fine>(group, low), x), s, acc[m]);
+                acc[m] = fma(mul(dot_of<offset, 4, 8, Fine>(group, high), x), second, acc[m]);
+            }
+        } else {
+            KVIK_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const size_t at = size_t(row + m) * a.ld + g * kGroup, i = size_t(row + m) * lg + g;
+                const RowGroup r{a.q + at, Fine ? a.fine + at : nullptr, a.isum[i], Fine ? a.fine_isum[i] : 0};
+                acc[m] = fma(mul(dot_of<offset, 0, 8, Fine>(group, r), set1(a.scale[i])), s, acc[m]);
+            }
+        }
+        if constexpr (has_minimum(L)) {
+            const F low = minimum_at<L>(w, g);
+            KVIK_UNROLL
+            for (int m = 0; m < M; ++m) acc[m] = fma(low, set1(a.sum[size_t(row + m) * lg + g]), acc[m]);
         }
     }
     KVIK_UNROLL
@@ -205,11 +103,11 @@ static inline void tile_integer(const uint8_t* w, int groups, const Activations&
     }
 }
 
+// ---- f32, f16: inputs as they are ----------------------------------------------------------------------------------
+
 template <Layout L>
 static inline F load_line(const uint8_t* w, int k) {
-    if constexpr (L == Layout::bf16)
-        return load_bf16(reinterpret_cast<const uint16_t*>(w) + size_t(k) * kRows);
-    else if constexpr (L == Layout::f16)
+    if constexpr (L == Layout::f16)
         return load_f16(reinterpret_cast<const uint16_t*>(w) + size_t(k) * kRows);
     else
         return load(reinterpret_cast<const float*>(w) + size_t(k) * kRows);
@@ -217,13 +115,14 @@ static inline F load_line(const uint8_t* w, int k) {
 
 template <Layout L, int M>
 static inline void tile_real(const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
-                             bool accumulate) {
+                             bool accumulate, bool ahead) {
     const float* x = a.x + size_t(row) * a.ld;
     F even[M], odd[M];
     KVIK_UNROLL
     for (int m = 0; m < M; ++m) even[m] = odd[m] = zero();
-    for (int g = 0; g < groups; ++g, w += block_bytes(L), x += kGroup) {
-        for (size_t line = 0; line < block_bytes(L); line += 64) prefetch(w + 2 * kAhead + line);
+    for (int g = 0; g < groups; ++g, w += unit_bytes(L), x += kGroup) {
+        if (ahead)
+            for (size_t line = 0; line < unit_bytes(L); line += 64) prefetch(w + 2 * kAhead + line);
         for (int k = 0; k < kGroup; k += 2) {
             const F w0 = load_line<L>(w, k), w1 = load_line<L>(w, k + 1);
             KVIK_UNROLL
@@ -241,32 +140,94 @@ static inline void tile_real(const uint8_t* w, int groups, const Activations& a,
     }
 }
 
-template <Layout L, int M, bool Fine>
-static inline void tile(const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
-                        bool accumulate) {
-    if constexpr (is_integer(L))
-        tile_integer<L, M, Fine>(w, groups, a, row, out, ldo, accumulate);
-    else
-        tile_real<L, M>(w, groups, a, row, out, ldo, accumulate);
+// ---- bf16: inputs rounded to bf16, in one term or two ---------------------------------------------------------------
+
+// Per pair of inputs the second product is added first, then the first, each fused and rounded: what VDPBF16PS does
+// (Intel SDM vol. 2, VDPBF16PS), subnormals flushed.
+template <bool Instruction>
+static inline F dot2(F c, Pairs w, const uint16_t* a) {
+#if defined(KVIK_AVX512)
+    if constexpr (Instruction) {
+        struct Two {
+            uint16_t halves[2];
+        };
+        __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(c.v) : "v"(w.v), "m"(*reinterpret_cast<const Two*>(a)));
+        return c;
+    }
+#endif
+    const Pairs x = set1_pairs(a);
+    return fma(first(w), first(x), fma(second(w), second(x), c));
 }
 
-template <Layout L, int M, bool Fine>
+template <int M, bool Fine, bool Instruction>
+static inline void tile_bf16(const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
+                             bool accumulate, bool ahead) {
+    const uint16_t* x = a.bf16 + size_t(row) * a.ld;
+    const uint16_t* rest = Fine ? a.bf16_fine + size_t(row) * a.ld : nullptr;
+    F even[M], odd[M];
+    KVIK_UNROLL
+    for (int m = 0; m < M; ++m) even[m] = odd[m] = zero();
+    for (int g = 0; g < groups; ++g, w += unit_bytes(Layout::bf16)) {
+        if (ahead)
+            for (size_t line = 0; line < unit_bytes(Layout::bf16); line += 64) prefetch(w + 2 * kAhead + line);
+        for (int k = 0; k < kGroup; k += 4) {
+            const Pairs w0 = load_pairs(w + 32 * k), w1 = load_pairs(w + 32 * k + 64);
+            KVIK_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const size_t at = size_t(m) * a.ld + g * kGroup + k;
+                even[m] = dot2<Instruction>(even[m], w0, x + at);
+                odd[m] = dot2<Instruction>(odd[m], w1, x + at + 2);
+                if constexpr (Fine) {
+                    even[m] = dot2<Instruction>(even[m], w0, rest + at);
+                    odd[m] = dot2<Instruction>(odd[m], w1, rest + at + 2);
+                }
+            }
+        }
+    }
+    KVIK_UNROLL
+    for (int m = 0; m < M; ++m) {
+        float* o = out + size_t(m) * ldo;
+        const F y = add(even[m], odd[m]);
+        store(o, accumulate ? add(load(o), y) : y);
+    }
+}
+
+#if defined(KVIK_AVX512)
+static const bool kHasDot2 = __builtin_cpu_supports("avx512bf16");
+#else
+constexpr bool kHasDot2 = false;
+#endif
+
+// ---- tiles of M rows -----------------------------------------------------------------------------------------------
+
+template <Layout L, int M, bool Fine, bool Instruction>
+static inline void tile(const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
+                        bool accumulate, bool ahead) {
+    if constexpr (is_integer(L))
+        tile_integer<L, M, Fine>(w, groups, a, row, out, ldo, accumulate, ahead);
+    else if constexpr (L == Layout::bf16)
+        tile_bf16<M, Fine, Instruction>(w, groups, a, row, out, ldo, accumulate, ahead);
+    else
+        tile_real<L, M>(w, groups, a, row, out, ldo, accumulate, ahead);
+}
+
+template <Layout L, int M, bool Fine, bool Instruction>
 static void tile_of(int rest, const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
-                    bool accumulate) {
+                    bool accumulate, bool ahead) {
     if (rest == M)
-        tile<L, M, Fine>(w, groups, a, row, out, ldo, accumulate);
+        tile<L, M, Fine, Instruction>(w, groups, a, row, out, ldo, accumulate, ahead);
     else if constexpr (M > 1)
-        tile_of<L, M - 1, Fine>(rest, w, groups, a, row, out, ldo, accumulate);
+        tile_of<L, M - 1, Fine, Instruction>(rest, w, groups, a, row, out, ldo, accumulate, ahead);
 }
 
 // Rows are walked in chunks whose activations stay in the second-level cache while several blocks of weights pass.
-template <Layout L, bool Fine>
-static void matmul_layout(const Matrix& w, const Activations& a, int rows, int block_begin, int block_end, float* out,
-                          int ldo, bool accumulate) {
+template <Layout L, bool Fine, bool Instruction = false>
+static __attribute__((noinline)) void matmul_layout(const Matrix& w, const Activations& a, int rows, int block_begin,
+                                                    int block_end, float* out, int ldo, bool accumulate) {
     const int groups = w.groups();
-    const size_t stride = size_t(groups) * block_bytes(L);
-    const int row_bytes = is_integer(L) ? (Fine ? 2 : 1) * (a.ld + a.ld / kGroup * 12) : a.ld * 4;
-    int chunk = (256 * 1024 / row_bytes) & ~7;
+    const size_t stride = w.row_block_bytes();
+    const int bytes = is_integer(L) ? a.ld + a.ld / kGroup * 12 : a.ld * (L == Layout::bf16 ? 2 : 4);
+    int chunk = (256 * 1024 / ((Fine ? 2 : 1) * bytes)) & ~7;
     if (chunk < 8) chunk = 8;
     for (int begin = 0; begin < rows; begin += chunk) {
         const int end = begin + chunk < rows ? begin + chunk : rows;
@@ -275,9 +236,11 @@ static void matmul_layout(const Matrix& w, const Activations& a, int rows, int b
             float* column = out + b * kRows;
             int row = begin;
             for (; row + kTile <= end; row += kTile)
-                tile<L, kTile, Fine>(data, groups, a, row, column + size_t(row) * ldo, ldo, accumulate);
+                tile<L, kTile, Fine, Instruction>(data, groups, a, row, column + size_t(row) * ldo, ldo, accumulate,
+                                                  row == begin);
             if (row < end)
-                tile_of<L, kTile, Fine>(end - row, data, groups, a, row, column + size_t(row) * ldo, ldo, accumulate);
+                tile_of<L, kTile, Fine, Instruction>(end - row, data, groups, a, row, column + size_t(row) * ldo, ldo,
+                                                     accumulate, row == begin);
         }
     }
 }
@@ -285,59 +248,86 @@ static void matmul_layout(const Matrix& w, const Activations& a, int rows, int b
 template <Layout L>
 static void matmul_precision(const Matrix& w, const Activations& a, int rows, int block_begin, int block_end, float* out,
                              int ldo, bool accumulate) {
-    if constexpr (is_integer(L))
+    if constexpr (is_integer(L)) {
         if (a.fine) return matmul_layout<L, true>(w, a, rows, block_begin, block_end, out, ldo, accumulate);
+    } else if constexpr (L == Layout::bf16) {
+        const FlushSubnormals as_the_instruction_does;
+        if (a.bf16_fine)
+            return kHasDot2 ? matmul_layout<L, true, true>(w, a, rows, block_begin, block_end, out, ldo, accumulate)
+                            : matmul_layout<L, true>(w, a, rows, block_begin, block_end, out, ldo, accumulate);
+        if (kHasDot2) return matmul_layout<L, false, true>(w, a, rows, block_begin, block_end, out, ldo, accumulate);
+        return matmul_layout<L, false>(w, a, rows, block_begin, block_end, out, ldo, accumulate);
+    }
     matmul_layout<L, false>(w, a, rows, block_begin, block_end, out, ldo, accumulate);
 }
 
 static void matmul(const Matrix& w, const Activations& a, int32_t rows, int32_t begin, int32_t end, float* out,
                    int32_t ldo, bool accumulate) {
+    const auto run = [&](auto kernel) { kernel(w, a, rows, begin, end, out, ldo, accumulate); };
     switch (w.layout) {
-        case Layout::f32: return matmul_precision<Layout::f32>(w, a, rows, begin, end, out, ldo, accumulate);
-        case Layout::f16: return matmul_precision<Layout::f16>(w, a, rows, begin, end, out, ldo, accumulate);
-        case Layout::bf16: return matmul_precision<Layout::bf16>(w, a, rows, begin, end, out, ldo, accumulate);
-        case Layout::int8: return matmul_precision<Layout::int8>(w, a, rows, begin, end, out, ldo, accumulate);
-        case Layout::int8_min: return matmul_precision<Layout::int8_min>(w, a, rows, begin, end, out, ldo, accumulate);
-        case Layout::int4: return matmul_precision<Layout::int4>(w, a, rows, begin, end, out, ldo, accumulate);
-        case Layout::int4_min: return matmul_precision<Layout::int4_min>(w, a, rows, begin, end, out, ldo, accumulate);
+        case Layout::f32: return run(matmul_precision<Layout::f32>);
+        case Layout::f16: return run(matmul_precision<Layout::f16>);
+        case Layout::bf16: return run(matmul_precision<Layout::bf16>);
+        case Layout::int8: return run(matmul_precision<Layout::int8>);
+        case Layout::int8_min: return run(matmul_precision<Layout::int8_min>);
+        case Layout::int4: return run(matmul_precision<Layout::int4>);
+        case Layout::int4_min: return run(matmul_precision<Layout::int4_min>);
+        case Layout::int5: return run(matmul_precision<Layout::int5>);
+        case Layout::int5_min: return run(matmul_precision<Layout::int5_min>);
+        case Layout::int4_k: return run(matmul_precision<Layout::int4_k>);
+        case Layout::int5_k: return run(matmul_precision<Layout::int5_k>);
+        case Layout::int6_k: return run(matmul_precision<Layout::int6_k>);
     }
+}
+
+// x to bf16, nearest even, and where wanted what that leaves over to bf16 again.
+static void round_bf16(const float* x, int32_t n, uint16_t* out, uint16_t* fine) {
+    for (int i = 0; i < n; ++i) out[i] = float_to_bf16(x[i]);
+    if (!fine) return;
+    for (int i = 0; i < n; ++i) fine[i] = float_to_bf16(x[i] - bf16_to_float(out[i]));
 }
 
 // One row of the matrix, as f32: the embedding of a token.
 static void embed(const Matrix& w, int32_t token, float* out) {
-    const int groups = w.groups(), lane = token % kRows;
-    const uint8_t* p = w.data + size_t(token / kRows) * groups * block_bytes(w.layout);
-    for (int g = 0; g < groups; ++g, p += block_bytes(w.layout), out += kGroup) {
-        if (!is_integer(w.layout)) {
+    const Layout l = w.layout;
+    const int lane = token % kRows;
+    const uint8_t* row = w.data + size_t(token / kRows) * w.row_block_bytes();
+    const auto half = [](const uint8_t* p) {
+        uint16_t h;
+        std::memcpy(&h, p, 2);
+        return h;
+    };
+    for (int g = 0; g < w.groups(); ++g, out += kGroup) {
+        const uint8_t* unit = row + size_t(g / unit_groups(l)) * unit_bytes(l);
+        if (!is_integer(l)) {
             for (int k = 0; k < kGroup; ++k) {
-                const int i = k * kRows + lane;
-                if (w.layout != Layout::f32) {
-                    uint16_t h;
-                    std::memcpy(&h, p + 2 * i, 2);
-                    out[k] = w.layout == Layout::bf16 ? bf16_to_float(h) : half_to_float(h);
-                } else {
-                    std::memcpy(out + k, p + 4 * i, 4);
-                }
+                if (l == Layout::f32)
+                    std::memcpy(out + k, unit + 4 * (k * kRows + lane), 4);
+                else if (l == Layout::f16)
+                    out[k] = half_to_float(half(unit + 2 * (k * kRows + lane)));
+                else
+                    out[k] = bf16_to_float(half(unit + 2 * (k / 2 * 2 * kRows + 2 * lane + k % 2)));
             }
             continue;
         }
-        const bool four = w.layout == Layout::int4 || w.layout == Layout::int4_min;
-        const bool minimum = w.layout == Layout::int4_min || w.layout == Layout::int8_min;
-        const uint8_t* scales = p + (four ? 256 : 512);
-        uint16_t h;
-        std::memcpy(&h, scales + 2 * lane, 2);
-        const float scale = half_to_float(h);
-        float low = 0.0f;
-        if (minimum) {
-            std::memcpy(&h, scales + 32 + 2 * lane, 2);
-            low = half_to_float(h);
+        const uint8_t* p = unit + size_t(g % unit_groups(l)) * quant_bytes(l);
+        float scales[2], low = 0.0f;
+        if (is_k(l)) {
+            const uint8_t* all = unit + 8 * quant_bytes(l);
+            const uint8_t* own = all + 32 * (g % 8);
+            const float d = half_to_float(half(all + 256 + 2 * lane));
+            if (l == Layout::int6_k) {
+                for (int i = 0; i < 2; ++i) scales[i] = d * float(int8_t(own[16 * i + lane]));
+            } else {
+                scales[0] = scales[1] = d * float(own[lane]);
+                low = -half_to_float(half(all + 288 + 2 * lane)) * float(own[16 + lane]);
+            }
+        } else {
+            scales[0] = scales[1] = half_to_float(half(p + quant_bytes(l) + 2 * lane));
+            if (has_minimum(l)) low = half_to_float(half(p + quant_bytes(l) + 32 + 2 * lane));
         }
-        const int offset = minimum ? 0 : (four ? 8 : 128);
-        for (int k = 0; k < kGroup; ++k) {
-            const uint8_t byte = p[64 * ((four ? k & 15 : k) / 4) + 4 * lane + k % 4];
-            const int quant = four ? (k < 16 ? byte & 15 : byte >> 4) : byte;
-            out[k] = __builtin_fmaf(scale, float(quant - offset), low);
-        }
+        for (int k = 0; k < kGroup; ++k)
+            out[k] = __builtin_fmaf(scales[k / 16], float(quant_of(bits_of(l), p, lane, k) - offset_of(l)), low);
     }
 }
 

@@ -28,16 +28,24 @@ struct Part {
     const float* bias;  // padded to 16, or null
     int32_t out;
     bool accumulate;
-    bool fine;  // activations in two int8 terms (integer layouts)
+    bool fine;  // the input rounded to two terms, where the layout rounds it
 };
 
 // How a part wants its input rounded. A further rule is a further name, its place in `Scratch`, and a line each in
 // Program::round_row and Program::activations.
-enum class Rounding { none, coarse, fine };
+enum class Rounding : uint32_t { none, int8, int8_fine, bf16, bf16_fine };
 inline Rounding rounding_of(const Part& p) {
-    if (!is_integer(p.matrix.layout)) return Rounding::none;
-    return p.fine ? Rounding::fine : Rounding::coarse;
+    if (is_integer(p.matrix.layout)) return p.fine ? Rounding::int8_fine : Rounding::int8;
+    if (p.matrix.layout == Layout::bf16) return p.fine ? Rounding::bf16_fine : Rounding::bf16;
+    return Rounding::none;
 }
+struct Roundings {
+    uint32_t bits = 0;
+    void add(Rounding r) { bits |= 1u << uint32_t(r); }
+    void add(Roundings other) { bits |= other.bits; }
+    bool has(Rounding r) const { return bits >> uint32_t(r) & 1u; }
+    bool any_bf16() const { return has(Rounding::bf16) || has(Rounding::bf16_fine); }
+};
 
 // A norm of each head by itself; none where there is no weight.
 struct HeadNorm {
@@ -86,7 +94,7 @@ struct Node {
     std::vector<Part> parts;
     std::vector<uint32_t> tile_ends;  // per part: tiles up to and including it; of one expert where there are experts
     int32_t blocks_a_tile = 1;
-    bool coarse = false, fine = false;  // roundings some part wants
+    Roundings roundings;  // that some part wants
 
     bool row_by_row() const { return kind <= Kind::combine; }
     bool of_experts() const { return rows == Rows::gathered || rows == Rows::assigned; }

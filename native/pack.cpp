@@ -18,6 +18,7 @@ namespace kvik {
 namespace {
 
 using kvik_pack::bf16_to_float;
+using kvik_pack::float_to_bf16;
 using kvik_pack::float_to_half;
 using kvik_pack::half_to_float;
 
@@ -28,35 +29,90 @@ uint16_t read16(const uint8_t* p) {
 }
 void write16(uint8_t* p, uint16_t h) { std::memcpy(p, &h, 2); }
 
-// One group of 32 weights: value = scale * (quant - offset) + minimum, scale and minimum exact in f16.
+// One group of 32 weights, as the layouts of kernels.h have them: quants, and in f16 scale and minimum, which in the K
+// types are multiplied by `steps` (of the scale and the minimum; in Q6_K of the scales of either half).
 struct GroupOf32 {
     uint8_t quants[kGroup];
     uint16_t scale, minimum;
+    uint8_t steps[2];
 };
 
-// Quants and f16 fields as the file has them. False where a field is not finite.
-bool read_group(Source type, const uint8_t* p, GroupOf32& g) {
+// 6-bit scales and minimums of the 8 groups of a Q4_K or Q5_K block, packed into 12 bytes.
+void read_steps(const uint8_t* p, int sub, uint8_t* steps) {
+    if (sub < 4) {
+        steps[0] = p[sub] & 63;
+        steps[1] = p[sub + 4] & 63;
+    } else {
+        steps[0] = uint8_t((p[sub + 4] & 15) | (p[sub - 4] >> 6) << 4);
+        steps[1] = uint8_t((p[sub + 4] >> 4) | (p[sub] >> 6) << 4);
+    }
+}
+
+// Group `sub` of a block of a K type, 256 weights.
+void read_k_group(Source type, const uint8_t* p, int sub, GroupOf32& g) {
+    if (type == Source::Q6_K) {  // two halves of 128: 64 bytes of low nibbles, 32 of upper pairs of bits
+        const uint8_t *low = p + 64 * (sub / 4) + 32 * (sub % 2), *high = p + 128 + 32 * (sub / 4);
+        for (int i = 0; i < kGroup; ++i)
+            g.quants[i] = uint8_t((sub % 4 < 2 ? low[i] & 15 : low[i] >> 4) | (high[i] >> 2 * (sub % 4) & 3) << 4);
+        std::memcpy(g.steps, p + 192 + 2 * sub, 2);
+        g.scale = read16(p + 208);
+        g.minimum = 0;
+        return;
+    }
+    g.scale = read16(p);
+    g.minimum = read16(p + 2);
+    read_steps(p + 4, sub, g.steps);
+    const uint8_t* low = p + (type == Source::Q5_K ? 48 : 16) + 32 * (sub / 2);
+    for (int i = 0; i < kGroup; ++i) {
+        g.quants[i] = sub % 2 ? low[i] >> 4 : low[i] & 15;
+        if (type == Source::Q5_K) g.quants[i] |= uint8_t((p[16 + i] >> sub & 1) << 4);
+    }
+}
+
+// Quants and f16 fields as the file has them; sub: of a block of more than 32. False where a field is not finite.
+bool read_group(Source type, const uint8_t* p, int sub, GroupOf32& g) {
+    if (source_block(type).elements == 256) {
+        read_k_group(type, p, sub, g);
+        return std::isfinite(half_to_float(g.scale)) && std::isfinite(half_to_float(g.minimum));
+    }
     g.scale = read16(p);
     g.minimum = 0;
+    const uint8_t* q = p + 2;
     if (type == Source::Q8_0) {
-        for (int i = 0; i < kGroup; ++i) g.quants[i] = uint8_t(p[2 + i] ^ 0x80);
-    } else {
-        const uint8_t* q = p + 2;
-        if (type == Source::Q4_1) {
-            g.minimum = read16(p + 2);
-            q = p + 4;
-        }
-        for (int i = 0; i < 16; ++i) {
-            g.quants[i] = q[i] & 15;
-            g.quants[i + 16] = q[i] >> 4;
-        }
+        for (int i = 0; i < kGroup; ++i) g.quants[i] = uint8_t(q[i] ^ 0x80);
+        return std::isfinite(half_to_float(g.scale));
+    }
+    if (type == Source::Q4_1 || type == Source::Q5_1) {
+        g.minimum = read16(q);
+        q += 2;
+    }
+    uint32_t high = 0;
+    if (type == Source::Q5_0 || type == Source::Q5_1) {
+        std::memcpy(&high, q, 4);
+        q += 4;
+    }
+    for (int i = 0; i < 16; ++i) {
+        g.quants[i] = uint8_t((q[i] & 15) | (high >> i & 1) << 4);
+        g.quants[i + 16] = uint8_t(q[i] >> 4 | (high >> (i + 16) & 1) << 4);
     }
     return std::isfinite(half_to_float(g.scale)) && std::isfinite(half_to_float(g.minimum));
 }
 
+// Weight k of a group in an integer layout.
+float weight_of(Layout layout, const GroupOf32& g, int k) {
+    float scale = half_to_float(g.scale), low = half_to_float(g.minimum);
+    if (layout == Layout::int6_k) {
+        scale *= float(int8_t(g.steps[k / 16]));
+    } else if (is_k(layout)) {
+        scale *= float(g.steps[0]);
+        low = -low * float(g.steps[1]);
+    }
+    return scale * float(g.quants[k] - offset_of(layout)) + low;
+}
+
 // One group as f32. False where a weight or scale is not finite.
-bool read_floats(Source type, const uint8_t* p, float* out) {
-    if (type == Source::F32 || type == Source::F16 || type == Source::BF16) {
+bool read_floats(Source type, const uint8_t* p, int sub, float* out) {
+    if (source_block(type).elements == 1) {
         bool finite = true;
         for (int i = 0; i < kGroup; ++i) {
             if (type == Source::F32)
@@ -68,25 +124,71 @@ bool read_floats(Source type, const uint8_t* p, float* out) {
         return finite;
     }
     GroupOf32 g;
-    const bool finite = read_group(type, p, g);
-    const float scale = half_to_float(g.scale), low = half_to_float(g.minimum);
-    const int offset = type == Source::Q8_0 ? 128 : (type == Source::Q4_0 ? 8 : 0);
-    for (int i = 0; i < kGroup; ++i) out[i] = scale * float(g.quants[i] - offset) + low;
+    const bool finite = read_group(type, p, sub, g);
+    for (int i = 0; i < kGroup; ++i) out[i] = weight_of(exact_layout(type), g, i);
     return finite;
-}
-
-uint16_t float_to_bf16(float f) {
-    uint32_t bits;
-    std::memcpy(&bits, &f, 4);
-    return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
 uint8_t nearest(float x, float inverse, int low, int high) {
     return uint8_t(std::clamp(int(std::lrintf(x * inverse)), low, high) - low);
 }
 
-// f32 to quants; int4 and int8_min span [min, max], int8 is symmetric. False where a scale leaves f16's range.
+// Nearest quants of 0 to `levels` for a scale and a minimum; returns the squared error.
+double quantize_with(const float* x, int levels, uint16_t scale, uint16_t minimum, uint8_t* quants) {
+    const float s = half_to_float(scale), low = half_to_float(minimum), inverse = s != 0 ? 1.0f / s : 0.0f;
+    float error = 0;
+    for (int i = 0; i < kGroup; ++i) {
+        const float q = std::clamp(std::nearbyint((x[i] - low) * inverse), 0.0f, float(levels));
+        const float difference = s * q + low - x[i];
+        error += difference * difference;
+        quants[i] = uint8_t(q);
+    }
+    return double(error);
+}
+
+// Scale and minimum in f16 that leave little squared error: ranges narrower and wider than [min, max] are tried, each
+// followed by the least squares of the quants it gives. False where they leave f16's range.
+bool search_group(const float* x, int levels, GroupOf32& g) {
+    const auto [least, most] = std::minmax_element(x, x + kGroup);
+    double sum_x = 0, best = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < kGroup; ++i) sum_x += double(x[i]);
+    g.scale = g.minimum = 0;
+    uint8_t quants[kGroup];
+    const auto consider = [&](double scale, double low) {
+        const uint16_t s = float_to_half(float(scale)), m = float_to_half(float(low));
+        if (!std::isfinite(half_to_float(s)) || !std::isfinite(half_to_float(m))) return;
+        const double error = quantize_with(x, levels, s, m, quants);
+        if (error >= best) return;
+        best = error;
+        g.scale = s;
+        g.minimum = m;
+        std::memcpy(g.quants, quants, sizeof quants);
+    };
+    const double range = double(*most) - double(*least);
+    consider(range / levels, double(*least));
+    for (int step = -2; step <= 6; ++step) {  // scales for levels - 1 to levels + 3 steps of the range
+        const double scale = range / (levels + 0.5 * step);
+        if (!(scale > 0)) break;
+        const double low = double(*least) + 0.5 * (range - scale * levels);
+        double n = kGroup, sum_q = 0, sum_qq = 0, sum_qx = 0;
+        const float inverse = float(1 / scale);
+        for (int i = 0; i < kGroup; ++i) {
+            const float q = std::clamp(std::nearbyint((x[i] - float(low)) * inverse), 0.0f, float(levels));
+            sum_q += double(q);
+            sum_qq += double(q * q);
+            sum_qx += double(q * x[i]);
+        }
+        const double determinant = n * sum_qq - sum_q * sum_q;
+        if (!(determinant > 0)) continue;
+        const double fitted = (n * sum_qx - sum_q * sum_x) / determinant;
+        consider(fitted, (sum_x - fitted * sum_q) / n);
+    }
+    return std::isfinite(best);
+}
+
+// f32 to quants; int4_min and int8_min span the weights, int8 is symmetric. False where a scale leaves f16's range.
 bool round_group(Layout layout, const float* x, GroupOf32& g) {
+    if (layout == Layout::int4_min) return search_group(x, 15, g);
     const auto [least, most] = std::minmax_element(x, x + kGroup);
     if (layout == Layout::int8) {
         const float top = std::max(std::fabs(*least), std::fabs(*most));
@@ -96,46 +198,64 @@ bool round_group(Layout layout, const float* x, GroupOf32& g) {
         for (int i = 0; i < kGroup; ++i) g.quants[i] = uint8_t(nearest(x[i], s > 0 ? 1.0f / s : 0.0f, -127, 127) + 1);
         return std::isfinite(s);
     }
-    const int levels = layout == Layout::int4_min ? 15 : 255;
     g.minimum = float_to_half(*least);
-    const float low = half_to_float(g.minimum);
-    g.scale = float_to_half((*most - low) / float(levels));
-    const float s = half_to_float(g.scale);
-    for (int i = 0; i < kGroup; ++i) g.quants[i] = nearest(x[i] - low, s > 0 ? 1.0f / s : 0.0f, 0, levels);
-    return std::isfinite(s) && std::isfinite(low);
+    g.scale = float_to_half((*most - half_to_float(g.minimum)) / 255.0f);
+    if (!std::isfinite(half_to_float(g.scale)) || !std::isfinite(half_to_float(g.minimum))) return false;
+    quantize_with(x, 255, g.scale, g.minimum, g.quants);
+    return true;
 }
 
 bool same_structure(Source type, Layout layout) {
     switch (type) {
-        case Source::Q4_0: return layout == Layout::int4 || layout == Layout::int8;
-        case Source::Q4_1: return layout == Layout::int4_min || layout == Layout::int8_min;
-        case Source::Q8_0: return layout == Layout::int8;
+        case Source::Q4_0:
+        case Source::Q5_0: return layout == exact_layout(type) || layout == Layout::int8;
+        case Source::Q4_1:
+        case Source::Q5_1: return layout == exact_layout(type) || layout == Layout::int8_min;
+        case Source::Q8_0:
+        case Source::Q4_K:
+        case Source::Q5_K:
+        case Source::Q6_K: return layout == exact_layout(type);
         default: return false;
     }
 }
 
-// Writes lane `lane` of a block of 16 rows x 32 inputs.
-void write_group(Layout layout, const GroupOf32& g, int lane, uint8_t* block) {
-    const bool four = layout == Layout::int4 || layout == Layout::int4_min;
-    const bool minimum = layout == Layout::int4_min || layout == Layout::int8_min;
-    if (four) {
-        for (int k = 0; k < 16; ++k)
-            block[64 * (k / 4) + 4 * lane + k % 4] = uint8_t(g.quants[k] | (g.quants[k + 16] << 4));
-    } else {
-        for (int k = 0; k < kGroup; ++k) block[64 * (k / 4) + 4 * lane + k % 4] = g.quants[k];
-    }
-    uint8_t* scales = block + (four ? 256 : 512);
-    write16(scales + 2 * lane, g.scale);
-    if (minimum) write16(scales + 32 + 2 * lane, g.minimum);
+// The integer layouts that weights of any type can be rounded to; the others are only for their own types.
+bool can_round_to(Layout layout) {
+    return !is_integer(layout) || layout == Layout::int8 || layout == Layout::int8_min || layout == Layout::int4_min;
 }
 
-void write_floats(Layout layout, const float* x, int lane, uint8_t* block) {
+// Writes lane `lane` of group `sub` of a unit.
+void write_group(Layout layout, const GroupOf32& g, int lane, uint8_t* unit, int sub) {
+    const int bits = bits_of(layout);
+    uint8_t* block = unit + size_t(sub) * quant_bytes(layout);
     for (int k = 0; k < kGroup; ++k) {
-        const int i = k * kRows + lane;
+        const int at = 4 * lane + k % 4, j = k / 4, high = g.quants[k] >> 4;
+        if (bits == 8) {
+            block[64 * j + at] = g.quants[k];
+            continue;
+        }
+        block[64 * (j % 4) + at] |= uint8_t((g.quants[k] & 15) << (j < 4 ? 0 : 4));
+        if (bits == 5) block[256 + at] |= uint8_t(high << j);
+        if (bits == 6) block[256 + 64 * (j / 4) + at] |= uint8_t(high << 2 * (j % 4));
+    }
+    uint8_t* scales = unit + size_t(unit_groups(layout)) * quant_bytes(layout);
+    if (is_k(layout)) {
+        for (int i = 0; i < 2; ++i) scales[32 * sub + 16 * i + lane] = g.steps[i];
+        scales += 256;
+    }
+    write16(scales + 2 * lane, g.scale);
+    if (has_minimum(layout)) write16(scales + 32 + 2 * lane, g.minimum);
+}
+
+void write_floats(Layout layout, const float* x, int lane, uint8_t* unit) {
+    for (int k = 0; k < kGroup; ++k) {
+        const int line = k * kRows + lane;
         if (layout == Layout::f32)
-            std::memcpy(block + 4 * i, x + k, 4);
+            std::memcpy(unit + 4 * line, x + k, 4);
+        else if (layout == Layout::f16)
+            write16(unit + 2 * line, float_to_half(x[k]));
         else
-            write16(block + 2 * i, layout == Layout::bf16 ? float_to_bf16(x[k]) : float_to_half(x[k]));
+            write16(unit + 2 * (k / 2 * 2 * kRows + 2 * lane + k % 2), float_to_bf16(x[k]));
     }
 }
 
@@ -143,8 +263,7 @@ float read_back(Layout layout, const GroupOf32& g, const float* x, int k) {
     if (layout == Layout::f32) return x[k];
     if (layout == Layout::bf16) return bf16_to_float(float_to_bf16(x[k]));
     if (layout == Layout::f16) return half_to_float(float_to_half(x[k]));
-    const int offset = layout == Layout::int8 ? 128 : (layout == Layout::int4 ? 8 : 0);
-    return half_to_float(g.scale) * float(g.quants[k] - offset) + half_to_float(g.minimum);
+    return weight_of(layout, g, k);
 }
 
 struct Job {
@@ -161,45 +280,46 @@ struct Job {
         return r - at + (at < half ? 2 * at : 2 * (at - half) + 1);
     }
     // One group of one row into its block; false where it is not finite.
-    bool group(int32_t r, int32_t g, const uint8_t* p, uint8_t* block, double& error) const {
+    bool group(int32_t r, int32_t g, const uint8_t* p, uint8_t* unit, double& error) const {
         GroupOf32 quants{};
+        const int from = g % std::max(1, source_block(type).elements / kGroup), sub = g % unit_groups(layout);
         if (same_structure(type, layout)) {
-            const bool finite = read_group(type, p, quants);
-            if (type == Source::Q4_0 && layout == Layout::int8)
-                for (uint8_t& q : quants.quants) q = uint8_t(q + 120);  // quant - 8 = quant + 120 - 128
-            write_group(layout, quants, r % kRows, block);
+            const bool finite = read_group(type, p, from, quants);
+            const int raise = offset_of(layout) - offset_of(exact_layout(type));  // q - 8 = (q + 120) - 128
+            for (uint8_t& q : quants.quants) q = uint8_t(q + raise);
+            write_group(layout, quants, r % kRows, unit, sub);
             return finite;
         }
         const int32_t have = std::min(kGroup, k - g * kGroup);
         float x[kGroup] = {};
         bool finite = true;
         if (have == kGroup) {
-            finite = read_floats(type, p, x);
+            finite = read_floats(type, p, from, x);
         } else {  // only types of single elements have a short last group
             uint8_t whole[4 * kGroup] = {};
             std::memcpy(whole, p, size_t(have) * size_t(source_block(type).bytes));
-            finite = read_floats(type, whole, x);
+            finite = read_floats(type, whole, 0, x);
         }
         if (!finite) return false;
         if (is_integer(layout)) {
             finite = round_group(layout, x, quants);
-            write_group(layout, quants, r % kRows, block);
+            write_group(layout, quants, r % kRows, unit, sub);
         } else {
-            write_floats(layout, x, r % kRows, block);
+            write_floats(layout, x, r % kRows, unit);
         }
         for (int32_t i = 0; i < have; ++i) error = std::max(error, std::fabs(double(read_back(layout, quants, x, i)) - double(x[i])));
         return finite && std::isfinite(error);
     }
     void row_block(int32_t b, int64_t& bad_row, double& error) const {
-        const int32_t groups = (k + kGroup - 1) / kGroup;
+        const Matrix m{layout, nullptr, n, k};
         const SourceBlock unit = source_block(type);
-        uint8_t* block = target + size_t(b) * size_t(groups) * block_bytes(layout);
-        std::memset(block, 0, size_t(groups) * block_bytes(layout));
+        uint8_t* block = target + size_t(b) * m.row_block_bytes();
+        std::memset(block, 0, m.row_block_bytes());
         for (int32_t r = b * kRows; r < std::min(n, (b + 1) * kRows); ++r) {
             const uint8_t* p = source + size_t(source_row(r)) * row_bytes;
-            for (int32_t g = 0; g < groups; ++g)
+            for (int32_t g = 0; g < m.groups(); ++g)
                 if (!group(r, g, p + size_t(g) * kGroup / size_t(unit.elements) * size_t(unit.bytes),
-                           block + size_t(g) * block_bytes(layout), error) &&
+                           block + size_t(g / unit_groups(layout)) * unit_bytes(layout), error) &&
                     (bad_row < 0 || r < bad_row))
                     bad_row = r;
         }
@@ -215,7 +335,12 @@ SourceBlock source_block(Source type) {
         case Source::BF16: return {1, 2};
         case Source::Q4_0: return {32, 18};
         case Source::Q4_1: return {32, 20};
+        case Source::Q5_0: return {32, 22};
+        case Source::Q5_1: return {32, 24};
         case Source::Q8_0: return {32, 34};
+        case Source::Q4_K: return {256, 144};
+        case Source::Q5_K: return {256, 176};
+        case Source::Q6_K: return {256, 210};
     }
     return {0, 0};
 }
@@ -226,7 +351,12 @@ Layout exact_layout(Source type) {
         case Source::BF16: return Layout::bf16;
         case Source::Q4_0: return Layout::int4;
         case Source::Q4_1: return Layout::int4_min;
+        case Source::Q5_0: return Layout::int5;
+        case Source::Q5_1: return Layout::int5_min;
         case Source::Q8_0: return Layout::int8;
+        case Source::Q4_K: return Layout::int4_k;
+        case Source::Q5_K: return Layout::int5_k;
+        case Source::Q6_K: return Layout::int6_k;
         case Source::F32: break;
     }
     return Layout::f32;
@@ -244,6 +374,8 @@ PackResult pack(Source type, const uint8_t* source, size_t source_bytes, int32_t
     if (target_bytes != packed_bytes(layout, n, k)) throw std::invalid_argument("packed bytes do not fit the shape");
     if (permuted_heads < 0 || (permuted_heads && (n % permuted_heads != 0 || (n / permuted_heads) % 2 != 0)))
         throw std::invalid_argument("rows cannot be divided into heads");
+    if (!same_structure(type, layout) && !can_round_to(layout))
+        throw std::invalid_argument("weights of this type cannot be rounded to this layout");
     const Job job{type, source, n, k, permuted_heads, layout, target, row_bytes};
     const int32_t blocks = (n + kRows - 1) / kRows;
     threads = std::clamp(threads, 1, blocks);

@@ -1,5 +1,5 @@
 // From the tensors of a file to the native layouts (kernels.h). Same-structure types are rearranged bit for bit; everything
-// else goes through f32 and is rounded to nearest.
+// else goes through f32 and is rounded: to nearest, 4-bit groups to the best scale and minimum found.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,9 @@
 namespace kvik {
 
 // Tensor types as GGUF numbers them.
-enum class Source : int32_t { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q8_0 = 8, BF16 = 30 };
+enum class Source : int32_t {
+    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30
+};
 // elements and bytes of a block; {0, 0} for a type this build cannot read
 struct SourceBlock {
     int32_t elements, bytes;

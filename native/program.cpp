@@ -36,14 +36,20 @@ void Program::apply(const RowOp& op, int32_t r, float* out) const {
 }
 
 void Program::round_row(const Node& node, Scratch& s, size_t at, int32_t ld) const {
+    const float* x = s.x.data() + at;
+    const Roundings& want = node.roundings;
+    if (want.has(Rounding::int8)) kernels_.quantize(x, ld, s.coarse.row(at));
+    if (want.has(Rounding::int8_fine)) kernels_.quantize(x, ld, s.fine.row(at));
+    if (want.any_bf16())
+        kernels_.round_bf16(x, ld, s.bf16.data() + at, want.has(Rounding::bf16_fine) ? s.bf16_fine.data() + at : nullptr);
+}
+
+// Where the row that begins at float `at` goes.
+Int8Rows Program::Rounded::row(size_t at) {
     const size_t g = at / kGroup;
-    Rounded &c = s.coarse, &f = s.fine;
-    if (node.coarse)
-        kernels_.quantize(s.x.data() + at, ld, c.q.data() + at, nullptr, c.scale.data() + g, c.sum.data() + g, c.isum.data() + g,
-                          nullptr);
-    if (node.fine)
-        kernels_.quantize(s.x.data() + at, ld, f.q.data() + at, f.fine.data() + at, f.scale.data() + g, f.sum.data() + g,
-                          f.isum.data() + g, f.fine_isum.data() + g);
+    const bool two = !fine.empty();
+    return {q.data() + at, two ? fine.data() + at : nullptr, scale.data() + g, sum.data() + g, isum.data() + g,
+            two ? fine_isum.data() + g : nullptr, half_isum.data() + g, two ? fine_half_isum.data() + g : nullptr};
 }
 
 // The linear's rows from..to, through its row op, rounded, as rows from - first.. of the scratch.
@@ -63,11 +69,27 @@ void Program::prepare_rows(const Node& node, Scratch& s, int32_t from, int32_t t
 Activations Program::activations(const Part& part, int32_t ld, const Scratch& s, int32_t first) const {
     const Rounding rounding = rounding_of(part);
     const size_t at = size_t(first) * size_t(ld), g = at / kGroup;
-    if (rounding == Rounding::none) return {s.x.data() + at, ld, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
-    const bool fine = rounding == Rounding::fine;
-    const Rounded& r = fine ? s.fine : s.coarse;
-    return {s.x.data() + at, ld, r.q.data() + at, fine ? r.fine.data() + at : nullptr, r.scale.data() + g, r.sum.data() + g,
-            r.isum.data() + g, fine ? r.fine_isum.data() + g : nullptr};
+    Activations a{};
+    a.x = s.x.data() + at;
+    a.ld = ld;
+    if (rounding == Rounding::bf16 || rounding == Rounding::bf16_fine) {
+        a.bf16 = s.bf16.data() + at;
+        if (rounding == Rounding::bf16_fine) a.bf16_fine = s.bf16_fine.data() + at;
+    } else if (rounding != Rounding::none) {
+        const bool fine = rounding == Rounding::int8_fine;
+        const Rounded& r = fine ? s.fine : s.coarse;
+        a.q = r.q.data() + at;
+        a.scale = r.scale.data() + g;
+        a.sum = r.sum.data() + g;
+        a.isum = r.isum.data() + g;
+        a.half_isum = r.half_isum.data() + g;
+        if (fine) {
+            a.fine = r.fine.data() + at;
+            a.fine_isum = r.fine_isum.data() + g;
+            a.fine_half_isum = r.fine_half_isum.data() + g;
+        }
+    }
+    return a;
 }
 
 void Program::run_embed(const Node& n, int32_t r) {
@@ -174,7 +196,7 @@ void Program::look_ahead(uint32_t phase, uint32_t thread) const {
     LinearTile at;
     if (node.rows == Rows::gathered) return;  // its experts are not chosen yet
     if (!locate(node, Pool::share_begin(tiles_[next], thread, pool_.threads()), at)) return;
-    const size_t stride = at.matrix.bytes() / size_t(at.matrix.row_blocks()), begin = size_t(at.block_begin) * stride;
+    const size_t stride = at.matrix.row_block_bytes(), begin = size_t(at.block_begin) * stride;
     const size_t ask = std::min(kLookAhead, at.matrix.bytes() - begin);
     for (size_t i = 0; i < ask; i += 64) __builtin_prefetch(at.matrix.data + begin + i, 0, 2);
 }

@@ -92,13 +92,15 @@ class Program {
     struct Rounded {
         std::vector<int8_t> q, fine;
         std::vector<float> scale, sum;
-        std::vector<int32_t> isum, fine_isum;
+        std::vector<int32_t> isum, fine_isum, half_isum, fine_half_isum;
+        Int8Rows row(size_t at);
     };
     // A linear's input after its row op, rounded where a part wants it.
     struct Scratch {
         std::vector<float> x;
         Rounded coarse, fine;
-        void reserve(size_t floats, bool want_coarse, bool want_fine);
+        std::vector<uint16_t> bf16, bf16_fine;
+        void reserve(size_t floats, const Roundings& wanted);
     };
     struct Item {  // partitions of one tile of rows of one sequence on one KV head
         int32_t row, rows, head, sequence;
@@ -186,7 +188,7 @@ class Program {
     int32_t vocabulary_ = INT32_MAX, positions_ = INT32_MAX;  // rows of the embedding tables
     int32_t widest_ = 0;                                     // of the linears' inputs, padded
     int32_t most_used_ = 0, most_experts_ = 0;
-    bool any_coarse_ = false, any_fine_ = false;
+    Roundings roundings_;  // that some linear wants
 
     // of the pass being run
     PassView pass_{};

@@ -138,17 +138,24 @@ void Program::plan(const PassView& pass) {
     reserve(partials, countdowns);
 }
 
-void Program::Scratch::reserve(size_t floats, bool want_coarse, bool want_fine) {
+void Program::Scratch::reserve(size_t floats, const Roundings& wanted) {
     if (x.size() < floats) x.resize(floats);
+    if (wanted.any_bf16() && bf16.size() < floats) {
+        bf16.resize(floats);
+        bf16_fine.resize(floats);
+    }
     for (Rounded* r : {&coarse, &fine}) {
-        if (!(r == &coarse ? want_coarse : want_fine) || r->q.size() >= floats) continue;
+        if (!wanted.has(r == &coarse ? Rounding::int8 : Rounding::int8_fine) || r->q.size() >= floats) continue;
+        const size_t groups = floats / kGroup;
         r->q.resize(floats);
-        r->scale.resize(floats / kGroup);
-        r->sum.resize(floats / kGroup);
-        r->isum.resize(floats / kGroup);
+        r->scale.resize(groups);
+        r->sum.resize(groups);
+        r->isum.resize(groups);
+        r->half_isum.resize(groups);
         if (r == &coarse) continue;
         r->fine.resize(floats);
-        r->fine_isum.resize(floats / kGroup);
+        r->fine_isum.resize(groups);
+        r->fine_half_isum.resize(groups);
     }
 }
 
@@ -170,9 +177,9 @@ void Program::reserve(size_t partials, const std::vector<int32_t>& countdowns) {
     size_t shared = 0;
     for (const Phase& p : phases_)
         if (p.prepare) shared = std::max(shared, size_t(rows_of(*p.prepare)) * size_t(ld(p.prepare->in.input)));
-    shared_.reserve(shared, any_coarse_, any_fine_);
+    shared_.reserve(shared, roundings_);
     for (ThreadState& t : threads_) {
-        t.input.reserve(size_t(kLazyRows) * size_t(widest_), any_coarse_, any_fine_);
+        t.input.reserve(size_t(kLazyRows) * size_t(widest_), roundings_);
         if (!t.attend.empty()) continue;
         t.attend.resize(attend_scratch(head_size_));
         t.state.resize(size_t(kMaxQueries) * size_t(state_stride(head_size_)));

@@ -97,10 +97,8 @@ void Program::finish_linear(Node n) {
             apart.push_back(p.out);
             require(at(p.out).copies >= (n.of_experts() ? n.experts.used : 1), "output has too few rows");
         }
-        most = std::max(most, m.bytes() / size_t(m.row_blocks()));
-        const Rounding rounding = rounding_of(p);
-        n.coarse |= rounding == Rounding::coarse;
-        n.fine |= rounding == Rounding::fine;
+        most = std::max(most, m.row_block_bytes());
+        n.roundings.add(rounding_of(p));
     }
     n.blocks_a_tile = int32_t(std::max<size_t>(1, kTileBytes / most));
     for (const Part& p : n.parts) {
@@ -108,8 +106,7 @@ void Program::finish_linear(Node n) {
         n.tile_ends.push_back(tiles += uint32_t((blocks + n.blocks_a_tile - 1) / n.blocks_a_tile));
     }
     widest_ = std::max(widest_, at(n.in.input).ld);
-    any_coarse_ |= n.coarse;
-    any_fine_ |= n.fine;
+    roundings_.add(n.roundings);
     nodes_.push_back(std::move(n));
 }
 

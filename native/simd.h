@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(KVIK_AVX512) || defined(KVIK_AVX2)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -72,6 +72,24 @@ static inline float bf16_to_float(uint16_t h) {
     return f;
 }
 
+static inline uint16_t float_to_bf16(float f) {
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// While it lives, subnormal inputs and results count as zero.
+struct FlushSubnormals {
+#if defined(__SSE2__)
+    const unsigned before = _mm_getcsr();
+    FlushSubnormals() { _mm_setcsr(before | 0x8040u); }
+    ~FlushSubnormals() { _mm_setcsr(before); }
+#else
+    FlushSubnormals() {}  // the bits of subnormals differ there
+#endif
+    FlushSubnormals(const FlushSubnormals&) = delete;
+};
+
 #if defined(KVIK_AVX512)
 
 struct F {
@@ -88,9 +106,25 @@ static inline void store_f16(uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-static inline F load_bf16(const uint16_t* p) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(
-        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
+static inline F load_u8(const uint8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+static inline F load_i8(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+// Two bf16 a lane.
+struct Pairs {
+    __m512i v;
+};
+static inline Pairs load_pairs(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline Pairs set1_pairs(const uint16_t* p) {
+    int32_t both;
+    std::memcpy(&both, p, 4);
+    return {_mm512_set1_epi32(both)};
+}
+static inline F first(Pairs p) { return {_mm512_castsi512_ps(_mm512_slli_epi32(p.v, 16))}; }
+static inline F second(Pairs p) {
+    return {_mm512_castsi512_ps(_mm512_and_si512(p.v, _mm512_set1_epi32(int32_t(0xffff0000u))))};
 }
 static inline F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline F sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -144,11 +178,32 @@ static inline void store_f16(uint16_t* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8),
                      _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-static inline __m256 bf16_half(const uint16_t* p) {
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+static inline __m128i load_8(const void* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
+static inline F load_u8(const uint8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8(p))), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8(p + 8)))};
 }
-static inline F load_bf16(const uint16_t* p) { return {bf16_half(p), bf16_half(p + 8)}; }
+static inline F load_i8(const int8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8(p))), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8(p + 8)))};
+}
+// Two bf16 a lane.
+struct Pairs {
+    __m256i a, b;
+};
+static inline Pairs load_pairs(const uint8_t* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+static inline Pairs set1_pairs(const uint16_t* p) {
+    int32_t both;
+    std::memcpy(&both, p, 4);
+    return {_mm256_set1_epi32(both), _mm256_set1_epi32(both)};
+}
+static inline F first(Pairs p) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(p.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(p.b, 16))};
+}
+static inline F second(Pairs p) {
+    const __m256i mask = _mm256_set1_epi32(int32_t(0xffff0000u));
+    return {_mm256_castsi256_ps(_mm256_and_si256(p.a, mask)), _mm256_castsi256_ps(_mm256_and_si256(p.b, mask))};
+}
 static inline F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 static inline F sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 static inline F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
@@ -203,7 +258,24 @@ static inline F load_f16(const uint16_t* p) { KVIK_LANES(half_to_float(p[i])); }
 static inline void store_f16(uint16_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(a.v[i]);
 }
-static inline F load_bf16(const uint16_t* p) { KVIK_LANES(bf16_to_float(p[i])); }
+static inline F load_u8(const uint8_t* p) { KVIK_LANES(float(p[i])); }
+static inline F load_i8(const int8_t* p) { KVIK_LANES(float(p[i])); }
+// Two bf16 a lane.
+struct Pairs {
+    uint16_t v[2 * kLanes];
+};
+static inline Pairs load_pairs(const uint8_t* p) {
+    Pairs r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+}
+static inline Pairs set1_pairs(const uint16_t* p) {
+    Pairs r;
+    for (int i = 0; i < 2 * kLanes; ++i) r.v[i] = p[i % 2];
+    return r;
+}
+static inline F first(const Pairs& p) { KVIK_LANES(bf16_to_float(p.v[2 * i])); }
+static inline F second(const Pairs& p) { KVIK_LANES(bf16_to_float(p.v[2 * i + 1])); }
 static inline F add(F a, F b) { KVIK_LANES(a.v[i] + b.v[i]); }
 static inline F sub(F a, F b) { KVIK_LANES(a.v[i] - b.v[i]); }
 static inline F mul(F a, F b) { KVIK_LANES(a.v[i] * b.v[i]); }

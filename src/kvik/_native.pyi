@@ -36,7 +36,6 @@ def matmul(
     fine: bool,
     /,
 ) -> None: ...
-
 def activate(isa: str, activation: int, x: NDArray[np.float32], out: NDArray[np.float32], /) -> None: ...
 
 SAMPLE_DRAWN: int

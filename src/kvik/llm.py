@@ -18,7 +18,8 @@ from kvik.engine.sequence import Generating
 from kvik.errors import ParameterError
 from kvik.models.loading import load_model
 from kvik.params import EngineParams, SamplingParams, choose
-from kvik.text.chat_template import ChatTemplate
+from kvik.text.chat_template import ChatTemplate, Tools
+from kvik.text.conversation import Message
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.fetch import Progress
 from kvik.weights.layouts import parse_weights
@@ -64,7 +65,7 @@ class LLM:
     """A model that answers.
 
     Args:
-        model: catalogue name (`smollm2-135m`), path of a .gguf file or a folder with one, or hub id.
+        model: catalogue name (`smollm2-135m`), path of a .gguf file or of a folder with one or with safetensors, or hub id.
         weights: "auto" keeps what the file has; "f32", "bf16", "int8", "int4" convert on load.
         kv: format of the KV cache, "f16" or "f32".
         executor: "native", or "torch" (extra `torch`).
@@ -114,7 +115,7 @@ class LLM:
             name=loaded.name, path=str(loaded.path), family=config.family, parameters=loaded.parameters,
             license=loaded.license, context_length=config.context_length, vocab_size=config.vocab_size,
             layouts=loaded.weights.bytes_by_layout(), weights=kept, weights_bytes=loaded.weights.nbytes,
-            matrix_bytes=loaded.weights.matrix_bytes, kv=kv_format,
+            matrix_bytes=loaded.matrix_bytes, kv=kv_format,
             kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=num_blocks * layout.block_bytes,
             executor=executor, isa=built.isa, threads=threads,
             load_seconds=perf_counter() - begun,
@@ -138,15 +139,21 @@ class LLM:
         """The answer's chunks as they come, sample after sample. Closing the iterator cancels."""
         return self._stream(self._request(prompt, params or SamplingParams()))
 
-    def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Completion:
-        """The assistant's answer to a conversation, through the model's chat template."""
-        return self._complete(self._request(self._chat_ids(messages), params or SamplingParams()))
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, tools: Tools | None = None
+    ) -> Completion:
+        """The assistant's answer to a conversation, through the model's chat template.
+
+        messages and tools as `ChatTemplate.encode` takes them. The answer is text: a call of a tool stands in it as the
+        model writes it.
+        """
+        return self._complete(self._request(self._chat_ids(messages, tools), params or SamplingParams()))
 
     def stream_chat(
-        self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None
+        self, messages: Sequence[Message], params: SamplingParams | None = None, tools: Tools | None = None
     ) -> Iterator[Chunk]:
         """`chat`, streamed."""
-        return self.stream(self._chat_ids(messages), params)
+        return self.stream(self._chat_ids(messages, tools), params)
 
     def score(self, inputs: Prompt | Sequence[Prompt], return_logits: bool = False) -> list[ScoreResult]:
         """Log-probabilities of given texts or token ids, without generating. See ScoreResult for shapes."""
@@ -163,10 +170,10 @@ class LLM:
             results.append(self.engine.score_result(sequence))
         return results
 
-    def _chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def _chat_ids(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
         if self.chat_template is None:
             raise ParameterError(f"{self.info.name} has no chat template; use generate, or kvik run --raw")
-        return self.chat_template.encode(self.tokenizer, messages)
+        return self.chat_template.encode(self.tokenizer, messages, tools=tools)
 
     def _ids(self, prompt: Prompt, what: str) -> tuple[int, ...]:
         if isinstance(prompt, str):

@@ -11,20 +11,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvik.weights.ggml_types import TRAITS, GGMLType
+from kvik.weights.ggml_types import SUPPORTED, TRAITS
+from kvik.weights.layouts import Layout
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
-TYPES = [GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q8_0]
+TYPES = sorted(SUPPORTED)
 COUNT = 10_000
+ROUNDABLE = [Layout.F32, Layout.F16, Layout.BF16, Layout.INT8, Layout.INT8_MIN, Layout.INT4_MIN]
 
 
 def record(rng: np.random.Generator) -> bytes:
     """A tensor with random bytes: half of them of the right length, the others off in one field."""
     kind = TYPES[rng.integers(len(TYPES))]
     elements, size = TRAITS[kind]
-    n, k = int(rng.integers(1, 40)), int(rng.integers(1, 5)) * 32 if elements == 32 else int(rng.integers(1, 100))
+    n, k = int(rng.integers(1, 40)), int(rng.integers(1, 5)) * elements if elements > 1 else int(rng.integers(1, 100))
     length = n * (k // elements) * size
-    heads, layout, number = int(rng.choice([0, 0, 1, 2, 3])), int(rng.integers(7)), int(kind)
+    heads, layout, number = (
+        int(rng.choice([0, 0, 1, 2, 3])),
+        int(rng.choice(ROUNDABLE if rng.integers(2) else list(Layout))),
+        int(kind),
+    )
     match int(rng.integers(12)):
         case 0:
             length += int(rng.integers(-3, 4))

@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from weights.gguf_files import random_bytes
 
 from kvik import _native
 from kvik.cache.layout import kv_layout
 from kvik.cache.storage import allocate_cache
+from kvik.engine.executors import input_roundings
 from kvik.models import llama
 from kvik.models.config import ModelConfig, RopeConfig
-from kvik.ops import Ops, Pass, fine_activations
+from kvik.ops import Ops, Pass
 from kvik.ops.native_ops import NativeExecutor
 from kvik.ops.torch_ops import TorchExecutor
-from kvik.weights.layouts import Layout, is_integer
+from kvik.weights.ggml_types import GGMLType
+from kvik.weights.layouts import Layout
 from kvik.weights.packed import PackedTensor
 
 F32 = 0  # GGUF's number of the type
@@ -34,6 +37,24 @@ def pack(weights: NDArray[np.float32], layout: Layout, name: str = "w") -> Packe
     bad, _ = _native.pack(F32, source, n, k, 0, int(layout), data, 1)
     assert bad == -1
     return PackedTensor(name, layout, n, k, False, data)
+
+
+EXACT = {
+    Layout.INT4: GGMLType.Q4_0, Layout.INT5: GGMLType.Q5_0, Layout.INT5_MIN: GGMLType.Q5_1, Layout.INT4_K: GGMLType.Q4_K,
+    Layout.INT5_K: GGMLType.Q5_K, Layout.INT6_K: GGMLType.Q6_K,
+}  # fmt: skip
+"""What layouts that nothing is rounded to are made from."""
+
+
+def random_matrix(n: int, k: int, layout: Layout, rng: np.random.Generator) -> PackedTensor:
+    """Standard normal weights, or of layouts that only files have, random blocks of about that size."""
+    if layout not in EXACT:
+        return pack(rng.standard_normal((n, k), dtype=np.float32), layout)
+    kind = EXACT[layout]
+    source = np.frombuffer(random_bytes(kind, (n, k), rng), np.uint8)
+    data = np.empty(_native.packed_bytes(int(layout), n, k), np.uint8)
+    assert _native.pack(int(kind), source, n, k, 0, int(layout), data, 1) == (-1, 0.0)
+    return PackedTensor("w", layout, n, k, False, data)
 
 
 def config(**changes: object) -> ModelConfig:
@@ -91,12 +112,9 @@ def definition(
     num_blocks: int = 64,
 ) -> TorchExecutor[ModelConfig]:
     """The same model on the executor that defines it."""
-    rounded = [n for n, t in tensors.items() if not t.vector and is_integer(t.layout)]
-    return TorchExecutor(
-        c, forward, {n: t.floats() for n, t in tensors.items()}, kv=kv, num_blocks=num_blocks,  # type: ignore[arg-type]
-        int8_activations=frozenset(n for n in rounded if not fine_activations(n)),
-        fine_activations=frozenset(n for n in rounded if fine_activations(n)),
-    )  # fmt: skip
+    floats = {n: t.floats() for n, t in tensors.items()}
+    roundings = input_roundings(tensors)
+    return TorchExecutor(c, forward, floats, kv=kv, num_blocks=num_blocks, rounding=roundings)  # type: ignore[arg-type]
 
 
 def make_pass(sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]], every_row: bool = True) -> Pass:

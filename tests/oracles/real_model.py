@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
 from kvik.models import llama
-from kvik.models.config_readers import config_from_gguf
+from kvik.models.gguf_config import config_from_gguf
 
 HEADS, KV_HEADS = 9, 3
 WINDOW = 2048
@@ -53,15 +53,13 @@ def load_real_model(path: Path) -> RealModel:
     metadata = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("tokenizer")}
     shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
     config = config_from_gguf(metadata, shapes, path)
-    heads = {"attn_q.weight": HEADS, "attn_k.weight": KV_HEADS}
     state = {}
     for spec in llama.tensors(config):
-        tensor = tensors[spec.gguf_name]
+        tensor = tensors[str(spec.gguf)]
         weight = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        permuted = heads.get(spec.gguf_name.split(".", 2)[-1])
-        if permuted is not None:  # rows 2i and 2i + 1 of a head back to i and i + 32
-            weight = weight.reshape(permuted, 32, 2, -1).swapaxes(1, 2).reshape(weight.shape)
-        state[spec.hf_name] = torch.from_numpy(weight)
+        if spec.permuted_heads:  # rows 2i and 2i + 1 of a head back to i and i + 32
+            weight = weight.reshape(spec.permuted_heads, 32, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+        state[str(spec.hf)] = torch.from_numpy(weight)
     return RealModel(state)
 
 

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from kvik.errors import ParameterError
 from kvik.models.config import RopeConfig
-from kvik.models.config_readers import config_from_hf
+from kvik.models.hf_config import config_from_hf
 from kvik.models.rope import rope_table
 
 CASES: dict[str, dict[str, Any]] = {
@@ -79,12 +79,18 @@ def oracle(rope: dict[str, Any], head_size: int, context: int) -> tuple[np.ndarr
     return inv_freq.double().numpy(), factor, config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
 
 
+def hf_rope(config: dict[str, Any]) -> RopeConfig:
+    rope = config_from_hf(config, "config.json").rope
+    assert rope is not None
+    return rope
+
+
 @pytest.mark.parametrize("head_size", [16, 64, 80, 128])
 @pytest.mark.parametrize("case", CASES)
 def test_frequencies_are_those_of_transformers(case: str, head_size: int) -> None:
     context = 16384
     inv_freq, factor, config = oracle(CASES[case], head_size, context)
-    table = rope_table(config_from_hf(config, "config.json").rope, head_size, context)
+    table = rope_table(hf_rope(config), head_size, context)
     assert table.inv_freq.dtype == np.float64 and table.inv_freq.shape == (head_size // 2,)
     # transformers computes in float32; the low edge of llama3's blend cancels, and a factor of 32 magnifies the rest.
     np.testing.assert_allclose(table.inv_freq, inv_freq, rtol=2e-6 if case == "llama3.2" else 1e-6)
@@ -95,7 +101,7 @@ def test_frequencies_are_those_of_transformers(case: str, head_size: int) -> Non
 def test_scaling_changes_the_frequencies(case: str) -> None:
     _, _, config = oracle(CASES[case], 64, 16384)
     plain = rope_table(RopeConfig(theta=CASES[case].get("rope_theta", 10000.0)), 64, 16384)
-    assert np.abs(rope_table(config_from_hf(config, "f").rope, 64, 16384).inv_freq / plain.inv_freq - 1).max() > 0.1
+    assert np.abs(rope_table(hf_rope(config), 64, 16384).inv_freq / plain.inv_freq - 1).max() > 0.1
 
 
 def test_divisors_divide_the_plain_frequencies() -> None:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles.random_models import (
-    SHAPES,
+from oracles.random_models.model import (
     SHARPNESS,
-    VOCAB,
-    Shape,
-    hf_config,
-    kvik_weights,
     oracle_logits,
     random_model,
     random_tokens,
+    relative_error,
     sharpness,
 )
+from oracles.random_models.shapes import DEFAULT_ROPE, SHAPES, VOCAB, Shape
+from oracles.random_models.weights import config_of_model, kvik_weights
 
 from kvik.errors import ParameterError
-from kvik.models import llama
-from kvik.models.config import ModelConfig
-from kvik.models.config_readers import config_from_hf
-from kvik.ops import Pass
-from kvik.ops.torch_ops import TorchExecutor, round_to_int8
+from kvik.models import MODELS
+from kvik.models.config import ModelConfig, RopeConfig
+from kvik.ops import Experts, Pass, Rounding
+from kvik.ops.torch_cache import PagedKV
+from kvik.ops.torch_ops import TorchExecutor, TorchOps
+from kvik.ops.torch_rounding import round_to_bf16, round_to_int8
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 TOLERANCE = 1e-4
 LENGTHS = (150, 61, 97)
@@ -38,13 +40,19 @@ def model_of(shape: Shape) -> Any:
     return random_model(shape)
 
 
+@cache
+def weights_of(shape: Shape) -> dict[str, Any]:
+    return kvik_weights(model_of(shape))
+
+
 def config_of(shape: Shape) -> ModelConfig:
-    return config_from_hf(hf_config(model_of(shape)), "config.json")
+    return config_of_model(model_of(shape))
 
 
-def executor_of(shape: Shape, **options: Any) -> TorchExecutor[ModelConfig]:
+def executor_of(shape: Shape, changes: dict[str, Any] | None = None, **options: Any) -> TorchExecutor[ModelConfig]:
     settings: dict[str, Any] = {"kv": "f32", "num_blocks": 32} | options
-    return TorchExecutor(config_of(shape), llama.forward, kvik_weights(model_of(shape)), **settings)
+    config = replace(config_of(shape), **(changes or {}))
+    return TorchExecutor(config, MODELS[config.family].forward, weights_of(shape), **settings)
 
 
 def make_pass(chunks: list[tuple[Any, int]], tables: list[Any], logit_rows: Any = None) -> Pass:
@@ -64,10 +72,6 @@ def make_pass(chunks: list[tuple[Any, int]], tables: list[Any], logit_rows: Any 
     return Pass(*(np.asarray(x, dtype=np.int32) for x in fields))
 
 
-def relative_error(ours: Any, oracle: Any) -> float:
-    return float(np.abs(ours - oracle).max() / np.abs(oracle).max())
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_prefill_in_chunks_then_decode_of_mixed_sequences(shape: Shape) -> None:
     """Three sequences of different length share each pass, in chunks of random size, over shuffled blocks."""
@@ -75,7 +79,7 @@ def test_prefill_in_chunks_then_decode_of_mixed_sequences(shape: Shape) -> None:
     assert sharpness(model, shape.seed) >= SHARPNESS
     rng = np.random.default_rng(shape.seed)
     sequences = [random_tokens(n, shape.seed + n) for n in LENGTHS]
-    assert shape.window is None or max(LENGTHS) > 2 * shape.window
+    assert shape.window is None or max(LENGTHS) >= 2 * shape.window
     ids = rng.permutation(32)
     tables = np.split(ids[:21], [10, 14])  # 160, 64 and 112 slots
     done, got = [0] * 3, [[] for _ in sequences]  # type: list[int], list[list[Any]]
@@ -95,15 +99,47 @@ def test_prefill_in_chunks_then_decode_of_mixed_sequences(shape: Shape) -> None:
         assert relative_error(np.concatenate(parts), oracle_logits(model, tokens)) <= TOLERANCE
 
 
-def test_window_and_scaling_matter() -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("window", {"windows": (25,) * 3}),
+        ("yarn", {"rope": RopeConfig(DEFAULT_ROPE["rope_theta"])}),
+        ("qwen2-late-windows", {"windows": (None,) * 3}),
+        ("qwen3-late-windows", {"windows": (40,) * 3}),
+        ("gemma3", {"windows": (32,) * 7}),
+        ("gemma3", {"rope_local": None}),
+        ("gemma3", {"embedding_scale": 1.0}),
+        ("gemma3-linear", {"attention_scale": None}),
+        ("gemma3-linear", {"rope": RopeConfig(1e6)}),
+        ("mixtral", {"normalize_experts": False}),
+        ("mixtral", {"experts_used": 3}),
+        ("mixtral-window", {"windows": (34, 34)}),
+        ("qwen3-moe", {"experts_used": 2}),
+        ("qwen3-moe-unnormalized", {"normalize_experts": True}),
+    ],
+)  # fmt: skip
+def test_every_feature_matters(name: str, changes: dict[str, Any]) -> None:
     """The models are sharp enough that leaving a feature out fails the tolerance by far."""
-    windowed, yarn = (next(s for s in SHAPES if s.name == name) for name in ("window", "yarn"))
-    for shape, changed in ((windowed, {"sliding_window": 25}), (yarn, {"rope": config_of(SHAPES[0]).rope})):
-        config = ModelConfig(**(vars(config_of(shape)) | changed))
-        executor = TorchExecutor(config, llama.forward, kvik_weights(model_of(shape)), kv="f32", num_blocks=10)
-        tokens = random_tokens(150, 3)
-        logits = executor.run(make_pass([(tokens, 0)], [np.arange(10)]))
-        assert relative_error(logits, oracle_logits(model_of(shape), tokens)) > 100 * TOLERANCE
+    shape = next(s for s in SHAPES if s.name == name)
+    executor, tokens = executor_of(shape, changes, num_blocks=10), random_tokens(150, 3)
+    logits = executor.run(make_pass([(tokens, 0)], [np.arange(10)]))
+    assert relative_error(logits, oracle_logits(model_of(shape), tokens)) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s.seed in (21, 24, 26, 28, 30, 32)], ids=str)
+def test_every_tensor_matters(shape: Shape) -> None:
+    """Each vector and matrix of the first layer and of the ends, had it other values, would be noticed."""
+    weights, tokens = weights_of(shape), random_tokens(60, 3)
+    config, oracle = config_of(shape), oracle_logits(model_of(shape), tokens)
+    for name in weights:
+        if name.startswith("layers.") and not name.startswith("layers.0."):
+            continue
+        if config.rope is None and name.endswith("k_bias"):  # adds the same to every score of a row
+            continue
+        changed = weights | {name: weights[name][::-1].copy()}
+        executor = TorchExecutor(config, MODELS[config.family].forward, changed, kv="f32", num_blocks=4)
+        logits = executor.run(make_pass([(tokens, 0)], [np.arange(4)]))
+        assert relative_error(logits, oracle) > 100 * TOLERANCE, name
 
 
 def test_only_the_asked_rows_get_logits() -> None:
@@ -169,17 +205,25 @@ def test_round_to_int8_halves_go_to_even() -> None:
     assert round_to_int8(x)[0, :6].tolist() == [127.0, 0.0, 2.0, 2.0, 0.0, -2.0]
 
 
-def test_int8_activations_apply_to_the_named_weights_only() -> None:
+@pytest.mark.parametrize(("kind", "least", "most"), [("int8", 1e-4, 0.2), ("bf16", 1e-5, 0.05)])
+def test_rounding_applies_to_the_named_weights_only(kind: Any, least: float, most: float) -> None:
     tokens = random_tokens(20, 5)
     work = make_pass([(tokens, 0)], [np.arange(2)])
     exact = executor_of(SHAPES[0]).run(work).copy()
-    head = executor_of(SHAPES[0], int8_activations=frozenset({"head"})).run(work).copy()
-    every = frozenset(n for n, w in kvik_weights(model_of(SHAPES[0])).items() if w.ndim == 2 and n != "embed")
-    all_fine = executor_of(SHAPES[0], fine_activations=every).run(work).copy()
-    all_rounded = executor_of(SHAPES[0], int8_activations=every).run(work)
-    assert 1e-4 < relative_error(head, exact) < 2e-2
-    assert relative_error(head, exact) < relative_error(all_rounded, exact) < 0.2
+    head = executor_of(SHAPES[0], rounding={"head": Rounding(kind, False)}).run(work).copy()
+    every = [n for n, w in weights_of(SHAPES[0]).items() if w.ndim == 2 and n != "embed"]
+    all_fine = executor_of(SHAPES[0], rounding=dict.fromkeys(every, Rounding(kind, True))).run(work).copy()
+    all_rounded = executor_of(SHAPES[0], rounding=dict.fromkeys(every, Rounding(kind, False))).run(work)
+    assert least < relative_error(head, exact) < relative_error(all_rounded, exact) < most
     assert 0.0 < relative_error(all_fine, exact) < 0.02 * relative_error(all_rounded, exact)
+
+
+def test_round_to_bf16_keeps_eight_bits_and_finely_sixteen() -> None:
+    x = torch.from_numpy(np.random.default_rng(2).normal(size=(4, 40)).astype(np.float32))
+    coarse, fine = (round_to_bf16(x, fine=f) for f in (False, True))
+    assert torch.equal(coarse, x.bfloat16().float())
+    assert 2.0**-10 < float(((coarse - x) / x).abs().max()) <= 2.0**-8
+    assert float(((fine - x) / x).abs().max()) <= 2.0**-16
 
 
 def test_times_are_of_the_last_pass() -> None:
@@ -212,8 +256,60 @@ def test_a_pass_that_does_not_fit_is_refused(change: dict[str, Any], message: st
 
 def test_options_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ParameterError, match="nowhere"):
-        executor_of(SHAPES[0], int8_activations=frozenset({"nowhere"}))
-    with pytest.raises(ParameterError, match="share head"):
-        executor_of(SHAPES[0], int8_activations=frozenset({"head"}), fine_activations=frozenset({"head"}))
+        executor_of(SHAPES[0], rounding={"nowhere": Rounding("bf16", False)})
     with pytest.raises(ParameterError, match="kv must be"):
         executor_of(SHAPES[0], kv="int8")
+
+
+def test_positions_outside_the_learned_table_are_refused() -> None:
+    shape = next(s for s in SHAPES if s.name == "gpt2-untied")
+    work = make_pass([(random_tokens(20, 5), 0)], [np.arange(2)])
+    executor_of(shape).run(work._replace(positions=work.positions + 160))
+    for shift in (161, -1):
+        with pytest.raises(ParameterError, match=r"positions must lie in \[0, 180\)"):
+            executor_of(shape).run(work._replace(positions=work.positions + np.int32(shift)))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_experts_are_as_written_down(normalize: bool) -> None:
+    """Against a loop over rows and experts; equal scores go to the lower experts."""
+    count, used, inner, width, rows = 5, 3, 6, 8, 7
+    rng = np.random.default_rng(0)
+    weights = {
+        "gate": rng.normal(size=(count * inner, width)), "up": rng.normal(size=(count * inner, width)),
+        "down": rng.normal(size=(count * width, inner)),
+    }  # fmt: skip
+    x, scores = rng.normal(size=(rows, width)), rng.normal(size=(rows, count))
+    scores[2] = 0.0
+    scores[3, 1:4] = scores[3].max() + 1.0
+    experts = Experts("gate", "up", "down", count, used, normalize, "silu")
+    tensors = {name: torch.from_numpy(w) for name, w in weights.items()}
+    cache = PagedKV(config_of(SHAPES[0]), "f32", 1, 16, torch.device("cpu"))
+    ops = TorchOps(make_pass([([0] * rows, 0)], [[0]]), tensors, {}, cache)
+    got = ops.experts(torch.from_numpy(x), torch.from_numpy(scores), experts).numpy()
+    for t in range(rows):
+        p = np.exp(scores[t]) / np.exp(scores[t]).sum()
+        best = sorted(range(count), key=lambda e: (-scores[t, e], e))[:used]
+        expected = np.zeros(width)
+        for e in best:
+            g, u = (weights[n][e * inner : (e + 1) * inner] @ x[t] for n in ("gate", "up"))
+            down = weights["down"][e * width : (e + 1) * width]
+            expected += p[e] / (p[best].sum() if normalize else 1.0) * (down @ (g / (1 + np.exp(-g)) * u))
+        np.testing.assert_allclose(got[t], expected, rtol=1e-9, atol=1e-12)
+    assert best != list(range(used))
+
+
+def test_experts_no_row_uses_are_not_computed() -> None:
+    shape = next(s for s in SHAPES if s.name == "mixtral")
+    weights, tokens = weights_of(shape), random_tokens(1, 8)
+    used = set()
+    for expert in range(5):
+        changed = dict(weights)
+        inner = config_of(shape).intermediate_size
+        spoilt = weights["layers.0.experts_gate"].copy()
+        spoilt[expert * inner : (expert + 1) * inner] = np.nan
+        changed["layers.0.experts_gate"] = spoilt
+        executor = TorchExecutor(config_of(shape), MODELS["moe"].forward, changed, kv="f32", num_blocks=1)
+        if np.isnan(executor.run(make_pass([(tokens, 0)], [np.arange(1)]))).any():
+            used.add(expert)
+    assert len(used) == 2

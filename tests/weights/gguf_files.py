@@ -119,6 +119,9 @@ def build(keys: Sequence[Key] = (), tensors: Sequence[Tensor] = (), *, version: 
     return Built(bytes(w.out), w.fields, header_bytes, places)
 
 
+WITH_MINIMUM = (GGMLType.Q4_1, GGMLType.Q5_1, GGMLType.Q4_K, GGMLType.Q5_K)
+
+
 def random_bytes(kind: GGMLType, shape: tuple[int, ...], rng: np.random.Generator) -> bytes:
     """Random data of a supported type: standard normal weights, or random quants with finite scales and minimums."""
     elements = int(np.prod(shape))
@@ -131,10 +134,16 @@ def random_bytes(kind: GGMLType, shape: tuple[int, ...], rng: np.random.Generato
         return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     block_elements, block_bytes = TRAITS[kind]
     blocks = rng.integers(0, 256, (elements // block_elements, block_bytes), dtype=np.uint8)
-    numbers = 2 if kind == GGMLType.Q4_1 else 1
+    numbers = 2 if kind in WITH_MINIMUM else 1
     scales = rng.standard_normal((len(blocks), numbers)).astype(np.float16)
-    blocks[:, : 2 * numbers] = scales.view(np.uint8)
+    at = 208 if kind == GGMLType.Q6_K else 0
+    blocks[:, at : at + 2 * numbers] = scales.view(np.uint8)
     return blocks.tobytes()
+
+
+def block_width(kind: GGMLType) -> int:
+    """The least width of a row, at least 32, that every type has whole blocks in."""
+    return max(32, TRAITS[kind].block_elements)
 
 
 def tensor(name: str, kind: GGMLType, shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:

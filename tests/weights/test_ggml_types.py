@@ -8,7 +8,7 @@ from weights.gguf_files import random_bytes
 from kvik.errors import DataError
 from kvik.weights.ggml_types import SUPPORTED, TRAITS, GGMLType, dequantize, first_nonfinite, tensor_bytes
 
-QUANTIZED = [GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q8_0]
+QUANTIZED = sorted(kind for kind in SUPPORTED if TRAITS[kind].block_elements > 1)
 
 
 def as_bytes(data: bytes) -> np.ndarray:
@@ -25,8 +25,9 @@ def test_numbers_names_and_sizes_agree_with_the_package() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(SUPPORTED), ids=lambda kind: kind.name)
-@pytest.mark.parametrize("shape", [(32,), (3, 64), (2, 3, 96)])
-def test_dequantize_is_bit_equal_to_the_package(kind: GGMLType, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("blocks", [(1,), (3, 2), (2, 3, 3)])
+def test_dequantize_is_bit_equal_to_the_package(kind: GGMLType, blocks: tuple[int, ...]) -> None:
+    shape = (*blocks[:-1], blocks[-1] * max(32, TRAITS[kind].block_elements))
     data = as_bytes(random_bytes(kind, shape, np.random.default_rng(7)))
     ours = dequantize(data, kind, shape)
     theirs = gguf.dequantize(data, gguf.GGMLQuantizationType(int(kind))).reshape(shape)
@@ -38,10 +39,12 @@ def test_dequantize_is_bit_equal_to_the_package(kind: GGMLType, shape: tuple[int
 def test_any_bytes_dequantize_as_in_the_package(kind: GGMLType) -> None:
     """Every bit pattern of scales too: subnormal, infinite and NaN."""
     blocks = np.random.default_rng(3).integers(0, 256, (4096, TRAITS[kind].block_bytes), dtype=np.uint8)
-    blocks[:, :2] = np.arange(0, 65536, 16, dtype="<u2").view(np.uint8).reshape(-1, 2)
-    ours = dequantize(blocks.reshape(-1), kind, (4096, 32))
+    at = 208 if kind == GGMLType.Q6_K else 0
+    blocks[:, at : at + 2] = np.arange(0, 65536, 16, dtype="<u2").view(np.uint8).reshape(-1, 2)
+    shape = (4096, TRAITS[kind].block_elements)
+    ours = dequantize(blocks.reshape(-1), kind, shape)
     with np.errstate(all="ignore"):
-        theirs = gguf.dequantize(blocks.reshape(-1), gguf.GGMLQuantizationType(int(kind))).reshape(4096, 32)
+        theirs = gguf.dequantize(blocks.reshape(-1), gguf.GGMLQuantizationType(int(kind))).reshape(shape)
     assert np.array_equal(ours, theirs, equal_nan=True)
 
 
@@ -67,8 +70,9 @@ def test_sizes() -> None:
 
 
 def test_refusals_name_the_type() -> None:
-    with pytest.raises(DataError, match="type Q4_K is not supported; supported: F32, F16, Q4_0, Q4_1, Q8_0, BF16"):
-        dequantize(np.zeros(144, np.uint8), GGMLType.Q4_K, (256,))
+    known = "F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, BF16"
+    with pytest.raises(DataError, match=f"type Q3_K is not supported; supported: {known}"):
+        dequantize(np.zeros(110, np.uint8), GGMLType.Q3_K, (256,))
     with pytest.raises(DataError, match=r"Q4_0 of shape \[64\] needs 36 bytes, got 18"):
         dequantize(np.zeros(18, np.uint8), GGMLType.Q4_0, (64,))
     with pytest.raises(DataError, match="Q8_0 needs whole blocks of 34 bytes"):
@@ -88,10 +92,15 @@ def test_refusals_name_the_type() -> None:
         (GGMLType.Q4_1, 20 * 9, "<f2", "scale", 288),
         (GGMLType.Q4_1, 20 * 60_000 + 2, "<f2", "minimum", 1_920_000),
         (GGMLType.Q8_0, 34 * 9, "<f2", "scale", 288),
+        (GGMLType.Q5_0, 22 * 9, "<f2", "scale", 288),
+        (GGMLType.Q5_1, 24 * 9 + 2, "<f2", "minimum", 288),
+        (GGMLType.Q4_K, 144 * 9, "<f2", "scale", 2304),
+        (GGMLType.Q5_K, 176 * 7_000 + 2, "<f2", "minimum", 1_792_000),
+        (GGMLType.Q6_K, 210 * 9 + 208, "<f2", "scale", 2304),
     ],
 )
 def test_finds_what_is_not_finite(kind: GGMLType, offset: int, dtype: str, what: str, element: int, bad: float) -> None:
-    shape = (70_000, 32)
+    shape = (70_400, 32) if TRAITS[kind].block_elements < 256 else (8_800, 256)
     data = bytearray(random_bytes(kind, shape, np.random.default_rng(5)))
     assert first_nonfinite(as_bytes(bytes(data)), kind) is None
     raw = np.float32(bad).tobytes()[2:] if dtype == "bf16" else np.array(bad, dtype).tobytes()
@@ -102,4 +111,5 @@ def test_finds_what_is_not_finite(kind: GGMLType, offset: int, dtype: str, what:
     assert np.array_equal(found.value, bad, equal_nan=True)
     with np.errstate(invalid="ignore"):
         values = dequantize(as_bytes(bytes(data)), kind, shape).reshape(-1)
-    assert not np.isfinite(values[element]) or kind == GGMLType.Q4_0  # q = 8 times infinity is NaN as well
+    block = values[element : element + TRAITS[kind].block_elements]
+    assert not np.isfinite(block).all()

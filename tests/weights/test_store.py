@@ -28,6 +28,7 @@ from kvik.weights.catalogue import CATALOGUE, CatalogueEntry, find
 from kvik.weights.files import file_lock
 from kvik.weights.ggml_types import GGMLType
 from kvik.weights.gguf import read_gguf
+from kvik.weights.sources import model_name
 from kvik.weights.store import ModelStore, StoredModel, atomic_write, default_root
 
 MODEL = build(
@@ -339,6 +340,7 @@ def test_interrupted(index: Index, stage: str) -> None:
 CHILD = """
 import json, os, signal, sys
 from kvik.weights.catalogue import CatalogueEntry
+from kvik.weights.sources import model_name
 from kvik.weights.store import ModelStore
 entry = json.loads(sys.argv[2])
 entry["aliases"] = tuple(entry["aliases"])
@@ -416,7 +418,7 @@ def test_paths(index: Index, here: Path) -> None:
         found = resolve(ref)
         assert found.kind == "folder" and found.path.resolve() == model
     (here / "tiny").mkdir()  # a name of the catalogue comes first; "./tiny" would be the folder
-    fails(DataError, "holds no .gguf file, only: nothing", lambda: resolve("./tiny"))
+    fails(DataError, "holds no .gguf file and no safetensors, only: nothing", lambda: resolve("./tiny"))
     (here / "odd").write_bytes(MODEL)
     assert resolve("odd").kind == "file"
 
@@ -438,19 +440,36 @@ def test_paths_that_lead_nowhere(index: Index, here: Path) -> None:
 
 
 def test_folders_that_hold_no_one_model(index: Index, here: Path) -> None:
-    folder = here / "m"
+    folder, resolve = here / "m", index.store.resolve
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    fails(DataError, "m: holds no .gguf file, only: config.json", lambda: index.store.resolve("m"))
-    (folder / "model.safetensors").write_text("")
-    fails(
-        DataError,
-        r"holds safetensors \(model.safetensors\), which Kvik does not read yet",
-        lambda: index.store.resolve("m"),
-    )
+    fails(DataError, "m: holds no .gguf file and no safetensors, only: config.json", lambda: resolve("m"))
+    (folder / "pytorch_model.bin").write_text("")
+    fails(DataError, "m: .* only pytorch_model.bin, which is a Python pickle, which can run any", lambda: resolve("m"))
+    fails(DataError, r"pytorch_model.bin: is a Python pickle", lambda: resolve("m/pytorch_model.bin"))
+    fails(DataError, "m/config.json: is part of a model; give its folder, m", lambda: resolve("m/config.json"))
+    shard = folder / "model-00001-of-00002.safetensors"
+    shard.write_text("")
+    fails(DataError, f"m: holds {shard.name}, but neither model.safetensors nor model.s", lambda: resolve("m"))
+    fails(DataError, "is part of a model; give its folder", lambda: resolve(shard))
     for name in "ab":
         (folder / f"{name}.gguf").write_bytes(MODEL)
-    fails(DataError, "holds 2 .gguf files, give the path of one: a.gguf, b.gguf", lambda: index.store.resolve("m"))
+    fails(DataError, "holds 2 .gguf files, name one, as m/a.gguf: a.gguf, b.gguf", lambda: resolve("m"))
+
+
+def test_folders_of_safetensors(index: Index, here: Path) -> None:
+    folder, resolve = here / "m", index.store.resolve
+    folder.mkdir()
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        (folder / name).write_text("")
+        for ref in ("m", "./m", f"m/{name}"):
+            found = resolve(ref)
+            assert (found.path.resolve(), found.kind) == (folder, "folder")
+        (folder / "m.gguf").write_bytes(MODEL)
+        fails(DataError, f"m: holds .gguf and safetensors, name one: m/m.gguf or m/{name}", lambda: resolve("m"))
+        assert resolve("m/m.gguf").kind == "file" and resolve(f"m/{name}").path.resolve() == folder
+        (folder / "m.gguf").unlink()
+        (folder / name).unlink()
 
 
 # --- the model hub
@@ -462,6 +481,7 @@ class Hub(types.ModuleType):
     def __init__(self, files: list[str], path: Path) -> None:
         super().__init__("huggingface_hub")
         self.files, self.path, self.asked = files, path, []  # type: ignore[var-annotated]
+        self.revisions: set[str | None] = set()
 
     def HfApi(self) -> Hub:
         return self
@@ -469,15 +489,17 @@ class Hub(types.ModuleType):
     def model_info(self, repository: str, timeout: float) -> types.SimpleNamespace:
         if repository == "org/gone":
             raise ConnectionError("404 Client Error.\n\nRepository Not Found for url\n")
-        return types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename=name) for name in self.files])
+        siblings = [types.SimpleNamespace(rfilename=name) for name in self.files]
+        return types.SimpleNamespace(siblings=siblings, sha="0123abcd")
 
-    def hf_hub_download(self, repository: str, name: str, tqdm_class: Any) -> str:
+    def hf_hub_download(self, repository: str, name: str, tqdm_class: Any, revision: str | None = None) -> str:
         self.asked.append((repository, name))
+        self.revisions.add(revision)
         bar = tqdm_class(total=10, unit="B", disable=True)
         bar.update(4)
         bar.update(6)
         bar.close()
-        return str(self.path)
+        return str(self.path / name if self.path.is_dir() else self.path)
 
 
 @pytest.fixture
@@ -506,13 +528,55 @@ def test_hub_repositories_without_one_model(index: Index, hub: Hub, here: Path) 
     hub.files = ["a.gguf", "b.gguf"]
     fails(
         DataError,
-        "org/name: has 2 .gguf files; name one, as org/name/a.gguf: a.gguf, b.gguf",
+        "org/name: holds 2 .gguf files, name one, as org/name/a.gguf: a.gguf, b.gguf",
         lambda: index.store.resolve("org/name"),
     )
-    hub.files = ["model.safetensors"]
-    fails(DataError, "org/name: holds safetensors", lambda: index.store.resolve("org/name"))
+    hub.files = ["a.gguf", "model.safetensors"]
+    fails(
+        DataError,
+        "org/name: holds .gguf and safetensors, name one: org/name/a.gguf or org/name/model.safetensors",
+        lambda: index.store.resolve("org/name"),
+    )
+    hub.files = ["README.md", "sub/model.safetensors"]
+    fails(DataError, "org/name: holds sub/model.safetensors, but neither", lambda: index.store.resolve("org/name"))
     hub.files = ["README.md"]
-    fails(DataError, "org/name: holds no .gguf file", lambda: index.store.resolve("org/name"))
+    fails(DataError, "org/name: holds no .gguf file and no safetensors", lambda: index.store.resolve("org/name"))
+    hub.files = ["config.json", "pytorch_model.bin"]
+    fails(DataError, "org/name: .* is a Python pickle", lambda: index.store.resolve("org/name"))
+
+
+SMALL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def test_hub_repositories_of_safetensors(index: Index, hub: Hub, here: Path) -> None:
+    """Exactly the files that Kvik reads are fetched, of one commit."""
+    hub.path = here / "snapshot"
+    hub.path.mkdir()
+    others = ["README.md", "pytorch_model.bin", "modeling_x.py", "onnx/model.safetensors", "consolidated.safetensors"]
+    hub.files = [*others, *SMALL, "model.safetensors"]
+    for ref in ("org/name", "org/name/model.safetensors"):
+        hub.asked.clear()
+        found = index.store.resolve(ref)
+        assert (found.kind, found.path) == ("hub", hub.path)
+        assert [name for _, name in hub.asked] == [*SMALL, "model.safetensors"]
+    assert hub.revisions == {"0123abcd"}
+
+    hub.asked.clear()
+    hub.files = [*others, "config.json", *SHARDS, "model.safetensors.index.json"]
+    weight_map = {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[1]}
+    (hub.path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert index.store.resolve("org/name").path == hub.path
+    assert {name for _, name in hub.asked} == {"config.json", *SHARDS, "model.safetensors.index.json"}
+    hub.files.remove(SHARDS[1])
+    fails(DataError, f"org/name: .* names {SHARDS[1]}, which is not there", lambda: index.store.resolve("org/name"))
+
+
+def test_a_hub_folder_is_called_by_its_id(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--a-name" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    assert model_name(snapshot) == "org/a-name"
+    assert model_name(tmp_path) == tmp_path.name and model_name(tmp_path / "x.Q4_0.gguf") == "x.Q4_0"
 
 
 def test_hub_not_installed(index: Index, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,7 +614,31 @@ def test_packed_folders_follow_their_source(index: Index, tmp_path: Path) -> Non
     os.utime(copy, ns=(1, 1))
     assert len({first, second, third, store.folder_for(copy)}) == 4
     fails(DataError, "no such file", lambda: store.folder_for(tmp_path / "none.gguf"))
-    fails(DataError, "is a folder, not a file", lambda: store.folder_for(tmp_path))
+    fails(DataError, "is a folder, not a file, and holds neither", lambda: store.folder_for(tmp_path))
+
+
+def test_packed_folders_follow_the_files_of_a_folder(index: Index, tmp_path: Path) -> None:
+    folder, store = tmp_path / "a model", index.store
+    folder.mkdir()
+    for name in [*SMALL, *SHARDS, "model.safetensors.index.json", "README.md", "vocab.txt"]:
+        (folder / name).write_text("{}")
+    seen = [store.folder_for(folder)]
+    assert seen[0].name.startswith("a_model-") and seen[0] == store.folder_for(folder)
+    for name in [*SMALL, *SHARDS, "model.safetensors.index.json"]:
+        times = (folder / name).stat()
+        (folder / name).write_text("[]")
+        os.utime(folder / name, ns=(times.st_atime_ns, times.st_mtime_ns))
+        seen.append(store.folder_for(folder))
+    (folder / "chat_template.jinja").unlink()
+    seen.append(store.folder_for(folder))
+    (folder / SHARDS[0]).rename(folder / "other.safetensors")
+    seen.append(store.folder_for(folder))
+    assert len(set(seen)) == len(seen)
+    for name in ("README.md", "vocab.txt"):  # a licence reworded needs no packing
+        (folder / name).write_text("[]")
+    assert store.folder_for(folder) == seen[-1]
+    made = store.make_folder(folder)
+    assert made == seen[-1] and store.list()[0].path == folder
 
 
 def test_list_and_remove(index: Index, tmp_path: Path) -> None:

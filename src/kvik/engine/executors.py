@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from kvik import _native
@@ -10,10 +11,11 @@ from kvik.cache.storage import allocate_cache
 from kvik.errors import DataError, ParameterError, TryAgainError
 from kvik.models import MODELS
 from kvik.models.loading import LoadedModel
-from kvik.ops import Executor, fine_activations
-from kvik.weights.layouts import is_integer
+from kvik.ops import Executor, Rounding, fine_input
+from kvik.weights.layouts import input_rounding
+from kvik.weights.packed import PackedTensor
 
-__all__ = ["EXECUTORS", "ExecutorName", "build_executor", "check_device"]
+__all__ = ["EXECUTORS", "ExecutorName", "build_executor", "check_device", "input_roundings"]
 
 ExecutorName = Literal["native", "torch"]
 EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
@@ -68,6 +70,12 @@ def _native_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, thr
         raise DataError(f'the native executor cannot run it: {error}; executor "torch" may', path=loaded.path) from None
 
 
+def input_roundings(tensors: Mapping[str, PackedTensor]) -> dict[str, Rounding]:
+    """How the linears of these weights round their inputs, by name; those that do not are left out."""
+    kinds = {name: input_rounding(t.layout) for name, t in tensors.items() if not t.vector}
+    return {name: Rounding(kind, fine_input(name)) for name, kind in kinds.items() if kind is not None}
+
+
 def _torch_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, threads: int, device: str) -> Executor:
     try:
         import torch
@@ -80,10 +88,8 @@ def _torch_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, thre
     if device == "cpu":
         torch.set_num_threads(threads)
     tensors = loaded.weights.tensors
-    rounded = {n for n, t in tensors.items() if not t.vector and is_integer(t.layout)}
     return TorchExecutor(
         loaded.config, MODELS[loaded.config.family].forward, {n: t.floats() for n, t in tensors.items()},
-        int8_activations=frozenset(n for n in rounded if not fine_activations(n)),
-        fine_activations=frozenset(n for n in rounded if fine_activations(n)),
+        rounding=input_roundings(tensors),
         kv=layout.format, num_blocks=num_blocks, device=device,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from kvik.models import llama
+from kvik.models import gemma3, gpt2, llama, moe, qwen2, qwen3
 from kvik.models.config import ModelConfig, TensorSpec
 from kvik.ops import Ops
 
@@ -23,5 +23,10 @@ class Family(Protocol):
 
 
 MODELS: Mapping[str, Family] = {
+    "gemma3": gemma3,
+    "gpt2": gpt2,
     "llama": llama,
+    "moe": moe,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
 }

@@ -96,7 +96,7 @@ class TensorSpec(NamedTuple):
     permuted_heads: GGUF stores the rows of each head with rotary pairs interleaved (Llama's q and k); loading restores
         the halves-paired order. 0 means rows are as the definition wants them.
     hf_offset: added to every value that a Hugging Face file has (Gemma's norms are stored less 1).
-    keep_f32: computed in f32 whatever layout is asked for (routers).
+    keep_f32: computed in f32 whatever layout is asked for (routers, learned positions).
     """
 
     name: str

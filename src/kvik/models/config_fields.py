@@ -20,14 +20,35 @@ class Fields:
     Args:
         values: what the file says.
         path: the file, for messages.
-        where: put before each key in messages.
+        prefix: put before each key, in look-ups and messages.
+        where: put before that in messages.
     """
 
-    def __init__(self, values: Mapping[str, object], path: Path, where: str = "") -> None:
-        self.values, self.path, self._where = values, path, where
+    def __init__(self, values: Mapping[str, object], path: Path, prefix: str = "", where: str = "") -> None:
+        self.path = path
+        self._values, self._prefix, self._where = values, prefix, where
+
+    def get(self, key: str) -> object:
+        """The value as it is, or None."""
+        return self._values.get(self._prefix + key)
 
     def error(self, key: str, problem: str) -> DataError:
-        return DataError(f"{self._where}{key} {problem}", path=self.path)
+        return DataError(f"{self._where}{self._prefix}{key} {problem}", path=self.path)
+
+    def under(self, prefix: str) -> Fields:
+        """The same values, their keys begun by prefix."""
+        return Fields(self._values, self.path, self._prefix + prefix, self._where)
+
+    def inside(self, key: str) -> Fields | None:
+        """The fields of an object that is itself a value."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.error(key, f"must be an object, got {short(value)}")
+        return None if value is None else Fields(value, self.path, where=f"{self._where}{self._prefix}{key}.")
+
+    def with_defaults(self, defaults: Mapping[str, object]) -> Fields:
+        """Values of keys that the file lacks. What it sets to null stays null."""
+        return Fields({**defaults, **self._values}, self.path, self._prefix, self._where)
 
     def required(self, key: str, value: Value | None) -> Value:
         if value is None:
@@ -35,7 +56,9 @@ class Fields:
         return value
 
     def integer_or_none(self, key: str, low: int, high: int) -> int | None:
-        value = self.values.get(key)
+        return self._integer(key, self.get(key), low, high)
+
+    def _integer(self, key: str, value: object, low: int, high: int) -> int | None:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
@@ -49,16 +72,16 @@ class Fields:
 
     def per_layer(self, key: str, high: int) -> int | None:
         """A count that a file may give once or as a list with one entry a layer; the layers must agree."""
-        value = self.values.get(key)
+        value = self.get(key)
         if isinstance(value, list | tuple):
             if not value or any(entry != value[0] for entry in value):
                 raise self.error(key, "differs between layers, which is not supported")
-            return Fields({key: value[0]}, self.path, self._where).integer_or_none(key, 1, high)
-        return self.integer_or_none(key, 1, high)
+            value = value[0]
+        return self._integer(key, value, 1, high)
 
     def real_or_none(self, key: str, low: float, high: float) -> float | None:
         """A number in (low, high]."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -71,24 +94,25 @@ class Fields:
         return self.required(key, self.real_or_none(key, low, high))
 
     def text_or_none(self, key: str) -> str | None:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is not None and not isinstance(value, str):
             raise self.error(key, f"must be a string, got {short(value)}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return default
         if not isinstance(value, bool):
             raise self.error(key, f"must be true or false, got {short(value)}")
         return value
 
-    def refuse_unless(self, neutral: Mapping[str, object], prefix: str = "") -> None:
+    def refuse_unless(self, neutral: Mapping[str, object]) -> None:
+        """Refuse keys whose value would change what is computed. A tuple holds several values that would not."""
         for key, expected in neutral.items():
-            value = self.values.get(prefix + key)
-            if value is not None and value != expected:
-                raise self.error(prefix + key, f"is {short(value)}, which is not supported")
+            value = self.get(key)
+            if value is not None and value not in (expected if isinstance(expected, tuple) else (expected,)):
+                raise self.error(key, f"is {short(value)}, which is not supported")
 
 
 def short(value: object) -> str:

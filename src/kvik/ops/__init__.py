@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Activation", "Config", "Executor", "Experts", "Ops", "Pass", "RopeTable", "Sizes", "StepTimes", "fine_activations",
+    "Activation", "Config", "Executor", "Experts", "Ops", "Pass", "RopeTable", "Rounding", "Sizes",
+    "StepTimes", "fine_input",
 ]  # fmt: skip
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -78,11 +79,18 @@ class Experts:
     activation: Activation
 
 
-def fine_activations(weight: str) -> bool:
-    """Whether a linear against an integer layout rounds its input to two int8 terms (about 15 bits) instead of one.
+class Rounding(NamedTuple):
+    """How a linear rounds its input: to groups of int8 or to bf16, in one term (about 7 or 8 bits) or finely in two."""
 
-    The logits and what the cache keeps (keys, values) carry 53 % of the divergence that one term causes in the default
-    model, at 11 % of a layer's products (docs/performance.md).
+    kind: Literal["int8", "bf16"]
+    fine: bool
+
+
+def fine_input(weight: str) -> bool:
+    """Whether the input of the linear with this weight is rounded in two terms, where its layout rounds at all.
+
+    The logits and what the cache keeps (keys, values) carry 53 % of the divergence that one int8 term causes in the
+    default model, at 11 % of a layer's products (docs/performance.md).
     """
     return weight in ("embed", "head") or weight.endswith((".k", ".v"))
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvik import _native
 from kvik.errors import ParameterError
-from kvik.ops import Experts, RopeTable, Sizes, fine_activations
+from kvik.ops import Experts, RopeTable, Sizes, fine_input
 from kvik.ops.native_recording import AttendDetail, Node, NormDetail, Weight
 
 __all__ = ["lower"]
@@ -137,7 +137,7 @@ class _Lowering:
         return None if not name else self._weights[name].data.view(np.float32)
 
     def _part(self, weight: str, bias: str | None, out: int, accumulate: bool = False) -> Part:
-        return Part(*self._matrix(weight), self._vector(bias), out, accumulate, fine_activations(weight))
+        return Part(*self._matrix(weight), self._vector(bias), out, accumulate, fine_input(weight))
 
     # ---- rows
 
@@ -217,7 +217,7 @@ class _Lowering:
 
     def _logits(self, node: Node) -> None:
         x = node.inputs[0]
-        self._program.logits(self._input(x), self._matrix(node.weight), fine_activations(node.weight))
+        self._program.logits(self._input(x), self._matrix(node.weight), fine_input(node.weight))
         self._read(x)
 
     def _experts(self, node: Node) -> None:

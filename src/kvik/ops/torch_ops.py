@@ -16,39 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvik.errors import ParameterError
-from kvik.ops import Activation, Config, Experts, Ops, Pass, RopeTable, StepTimes
+from kvik.ops import Activation, Config, Experts, Ops, Pass, RopeTable, Rounding, StepTimes
 from kvik.ops.torch_cache import PagedKV
+from kvik.ops.torch_rounding import INT8_GROUP, round_input
 
-__all__ = ["TorchExecutor", "TorchOps", "round_to_int8"]
+__all__ = ["TorchExecutor", "TorchOps"]
 
 Work = Literal["matrices", "attention", "rest"]
-
-ACTIVATION_GROUP = 32
-
-
-def round_to_int8(x: Tensor, *, fine: bool = False) -> Tensor:
-    """x [T, K] as integer kernels see it: in each 32 consecutive inputs, integers times one scale.
-
-    scale = max|x| / 127; the integers, x * (127 / max|x|) rounded half to even, lie in [-127, 127]; a group of zeros
-    stays zero. fine: a second integer in [-127, 127] counts 256ths of the scale that the first leaves.
-    """
-    grouped = x.reshape(*x.shape[:-1], -1, ACTIVATION_GROUP)
-    largest = grouped.abs().amax(-1, keepdim=True)
-    scaled = grouped * torch.where(largest > 0, 127.0 / largest, 0.0)
-    integers, scale = torch.round(scaled), largest / 127.0
-    if fine:
-        rest = torch.round((scaled - integers) * 256.0).clamp(-127.0, 127.0)
-        integers, scale = integers * 256.0 + rest, scale / 256.0
-    return (integers * scale).reshape(x.shape)
 
 
 class TorchOps:
     """Runs the ops of one pass at once. See `kvik.ops.Ops` for what each means."""
 
     def __init__(
-        self, work: Pass, weights: Mapping[str, Tensor], coarse: frozenset[str], fine: frozenset[str], cache: PagedKV
+        self, work: Pass, weights: Mapping[str, Tensor], rounding: Mapping[str, Rounding], cache: PagedKV
     ) -> None:
-        self._weights, self._coarse, self._fine, self._cache = weights, coarse, fine, cache
+        self._weights, self._rounding, self._cache = weights, rounding, cache
         self._device = cache.keys.device
         self._work = work
         self._tokens, self._positions, self._slots = (self._index(x) for x in work[:3])
@@ -148,8 +131,8 @@ class TorchOps:
 
     def _product(self, x: Tensor, weight: str, part: int = 0, parts: int = 1) -> Tensor:
         """x @ the weight's rows, or those of one of `parts` equal parts; the input as the weight's layout sees it."""
-        if weight in self._coarse or weight in self._fine:
-            x = round_to_int8(x, fine=weight in self._fine)
+        if (rounding := self._rounding.get(weight)) is not None:
+            x = round_input(x, rounding)
         return x @ self._weights[weight].chunk(parts)[part].T
 
     def _expert(self, x: Tensor, expert: int, experts: Experts) -> Tensor:
@@ -190,8 +173,7 @@ class TorchExecutor(Generic[Config]):
         config: the model's sizes.
         forward: its definition, `kvik.models.llama.forward` for the Llama family.
         weights: float32 arrays by the definition's names; copied to the device.
-        int8_activations, fine_activations: weights whose native layout is integer: their inputs are rounded by
-            `round_to_int8`, those of the second set finely. Disjoint.
+        rounding: by weight, how its inputs are rounded before the product; the others are not.
         kv: format of keys and values, "f16" or "f32".
         num_blocks, block_tokens: the cache's storage.
         device: "cpu" or "cuda".
@@ -203,18 +185,17 @@ class TorchExecutor(Generic[Config]):
         forward: Callable[[Ops[Tensor], Config], None],
         weights: Mapping[str, NDArray[np.float32]],
         *,
-        int8_activations: frozenset[str] = frozenset(),
-        fine_activations: frozenset[str] = frozenset(),
+        rounding: Mapping[str, Rounding] | None = None,
         kv: Literal["f16", "f32"],
         num_blocks: int,
         block_tokens: int = 16,
         device: str = "cpu",
     ) -> None:
-        _check_rounded(weights, int8_activations, fine_activations)
+        _check_rounding(weights, rounding or {})
         place = torch.device(device)
         self._config, self._forward = config, forward
         self._weights = {name: torch.tensor(w, dtype=torch.float32, device=place) for name, w in weights.items()}
-        self._coarse, self._fine = int8_activations, fine_activations
+        self._rounding = dict(rounding or {})
         self.cache = PagedKV(config, kv, num_blocks, block_tokens, place)
         self._times = StepTimes(0.0, 0.0, 0.0)
 
@@ -227,7 +208,7 @@ class TorchExecutor(Generic[Config]):
         """Compute the pass. Raises ParameterError for a pass whose tokens, slots, spans or blocks do not fit."""
         _check(work, self._config.vocab_size, self.cache)
         with torch.inference_mode():
-            ops = TorchOps(work, self._weights, self._coarse, self._fine, self.cache)
+            ops = TorchOps(work, self._weights, self._rounding, self.cache)
             self._forward(ops, self._config)
         if ops.result is None:
             raise ParameterError("the model's definition computes no logits")
@@ -239,14 +220,12 @@ class TorchExecutor(Generic[Config]):
         return self._times
 
 
-def _check_rounded(weights: Mapping[str, NDArray[np.float32]], coarse: frozenset[str], fine: frozenset[str]) -> None:
-    if both := sorted(coarse & fine):
-        raise ParameterError(f"int8_activations and fine_activations share {', '.join(both[:3])}")
-    for name in sorted(coarse | fine):
+def _check_rounding(weights: Mapping[str, NDArray[np.float32]], rounding: Mapping[str, Rounding]) -> None:
+    for name, how in rounding.items():
         if name not in weights:
-            raise ParameterError(f"int8_activations and fine_activations must name weights, got {name!r}")
-        if (inputs := weights[name].shape[-1]) % ACTIVATION_GROUP:
-            raise ParameterError(f"int8_activations: {name} has {inputs} inputs, not a multiple of {ACTIVATION_GROUP}")
+            raise ParameterError(f"rounding must name weights, got {name!r}")
+        if how.kind == "int8" and (inputs := weights[name].shape[-1]) % INT8_GROUP:
+            raise ParameterError(f"rounding: {name} has {inputs} inputs, int8 needs a multiple of {INT8_GROUP}")
 
 
 def _check(work: Pass, vocab_size: int, cache: PagedKV) -> None:

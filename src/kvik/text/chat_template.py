@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvik.errors import DataError, KvikError, ParameterError
-from kvik.text.tokenizer import Tokenizer, check_text
+from kvik.text.conversation import Message, check_messages, check_tools, mapped, strings
+from kvik.text.shield import Shield, unmarked, unused_mark
+from kvik.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from kvik.text.sandbox import TemplateEnvironment
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "Tools"]
 
 MAX_SECONDS = 2.0
 # A rendering may be 16 times as long as the conversation, and 64 Ki characters for what the template itself writes.
 _GROWTH, _OWN_LENGTH = 16, 1 << 16
 _OWN_TOTAL, _TOTAL_GROWTH = 1 << 26, 4
-_KEYS = frozenset(("role", "content"))
-# Code points that are no characters: none of them means anything in a text.
-_NONCHARACTERS = [*range(0xFDD0, 0xFDF0), *(plane << 16 | last for plane in range(17) for last in (0xFFFE, 0xFFFF))]
+
+Tools = Sequence[Mapping[str, Any]]
 
 
 class ChatTemplate:
@@ -32,20 +32,37 @@ class ChatTemplate:
     special tokens. Safe to share between threads; compiled once, at the first use.
     """
 
-    def __init__(self, source: str, bos_token: str, eos_token: str, *, max_seconds: float = MAX_SECONDS) -> None:
+    def __init__(
+        self,
+        source: str,
+        bos_token: str,
+        eos_token: str,
+        *,
+        max_seconds: float = MAX_SECONDS,
+        tool_source: str | None = None,
+    ) -> None:
         """
         Args:
             source: the template.
             bos_token, eos_token: texts of these tokens, empty where the model has none.
             max_seconds: wall-clock time for compiling and, again, for each rendering.
+            tool_source: the template for conversations with tools, where the model has one of its own for them.
         """
         self.source, self.bos_token, self.eos_token, self.max_seconds = source, bos_token, eos_token, max_seconds
         self._lock = threading.Lock()
         self._compiled: tuple[TemplateEnvironment, Any] | None = None
-        self._shield: _Shield | None = None
+        self._shield: Shield | None = None
+        self._with_tools = self
+        if tool_source is not None:
+            self._with_tools = ChatTemplate(tool_source, bos_token, eos_token, max_seconds=max_seconds)
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        *,
+        tools: Tools | None = None,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         """The ids of a conversation.
 
@@ -53,41 +70,61 @@ class ChatTemplate:
 
         Args:
             tokenizer: the model's.
-            messages: each with exactly "role" and "content", both strings; at least one.
+            messages: at least one, each with "role" and "content", both strings. Those of the role "assistant" may have
+                "tool_calls" (a list of JSON objects; then content may be None), those of the role "tool"
+                "tool_call_id" and "name" (strings).
+            tools: JSON objects that describe functions, in the form the template expects (usually
+                `{"type": "function", "function": {"name": …, "description": …, "parameters": <JSON schema>}}`). A
+                template that has no place for tools leaves them out without a word.
             add_generation_prompt: end with what makes the model answer.
 
         Raises:
-            ParameterError: a message is malformed, or the template refuses the conversation (its own words are given).
+            ParameterError: a message or tool is malformed, or the template refuses the conversation (its own words are
+                given, and the message at which it did).
             DataError: the template is faulty or exceeds a bound.
         """
-        checked = _check_messages(messages)
-        shield = self._shield_for(tokenizer.special_texts())
-        mark = self._unused_mark(checked)
+        checked, listed = check_messages(messages), check_tools(tools)
+        used = self if listed is None else self._with_tools
+        shield = used._shield_for(tokenizer.special_texts())
+        mark = unused_mark([used.source, *strings(checked), *strings(listed)])
         shielded = [
-            {"role": shield.marked(m["role"], mark), "content": shield.marked_content(m["content"], mark)}
-            for m in checked
+            mapped(message, lambda text: shield.marked_value(text, mark))
+            | {"role": shield.marked(message["role"], mark)}
+            | ({"content": shield.marked_content(text, mark)} if (text := message.get("content")) is not None else {})
+            for message in checked
         ]
-        text = self.render(shielded, add_generation_prompt=add_generation_prompt)
+        shielded_tools = mapped(listed, lambda text: shield.marked_value(text, mark))
+        try:
+            text = used._render(shielded, shielded_tools, add_generation_prompt)
+        except ParameterError as error:
+            raise used._refusal(shielded, shielded_tools, add_generation_prompt, str(error), mark) from error
         ids: list[int] = []
-        for part in tokenizer.split_special(text):
+        for index, part in enumerate(tokenizer.split_special(text)):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ordinary = part.replace(mark, "").replace(_escaped(mark), "")
-                ids += tokenizer.encode(ordinary, add_special=False)
+                ids += tokenizer.encode(unmarked(part, mark), add_special=False, first=index == 0)
         if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids.insert(0, tokenizer.bos_id)
         return ids
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = True
+    ) -> str:
         """The text of a conversation, as it stands: special tokens in messages are not told from the template's own."""
+        used = self if tools is None else self._with_tools
+        return used._render([dict(message) for message in messages], check_tools(tools), add_generation_prompt)
+
+    def _render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, add_generation_prompt: bool
+    ) -> str:
         from kvik.text.template_meter import Meter
 
         environment, template = self._compile()
-        given = sum(len(m["role"]) + len(m["content"]) for m in messages)
+        given = sum(len(text) + 1 for text in strings([messages, tools]))
         largest = _OWN_LENGTH + _GROWTH * given
         variables = {
-            "messages": [dict(message) for message in messages], "tools": None, "documents": None,
+            "messages": messages, "tools": tools, "documents": None,
             "add_generation_prompt": add_generation_prompt, "bos_token": self.bos_token, "eos_token": self.eos_token,
         }  # fmt: skip
         try:
@@ -96,6 +133,25 @@ class ChatTemplate:
             )
         except Exception as error:  # a faulty template can raise anything
             raise _explained(error) from error
+
+    def _refusal(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, generate: bool, words: str, mark: str
+    ) -> ParameterError:
+        """Names the message that the template refuses: the first without which it does not say these words."""
+        until = time.monotonic() + self.max_seconds
+        for index, message in enumerate(messages):
+            try:
+                self._render(messages[: index + 1], tools, generate)
+            except DataError:
+                continue
+            except ParameterError as error:
+                if str(error) == words:
+                    role = unmarked(message["role"], mark)
+                    place = f"messages[{index}], whose role is {role!r:.60}"
+                    return ParameterError(f"the chat template refuses {place}: {unmarked(words, mark)}")
+            if time.monotonic() > until:
+                break
+        return ParameterError(f"the chat template refuses these messages: {unmarked(words, mark)}")
 
     def _compile(self) -> tuple[TemplateEnvironment, Any]:
         with self._lock:
@@ -111,81 +167,11 @@ class ChatTemplate:
                     raise _explained(error) from error
             return self._compiled
 
-    def _shield_for(self, special: tuple[str, ...]) -> _Shield:
+    def _shield_for(self, special: tuple[str, ...]) -> Shield:
         environment, _ = self._compile()
         if self._shield is None or self._shield.special != special:
-            self._shield = _Shield(special, environment.constants, environment.texts)
+            self._shield = Shield(special, environment.constants, environment.texts)
         return self._shield
-
-    def _unused_mark(self, messages: Sequence[Mapping[str, str]]) -> str:
-        texts = [self.source, *(text for message in messages for text in message.values())]
-        for point in _NONCHARACTERS:
-            mark = chr(point)
-            if not any(mark in text or _escaped(mark) in text for text in texts):
-                return mark
-        raise ParameterError("the messages use all 66 noncharacters of Unicode; take one out")
-
-
-class _Shield:
-    """Puts a mark into message texts wherever a special token's text could come about.
-
-    Inside every special token's text, and, since templates cut and join texts, after every character that begins one.
-    The latter is left out where a constant of the template begins (`</think>` in what an assistant wrote), so that the
-    template finds it. Marks are taken out again once the special tokens have been found.
-    """
-
-    def __init__(self, special: tuple[str, ...], constants: set[str], texts: set[str]) -> None:
-        self.special = special
-        self._kept = tuple(constant for constant in constants if constant and not any(s in constant for s in special))
-        firsts = {text[0] for text in special}
-        self._first = re.compile("[" + "".join(map(re.escape, sorted(firsts))) + "]") if firsts else None
-        # What would complete a special token that the template's own text leaves begun.
-        longest = max(map(len, special), default=0)
-        tails = {own[-length:] for own in constants | texts for length in range(1, min(longest, len(own)) + 1)}
-        self._rests = tuple({text[at:] for text in special for at in range(1, len(text)) if text[:at] in tails})
-
-    def marked(self, text: str, mark: str) -> str:
-        """The text with its marks."""
-        return text if self._first is None else self._first.sub(lambda found: self._char(found, mark), text)
-
-    def marked_content(self, text: str, mark: str) -> str:
-        """As `marked`, and one in front where the text could complete what the template began."""
-        start = len(text) - len(text.lstrip())
-        body = text[start:]
-        if body and any(body.startswith(rest) or rest.startswith(body.rstrip()) for rest in self._rests):
-            return text[:start] + mark + self.marked(body, mark)
-        return self.marked(text, mark)
-
-    def _char(self, found: re.Match[str], mark: str) -> str:
-        char, text, at = found[0], found.string, found.start()
-        if not text.startswith(self.special, at):
-            common = char.isalnum() or char.isspace()  # begins too many words to be worth marking
-            if common or (self._kept and text.startswith(self._kept, at)):
-                return char
-        return char + mark
-
-
-def _escaped(mark: str) -> str:
-    """The mark in JSON of ASCII characters only, in which a template may write a message."""
-    return json.dumps(mark)[1:-1]
-
-
-def _check_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise ParameterError(f"messages must be a list of messages, got {type(messages).__name__}")
-    if not messages:
-        raise ParameterError("messages is empty; give at least one")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise ParameterError(f"messages[{index}] is no dict with role and content but {type(message).__name__}")
-        for key in message:
-            if key not in _KEYS:
-                raise ParameterError(f"messages[{index}] has an unknown key {key!r}; role and content are known")
-        for key in ("role", "content"):
-            if key not in message:
-                raise ParameterError(f"messages[{index}] has no {key}")
-            check_text(message[key], f"messages[{index}].{key}")
-    return [dict(message) for message in messages]
 
 
 def _explained(error: Exception) -> KvikError:
@@ -193,7 +179,7 @@ def _explained(error: Exception) -> KvikError:
 
     words = " ".join(str(error).split())[:500]
     if isinstance(error, TemplateRaised):
-        return ParameterError(words or "the chat template refuses these messages")
+        return ParameterError(words or "raise_exception without words")
     if isinstance(error, RecursionError):
         words = "nests too deeply"
     line = getattr(error, "lineno", None)

@@ -9,55 +9,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from kvik.errors import DataError
 from kvik.text.bpe import Merge
+from kvik.text.cutting import Prefix, regex_cut
+from kvik.text.literals import Literal
 from kvik.text.pretokenizers import PRE_TOKENIZERS
+from kvik.text.vocabulary import BYTE_ALPHABET, MARKUP, Vocabulary, byte_piece, joining_rules, turn_ends, units_for
 
-__all__ = ["Vocabulary", "read_vocabulary"]
+__all__ = ["read_vocabulary"]
 
 _KEY = "tokenizer.ggml."
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
-
-#: Texts that end a turn or a document in the models we know; a token counts when the file gives it a type of its own.
-_ENDS = frozenset((
-    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
-    "<|end_of_text|>", "</s>", "<eos>", "<EOT>", "<|EOT|>", "[EOT]", "[EOS]", "<end_of_utterance>",
-    "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>",
-))  # fmt: skip
-#: User-defined tokens of this shape are structure of the model's dialogue, whatever type the converter gave them.
-_MARKUP = re.compile(r"<[|｜].+[|｜]>")
-
-
-class Vocabulary(NamedTuple):
-    """What a tokenizer is made of.
-
-    Attributes:
-        pieces: the bytes of each token, by id.
-        literals: tokens that are found in the text as a whole before anything else, special ones included: id to text.
-        special_ids: those of them that ordinary text never becomes.
-        merges, bytes_to_id, chars_to_id, words: see `kvik.text.bpe.pack_bpe`.
-        patterns: the pre-tokenizer's expressions; None for SentencePiece.
-        space_prefix: a text, and what follows a literal token, gets a space in front (SentencePiece).
-        whole_text: SentencePiece merges may cross words, so a text is one word.
-    """
-
-    pieces: list[bytes]
-    literals: dict[int, str]
-    special_ids: frozenset[int]
-    merges: list[Merge]
-    bytes_to_id: dict[int, int]
-    chars_to_id: dict[str, int]
-    words: list[int]
-    patterns: tuple[str, ...] | None
-    space_prefix: bool
-    whole_text: bool
-    bos_id: int | None
-    eos_ids: frozenset[int]
-    add_bos: bool
-    add_eos: bool
-    chat_template: str | None
 
 
 def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
@@ -68,11 +32,14 @@ def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
     tokens = _tokens(metadata)
     types = _types(metadata, len(tokens))
     ids = {name: _token_id(metadata, name, len(tokens)) for name in ("bos", "eos", "eot", "eom", "unknown", "padding")}
-    eos_ids = _ends(tokens, types, [ids[name] for name in ("eos", "eot", "eom")])
+    own = {token: text for token, text in enumerate(tokens) if types[token] in (_CONTROL, _USER_DEFINED)}
+    eos_ids = turn_ends(own) | {t for name in ("eos", "eot", "eom") if (t := ids[name]) is not None}
     special = {token for token, kind_of in enumerate(types) if kind_of in (_UNKNOWN, _CONTROL)}
     special |= eos_ids | {token for token in ids.values() if token is not None}
-    special |= {t for t, kind_of in enumerate(types) if kind_of == _USER_DEFINED and _MARKUP.fullmatch(tokens[t])}
+    special |= {t for t, kind_of in enumerate(types) if kind_of == _USER_DEFINED and MARKUP.fullmatch(tokens[t])}
     literals = {t: tokens[t] for t in range(len(tokens)) if (t in special or types[t] == _USER_DEFINED) and tokens[t]}
+    if kind == "llama":  # older converters leave the marks of spaces in what users defined
+        literals |= {t: text.replace("▁", " ") for t, text in literals.items() if t not in special}
     read = _byte_level if kind == "gpt2" else _sentencepiece
     parts, add_bos = read(metadata, tokens, types, literals, special)
     add_bos = _flag(metadata, "add_bos_token", add_bos and ids["bos"] is not None)
@@ -80,19 +47,26 @@ def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
     for wanted, name in ((add_bos, "bos"), (add_eos, "eos")):
         if wanted and ids[name] is None:
             raise DataError(f"{_KEY}add_{name}_token is set but there is no {_KEY}{name}_token_id")
-    template = metadata.get("tokenizer.chat_template")
-    if template is not None and not isinstance(template, str):
-        raise DataError("tokenizer.chat_template is not a string")
     return Vocabulary(
-        literals=literals,
+        literals=[Literal(text, token) for token, text in literals.items()],
         special_ids=frozenset(special),
+        normalizers=(),
         bos_id=ids["bos"],
+        eos_id=ids["eos"],
         eos_ids=frozenset(eos_ids),
         add_bos=add_bos,
         add_eos=add_eos,
-        chat_template=template,
+        chat_template=_template(metadata, "tokenizer.chat_template"),
+        tool_template=_template(metadata, "tokenizer.chat_template.tool_use"),
         **parts,
     )
+
+
+def _template(metadata: Mapping[str, object], key: str) -> str | None:
+    template = metadata.get(key)
+    if template is not None and not isinstance(template, str):
+        raise DataError(f"{key} is not a string")
+    return template
 
 
 def _tokens(metadata: Mapping[str, object]) -> list[str]:
@@ -115,14 +89,6 @@ def _types(metadata: Mapping[str, object], count: int) -> list[int]:
     return types
 
 
-def _ends(tokens: list[str], types: list[int], named: list[int | None]) -> set[int]:
-    ends = {t for t, text in enumerate(tokens) if text in _ENDS and types[t] in (_CONTROL, _USER_DEFINED)}
-    texts = {tokens[t] for t in ends}
-    if "<|return|>" in texts and "<|call|>" in texts:  # harmony: there <|end|> separates messages within a turn
-        ends = {t for t in ends if tokens[t] != "<|end|>"}
-    return ends | {t for t in named if t is not None}
-
-
 def _byte_level(
     metadata: Mapping[str, object], tokens: list[str], types: list[int], literals: dict[int, str], special: set[int]
 ) -> tuple[dict[str, Any], bool]:
@@ -130,41 +96,36 @@ def _byte_level(
     pre = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
     if pre is None:
         raise DataError(f"{_KEY}pre is {name!r}, unknown to Kvik; it knows {', '.join(sorted(PRE_TOKENIZERS))}")
-    alphabet = _byte_alphabet()
     pieces = []
     for token, text in enumerate(tokens):
-        values = None if token in literals else [alphabet.get(char) for char in text]
+        piece = None if token in literals else byte_piece(text)
         # A token with characters outside the alphabet can only stand for its own text.
-        pieces.append(text.encode() if values is None or None in values else bytes(v for v in values if v is not None))
+        pieces.append(text.encode() if piece is None else piece)
     by_text = {text: token for token, text in enumerate(tokens) if text and token not in special}
-    bytes_to_id = {alphabet[text]: t for text, t in by_text.items() if text in alphabet and t not in literals}
+    bytes_to_id = {BYTE_ALPHABET[text]: t for text, t in by_text.items() if text in BYTE_ALPHABET and t not in literals}
     words = [t for text, t in by_text.items() if t not in literals] if pre.ignore_merges else []
     parts = {
         "pieces": pieces,
-        "merges": _merges(metadata, by_text, special, {text: t for t, text in enumerate(tokens)}),
+        "merges": _merges(metadata, tokens, special),
         "bytes_to_id": bytes_to_id,
         "chars_to_id": {},
         "words": words,
-        "patterns": pre.patterns,
-        "space_prefix": False,
-        "whole_text": False,
+        "cuts": tuple(regex_cut(pattern) for pattern in pre.patterns),
+        "prefix": Prefix.NONE,
+        "units": "",
     }
     return parts, pre.add_bos
 
 
-def _merges(
-    metadata: Mapping[str, object], by_text: dict[str, int], special: set[int], everything: dict[str, int]
-) -> list[Merge]:
-    merges = []
-    for rank, rule in enumerate(_list(metadata, "merges", str)):
-        at = rule.find(" ", 1)
-        left, right = rule[:at], rule[at + 1 :]
-        ids = [everything.get(text) for text in (left, right, left + right)]
-        if at < 0 or None in ids:
-            raise DataError(f"{_KEY}merges[{rank}] is {rule!r}: it must be two tokens whose joining is a token")
-        if not special.intersection(ids):  # ordinary text must not become a special token
-            merges.append((by_text[left], by_text[right], rank, by_text[left + right]))
-    return merges
+def _merges(metadata: Mapping[str, object], tokens: list[str], special: set[int]) -> list[Merge]:
+    rules = _list(metadata, "merges", str)
+    ends = [rule.find(" ", 1) for rule in rules]
+    pairs = [(rule[:at], rule[at + 1 :]) if at > 0 else None for rule, at in zip(rules, ends, strict=True)]
+
+    def refuse(rank: int) -> DataError:
+        return DataError(f"{_KEY}merges[{rank}] is {rules[rank]!r}: it must be two tokens whose joining is a token")
+
+    return joining_rules(pairs, {text: token for token, text in enumerate(tokens) if text}, special, refuse)
 
 
 def _sentencepiece(
@@ -182,12 +143,14 @@ def _sentencepiece(
             bytes_to_id[int(value[1], 16)] = token
             pieces.append(bytes([int(value[1], 16)]))
         elif token in literals:
-            pieces.append(text.encode())
+            pieces.append(literals[token].encode())
         else:
-            pieces.append(text.replace("▁", " ").encode())
+            spaced = text.replace("▁", " ")
+            pieces.append(spaced.encode())
             if text and not math.isfinite(scores[token]):
                 raise DataError(f"{_KEY}scores[{token}] is {scores[token]}, not a finite number")
-            members[text] = token
+            if " " not in text:  # text has "▁" for every space, so no part of it is such a token
+                members[spaced] = token
     if not bytes_to_id:
         raise DataError(f"{_KEY}tokens has no byte tokens; SentencePiece without byte fallback is unsupported")
     members.pop("", None)
@@ -205,21 +168,11 @@ def _sentencepiece(
         "bytes_to_id": bytes_to_id,
         "chars_to_id": {text: token for text, token in members.items() if len(text) == 1},
         "words": [],
-        "patterns": None,
-        "space_prefix": _flag(metadata, "add_space_prefix", True),
-        "whole_text": any("▁" in text.lstrip("▁") for text in members),
+        "cuts": None,
+        "prefix": Prefix.EACH if _flag(metadata, "add_space_prefix", True) else Prefix.NONE,
+        "units": units_for(members),
     }
     return parts, True
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins: 188 bytes are their own Latin-1 character, the other 68 are U+0100 onwards."""
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(value): value for value in own}
-    for value in range(256):
-        if value not in own:
-            alphabet[chr(0x100 + len(alphabet) - len(own))] = value
-    return alphabet
 
 
 def _list(metadata: Mapping[str, object], name: str, of: type) -> list[Any]:

@@ -5,33 +5,35 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import re
 import sys
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvik.errors import DataError, ParameterError, StorageError
 from kvik.text.bpe import BPE, pack_bpe
+from kvik.text.cutting import Prefix, TextSteps
+from kvik.text.literals import Literal, LiteralFinder
 
 if TYPE_CHECKING:
     from kvik.text.chat_template import ChatTemplate
+    from kvik.text.vocabulary import Vocabulary
 
 __all__ = ["Tokenizer", "check_text"]
 
 _SETTINGS, _TABLES = "kvik_tokenizer.json", "kvik_tokenizer.bin"
-_FORMAT = 2
+_FORMAT = 3
 _REMEDY = "delete the folder to have it made again"
-_SPACE_MARK = "▁"
-# SentencePiece units that no merge crosses: a run of space marks with what follows it.
-_UNITS = re.compile("▁+[^▁]*|[^▁]+")
 
 
 class Tokenizer:
     """A byte-level or SentencePiece BPE tokenizer.
 
-    `decode_bytes(encode(text, add_special=False))` is `text.encode()` for every text. Safe to share between threads.
+    `decode_bytes(encode(text, add_special=False))` is `text.encode()` for every text, with these exceptions, which a
+    hub's `tokenizer.json` can ask for: a normalizer (NFC, …) gives back the normalized text; a vocabulary that puts a
+    space only where none is ("▁" by Metaspace, `add_prefix_space`) loses a text's first one; literal tokens with
+    `lstrip` or `rstrip` swallow whitespace. Safe to share between threads.
 
     Attributes:
         vocab_size: number of token ids.
@@ -39,7 +41,7 @@ class Tokenizer:
         eos_ids: tokens that end a turn or a document.
         special_ids: tokens that ordinary text never becomes (beginning, end, padding, roles, …).
         add_bos, add_eos: what `encode(add_special=True)` puts around the ids.
-        chat_template: the model's template, if it has one.
+        chat_template, tool_template: the model's templates, where it has them; the latter for conversations with tools.
     """
 
     def __init__(self, bpe: BPE, settings: Mapping[str, Any], tables: bytes | memoryview) -> None:
@@ -52,15 +54,22 @@ class Tokenizer:
         self.add_eos: bool = settings["add_eos"]
         self.special_ids: frozenset[int] = frozenset(settings["special_ids"])
         self.chat_template: str | None = settings["chat_template"]
+        self.tool_template: str | None = settings["tool_template"]
         self._eos_id: int | None = settings["eos_id"]
-        self._literals: dict[str, int] = {text: token for token, text in settings["literals"]}
-        self._literal_ids = frozenset(self._literals.values())
-        self._special_texts = tuple(text for text, token in self._literals.items() if token in self.special_ids)
-        self._patterns: list[str] | None = settings["patterns"]
-        self._space_prefix: bool = settings["space_prefix"]
-        self._whole_text: bool = settings["whole_text"]
-        self._pre: Any = None
-        self._finders: dict[bool, re.Pattern[str] | None] = {}
+        self._literals = [Literal(*entry) for entry in settings["literals"]]
+        self._special_texts = tuple(entry.text for entry in self._literals if entry.token in self.special_ids)
+        self._texts = {entry.token: entry.text for entry in self._literals}
+        self._ordinary_literals = frozenset(self._texts) - self.special_ids
+        self._prefix: str = settings["prefix"]
+        # At the beginning and after these, a piece's space is the one that was put there, unless it is its own.
+        self._own_space = frozenset(entry.token for entry in self._literals if not entry.normalized)
+        self._spaced_after: frozenset[int] = frozenset()
+        if self._prefix == Prefix.FIRST and self.bos_id is not None:
+            self._spaced_after = frozenset((self.bos_id,))
+        elif self._prefix in (Prefix.EACH, Prefix.BARE):
+            self._spaced_after = self._own_space
+        self._steps = TextSteps(settings["normalizers"], settings["cuts"], self._prefix, settings["units"])
+        self._finders: dict[str, LiteralFinder] = {}
         self._pieces: dict[int, bytes] = {}
 
     @classmethod
@@ -68,16 +77,29 @@ class Tokenizer:
         """The tokenizer that GGUF metadata describes. Raises DataError naming the key that does not fit."""
         from kvik.text.gguf_vocab import read_vocabulary
 
-        v = read_vocabulary(metadata)
+        return cls._made(read_vocabulary(metadata))
+
+    @classmethod
+    def from_hub(cls, folder: Path) -> Tokenizer:
+        """The tokenizer of a folder as model hubs have it, from `tokenizer.json` and, where they are there,
+        `tokenizer_config.json`, `generation_config.json`, `config.json` and `chat_template.jinja`.
+
+        Raises DataError naming the file and the place in it that does not fit or that Kvik does not know.
+        """
+        from kvik.text.hub_tokenizer import read_hub
+
+        return cls._made(read_hub(Path(folder)))
+
+    @classmethod
+    def _made(cls, v: Vocabulary) -> Tokenizer:
         tables = pack_bpe(v.pieces, v.merges, v.bytes_to_id, v.chars_to_id, v.words)
-        eos = metadata.get("tokenizer.ggml.eos_token_id")
         settings = {
             "format": _FORMAT, "byteorder": sys.byteorder,
-            "bos_id": v.bos_id, "eos_id": eos, "eos_ids": sorted(v.eos_ids),
+            "bos_id": v.bos_id, "eos_id": v.eos_id, "eos_ids": sorted(v.eos_ids),
             "add_bos": v.add_bos, "add_eos": v.add_eos,
-            "special_ids": sorted(v.special_ids), "literals": sorted(v.literals.items()),
-            "patterns": v.patterns, "space_prefix": v.space_prefix, "whole_text": v.whole_text,
-            "chat_template": v.chat_template,
+            "special_ids": sorted(v.special_ids), "literals": sorted(v.literals),
+            "normalizers": v.normalizers, "cuts": v.cuts, "prefix": v.prefix, "units": v.units,
+            "chat_template": v.chat_template, "tool_template": v.tool_template,
         }  # fmt: skip
         settings["crc32"] = _checksum(settings, tables)
         return cls(BPE(tables), settings, tables)
@@ -112,39 +134,35 @@ class Tokenizer:
         except OSError as error:
             raise StorageError(f"{folder}: cannot write the tokenizer: {error.strerror}") from error
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False, first: bool = True
+    ) -> list[int]:
         """The ids of a text.
 
         Args:
             text: any text that is valid Unicode; lone surrogates are refused with ParameterError.
             add_special: put the beginning-of-text and end-of-text tokens around it where the model wants them.
             parse_special: the texts of special tokens become these tokens. Only for text you trust.
+            first: the text begins its document; False for what continues one (some vocabularies put a space in front
+                of a document only).
         """
         check_text(text)
         ids: list[int] = []
         if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
-        for part in self._split(text, parse_special):
+        hidden = () if parse_special else self.special_ids
+        for index, part in enumerate(self._finder("raw").split(text, hidden)):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                self._encode_ordinary(part, ids)
+                self._encode_between(part, hidden, first and index == 0, ids)
         if add_special and self.add_eos and self._eos_id is not None:
             ids.append(self._eos_id)
         return ids
 
     def split_special(self, text: str) -> list[str | int]:
         """Cut a trusted text at its special tokens: ids of these and, between them, ordinary text that is not empty."""
-        parts: list[str | int] = []
-        for part in self._split(text, True):
-            ordinary = part if isinstance(part, str) else None if part in self.special_ids else self.token_text(part)
-            if ordinary is None:
-                parts.append(part)
-            elif parts and isinstance(parts[-1], str):
-                parts[-1] += ordinary
-            else:
-                parts.append(ordinary)
-        return parts
+        return self._finder("all").split(text, self._ordinary_literals)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False, after: int | None = None) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD. See `decode_bytes`."""
@@ -156,8 +174,8 @@ class Tokenizer:
         Args:
             ids: each in [0, vocab_size); ParameterError otherwise.
             skip_special: leave special tokens out.
-            after: the id that came before the first; None for the beginning of a text, where a SentencePiece
-                vocabulary's added space is taken away again.
+            after: the id that came before the first; None for the beginning of a text, where the space that a
+                vocabulary puts there is taken away again.
         """
         parts = []
         for token in ids:
@@ -174,8 +192,8 @@ class Tokenizer:
             if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= token < self.vocab_size:
                 raise ParameterError(f"token id {token!r} is outside the vocabulary [0, {self.vocab_size - 1}]")
             piece = self._pieces[int(token)] = self._bpe.piece(int(token))
-        if self._space_prefix and piece[:1] == b" " and (after is None or after in self._literal_ids):
-            return piece if token in self._literal_ids else piece[1:]
+        if self._prefix and piece[:1] == b" " and (after is None or after in self._spaced_after):
+            return piece if token in self._own_space else piece[1:]
         return piece
 
     def token_text(self, token: int) -> str:
@@ -192,44 +210,30 @@ class Tokenizer:
             return None
         from kvik.text.chat_template import ChatTemplate
 
-        bos = "" if self.bos_id is None else self.token_text(self.bos_id)
-        eos = "" if self._eos_id is None else self.token_text(self._eos_id)
-        return ChatTemplate(self.chat_template, bos, eos)
+        bos, eos = (
+            "" if token is None else self._texts.get(token) or self.token_text(token)
+            for token in (self.bos_id, self._eos_id)
+        )
+        return ChatTemplate(self.chat_template, bos, eos, tool_source=self.tool_template)
 
-    def _split(self, text: str, parse_special: bool) -> list[str | int]:
-        """Ordinary text and literal tokens, in order; of literals that begin at one place the longest counts."""
-        if not text:
-            return []
-        if parse_special not in self._finders:
-            texts = [t for t, token in self._literals.items() if parse_special or token not in self.special_ids]
-            found = "|".join(re.escape(text) for text in sorted(texts, key=_longest_first))
-            self._finders[parse_special] = re.compile(f"({found})") if texts else None
-        finder = self._finders[parse_special]
+    def _finder(self, kind: str) -> LiteralFinder:
+        """Of the literals looked for in "raw" text, in "normalized" text, or of "all" by their own text."""
+        finder = self._finders.get(kind)
         if finder is None:
-            return [text]
-        parts = finder.split(text)
-        return [self._literals[part] if odd % 2 else part for odd, part in enumerate(parts) if part]
+            wanted = [entry for entry in self._literals if kind == "all" or entry.normalized == (kind == "normalized")]
+            if kind == "normalized":
+                wanted = [entry._replace(text=self._steps.normalized(entry.text)) for entry in wanted]
+            finder = self._finders[kind] = LiteralFinder(wanted)
+        return finder
 
-    def _encode_ordinary(self, text: str, ids: list[int]) -> None:
+    def _encode_between(self, text: str, hidden: Container[int], first: bool, ids: list[int]) -> None:
         encode_word = self._bpe.encode_word
-        if self._patterns is not None:
-            if self._pre is None:
-                self._pre = _pre_tokenizer(self._patterns)
-            for word, _ in self._pre.pre_tokenize_str(text):
-                ids += encode_word(word)
-            return
-        if self._space_prefix:
-            text = " " + text
-        for index, part in enumerate(text.split(_SPACE_MARK)):
-            if index:  # a mark in the text itself: as bytes, else it would come back as a space
-                ids += self._bpe.byte_ids(_SPACE_MARK.encode())
-            marked = part.replace(" ", _SPACE_MARK)
-            for unit in [marked] if self._whole_text else _UNITS.findall(marked):
-                ids += encode_word(unit)
-
-
-def _longest_first(text: str) -> tuple[int, str]:
-    return (-len(text), text)
+        for index, part in enumerate(self._finder("normalized").split(self._steps.normalized(text), hidden)):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                for word in self._steps.words(part, first and index == 0):
+                    ids += encode_word(word)
 
 
 def check_text(text: str, name: str = "text") -> None:
@@ -242,12 +246,6 @@ def check_text(text: str, name: str = "text") -> None:
         raise ParameterError(
             f"{name} has a lone surrogate U+{ord(text[error.start]):04X} at {error.start}; it is no valid Unicode"
         ) from None
-
-
-def _pre_tokenizer(patterns: Sequence[str]) -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns])
 
 
 def _checksum(settings: Mapping[str, Any], tables: bytes | memoryview) -> int:

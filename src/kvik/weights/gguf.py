@@ -12,19 +12,17 @@ import mmap
 import os
 import struct
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvik.errors import DataError
-from kvik.weights.files import open_regular
-from kvik.weights.ggml_types import SUPPORTED, TRAITS, GGMLType, dequantize, first_nonfinite
+from kvik.weights.ggml_types import TRAITS, GGMLType
+from kvik.weights.tensor_file import StoredTensor, TensorFile, map_file
 
-__all__ = ["GGUFFile", "GGUFTensor", "read_gguf"]
+__all__ = ["GGUFFile", "read_gguf"]
 
 MAX_DIMENSIONS = 4
 MAX_KEY_BYTES = 65535  # by the specification
@@ -70,29 +68,13 @@ _NUMBERS: dict[int, _Number] = {
 _LEAST_BYTES = {**{number: n.struct.size for number, n in _NUMBERS.items()}, _STRING: 8, _ARRAY: 12}
 
 
-@dataclass(frozen=True, slots=True)
-class GGUFTensor:
-    """A tensor's place in its file.
-
-    shape is in numpy order: rows first, the contiguous dimension last. offset counts from the start of the file.
-    """
-
-    name: str
-    type: GGMLType
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-class GGUFFile:
+class GGUFFile(TensorFile):
     """An open GGUF file: its metadata and a map of its tensors' bytes. Make one with `read_gguf`.
 
     Attributes:
-        path: where it was read from.
         version: 2 or 3.
         metadata: str, int, float, bool or (nested) list values by key.
-        tensors: by name, in the file's order; all lie inside the file, aligned, without overlap.
-        size: bytes of the file.
+        tensors: aligned, as the format wants them.
     """
 
     def __init__(
@@ -100,64 +82,12 @@ class GGUFFile:
         path: Path,
         version: int,
         metadata: dict[str, Any],
-        tensors: dict[str, GGUFTensor],
+        tensors: dict[str, StoredTensor],
         data: NDArray[np.uint8],
     ) -> None:
-        self.path = path
+        super().__init__(path, tensors, {path: data})
         self.version = version
         self.metadata = metadata
-        self.tensors = tensors
-        self.size = int(data.size)
-        self._data: NDArray[np.uint8] | None = data
-
-    def data(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's bytes: uint8 [nbytes], a read-only view of the mapped file, valid after `close` too.
-
-        Raises DataError for a name the file lacks and for a type that Kvik does not read.
-        """
-        tensor = self._tensor(name)
-        if tensor.type not in SUPPORTED:
-            known = ", ".join(t.name for t in sorted(SUPPORTED))
-            raise DataError(
-                f"type {tensor.type.name} is not supported; supported: {known}",
-                path=self.path,
-                tensor=name,
-                offset=tensor.offset,
-            )
-        if self._data is None:
-            raise DataError("the file was closed", path=self.path, tensor=name)
-        return self._data[tensor.offset : tensor.offset + tensor.nbytes]
-
-    def dequantize(self, name: str) -> NDArray[np.float32]:
-        """The tensor's values: float32 of its shape, a copy. Raises as `data` does."""
-        tensor = self._tensor(name)
-        return dequantize(self.data(name), tensor.type, tensor.shape)
-
-    def check_finite(self, name: str) -> None:
-        """Raise DataError with tensor and byte when a weight, scale or minimum is NaN or infinite, else as `data`."""
-        tensor = self._tensor(name)
-        bad = first_nonfinite(self.data(name), tensor.type)
-        if bad is not None:
-            message = f"the {bad.what} of element {bad.element} is {bad.value}; every one must be finite"
-            raise DataError(message, path=self.path, tensor=name, offset=tensor.offset + bad.offset)
-
-    def close(self) -> None:
-        """Let go of the file. The map itself ends when the last view that `data` gave out does."""
-        self._data = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _tensor(self, name: str) -> GGUFTensor:
-        tensor = self.tensors.get(name)
-        if tensor is None:
-            raise DataError(f"missing; the file has {len(self.tensors)} tensors", path=self.path, tensor=name)
-        return tensor
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
@@ -168,20 +98,8 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     files, do not write into them.
     """
     where = Path(path)
-    mapped = _map(where)
+    mapped = map_file(where)
     return _Parser(mapped, where).file()
-
-
-def _map(path: Path) -> mmap.mmap:
-    descriptor = open_regular(path)
-    try:
-        if os.fstat(descriptor).st_size == 0:
-            raise DataError("the file is empty", path=path)
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise DataError(f"cannot be mapped: {error.strerror}", path=path) from error
-    finally:
-        os.close(descriptor)
 
 
 class _Parser:
@@ -199,7 +117,7 @@ class _Parser:
         metadata: dict[str, Any] = {}
         for _ in range(key_count):
             self.key_value(metadata)
-        tensors: dict[str, GGUFTensor] = {}
+        tensors: dict[str, StoredTensor] = {}
         for _ in range(tensor_count):
             self.tensor(tensors)
         tensors = self.placed(tensors, self.alignment(metadata))
@@ -364,7 +282,7 @@ class _Parser:
         self.position = position
         self.too_large(what)
 
-    def tensor(self, tensors: dict[str, GGUFTensor]) -> None:
+    def tensor(self, tensors: dict[str, StoredTensor]) -> None:
         """Read one tensor's description; its offset stays relative to the data until `placed`."""
         at = self.position
         name = self.text("tensor name", MAX_NAME_BYTES)
@@ -393,7 +311,7 @@ class _Parser:
         if nbytes > self.size:
             self.fail(f"shape {list(shape)} of {kind.name} needs {nbytes} bytes, the file has {self.size}", at, name)
         offset = self.u64("offset", name)
-        tensors[name] = GGUFTensor(name, kind, shape, offset, nbytes)
+        tensors[name] = StoredTensor(name, kind, shape, offset, nbytes, self.path)
 
     def alignment(self, metadata: dict[str, Any]) -> int:
         value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -404,18 +322,18 @@ class _Parser:
             raise DataError(f"general.alignment must be {bounds}, got {shown}", path=self.path)
         return int(value)
 
-    def placed(self, tensors: dict[str, GGUFTensor], alignment: int) -> dict[str, GGUFTensor]:
+    def placed(self, tensors: dict[str, StoredTensor], alignment: int) -> dict[str, StoredTensor]:
         """The tensors with offsets from the file's start, checked: aligned, inside the file, none over another."""
         begin = -(-self.position // alignment) * alignment
-        placed: dict[str, GGUFTensor] = {}
+        placed: dict[str, StoredTensor] = {}
         for name, t in tensors.items():
             offset = begin + t.offset
             if t.offset % alignment:
                 self.fail(f"its offset {t.offset} is not a multiple of the alignment {alignment}", offset, name)
             if offset + t.nbytes > self.size:
                 self.fail(f"needs {t.nbytes} bytes, the file ends at {self.size}", offset, name)
-            placed[name] = GGUFTensor(name, t.type, t.shape, offset, t.nbytes)
-        last: GGUFTensor | None = None
+            placed[name] = StoredTensor(name, t.type, t.shape, offset, t.nbytes, self.path)
+        last: StoredTensor | None = None
         for t in sorted(placed.values(), key=lambda t: t.offset):
             if last is not None and t.offset < last.offset + last.nbytes:
                 self.fail(f"overlaps tensor {last.name!r}", t.offset, t.name)

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from kvik import _native
 from kvik.params import choose
 
-__all__ = ["WEIGHTS", "Layout", "Weights", "is_integer", "layout_for", "packed_bytes", "parse_weights"]
+__all__ = ["WEIGHTS", "Layout", "Weights", "input_rounding", "layout_for", "packed_bytes", "parse_weights"]
 
 Weights = Literal["auto", "f32", "bf16", "int8", "int4"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
@@ -19,8 +19,9 @@ _ALIASES: dict[str, Weights] = {"fp32": "f32", "float32": "f32", "bfloat16": "bf
 
 
 class Layout(IntEnum):
-    """Rows interleaved by 16. Integer layouts have groups of 32 inputs: int8 and int4 a scale (8.5 and 4.5 bits a weight),
-    int8_min and int4_min a scale and a minimum (9 and 5 bits), both f16."""
+    """Rows interleaved by 16. Integer layouts have groups of 32 inputs: int8, int5 and int4 a scale (8.5, 5.5 and 4.5 bits
+    a weight), with _MIN a scale and a minimum (9, 6 and 5 bits), all f16. _K have the structure of GGUF's K types (4.6,
+    5.6 and 6.6 bits)."""
 
     F32 = 0
     F16 = 1
@@ -29,9 +30,20 @@ class Layout(IntEnum):
     INT8_MIN = 4
     INT4 = 5
     INT4_MIN = 6
+    INT5 = 7
+    INT5_MIN = 8
+    INT4_K = 9
+    INT5_K = 10
+    INT6_K = 11
 
 
-_Q4_0, _Q4_1 = 2, 3
+_Q4_0, _Q4_1, _Q5_1, _Q4_K = 2, 3, 7, 12
+_LOSSLESS = {
+    ("int8", _Q4_1): Layout.INT8_MIN,
+    ("int8", _Q5_1): Layout.INT8_MIN,
+    ("int4", _Q4_0): Layout.INT4,
+    ("int4", _Q4_K): Layout.INT4_K,
+}  # where the layout of the option's name would lose what another of its width keeps
 _WANTED = {
     "f32": Layout.F32,
     "bf16": Layout.BF16,
@@ -45,9 +57,11 @@ def parse_weights(name: str) -> Weights:
     return choose("weights", name, WEIGHTS, _ALIASES)
 
 
-def is_integer(layout: Layout) -> bool:
-    """Whether activations are rounded to integers against this layout."""
-    return layout >= Layout.INT8
+def input_rounding(layout: Layout) -> Literal["int8", "bf16"] | None:
+    """What the kernels of a layout round a linear's input to; None where it stays f32."""
+    if layout >= Layout.INT8:
+        return "int8"
+    return "bf16" if layout is Layout.BF16 else None
 
 
 def layout_for(weights: Weights, source_type: int) -> Layout | None:
@@ -60,11 +74,7 @@ def layout_for(weights: Weights, source_type: int) -> Layout | None:
         return None
     if weights == "auto":
         return Layout(exact)
-    if weights == "int8" and source_type == _Q4_1:
-        return Layout.INT8_MIN
-    if weights == "int4" and source_type == _Q4_0:
-        return Layout.INT4
-    return _WANTED[weights]
+    return _LOSSLESS.get((weights, source_type), _WANTED[weights])
 
 
 def packed_bytes(layout: Layout, rows: int, columns: int) -> int:

@@ -1,11 +1,12 @@
-"""The file of packed weights in the model store: a checked header, then tensors ready to compute with, memory-mapped.
+"""The file of packed weights in the model store: tensors ready to compute with, memory-mapped, then their directory.
 
 ::
 
-    magic "KVIKPACK", version u32, header length u32, header checksum u64, JSON header, padding to 4096, tensors each at
-    a multiple of 4096
+    magic "KVIKPACK", version u32, directory length u32, directory checksum u64, directory offset u64, zeros to 4096,
+    tensors each at a multiple of 4096, JSON directory
 
-Every tensor carries a checksum: a damaged file is found at load and packed again.
+The bytes between the first page and the directory carry a checksum for every block of 4 MiB, computed while they are
+written and compared by several threads at load: a damaged file is found and packed again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,16 +27,19 @@ from numpy.typing import NDArray
 from kvik import _native
 from kvik.errors import DataError
 from kvik.weights.fetch import Progress
-from kvik.weights.files import atomic_write, open_regular
+from kvik.weights.files import atomic_write
 from kvik.weights.layouts import Layout, packed_bytes
+from kvik.weights.tensor_file import map_file
 
 __all__ = ["PackedTensor", "PackedWeights", "PackedWriter", "read_packed"]
 
 MAGIC = b"KVIKPACK"
-VERSION = 3
+VERSION = 4
 ALIGNMENT = 4096
-_PREFIX = struct.Struct("<8sIIQ")
-_MAX_HEADER = 1 << 26
+BLOCK = 1 << 22
+_PREFIX = struct.Struct("<8sIIQQ")
+_MAX_DIRECTORY = 1 << 26
+_MAX_THREADS = 8  # more do not read faster
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """Tensors by name, and what was noted when they were packed."""
+    """Tensors by name, and what was noted when they were packed: "weights" as asked for, "largest_error" by tensor."""
 
     tensors: Mapping[str, PackedTensor]
     notes: Mapping[str, Any]
@@ -72,11 +77,18 @@ class PackedWeights:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.tensors.values())
 
-    @property
-    def matrix_bytes(self) -> int:
-        """Of the matrices one decode step reads: all but an embedding table that is not also the output head."""
-        untied = "head" in self.tensors
-        return sum(t.nbytes for n, t in self.tensors.items() if not t.vector and not (untied and n == "embed"))
+    def matrix_bytes(self, expert_share: float = 1.0) -> int:
+        """Of the matrices one decode step reads: all but tables of which it reads a row.
+
+        Those are the learned positions, and the embedding where it is not also the output head. expert_share: the part
+        of the experts that one token goes through.
+        """
+        tables = {"positions", "embed"} if "head" in self.tensors else {"positions"}
+        read = 0.0
+        for name, tensor in self.tensors.items():
+            if not tensor.vector and name not in tables:
+                read += tensor.nbytes * (expert_share if ".experts_" in name else 1.0)
+        return round(read)
 
     def bytes_by_layout(self) -> dict[str, int]:
         """Bytes by the layouts' names; "vector" for what is none of them."""
@@ -87,76 +99,186 @@ class PackedWeights:
         return found
 
 
-def _size(layout: Layout, rows: int, columns: int, vector: bool) -> int:
+def packed_size(layout: Layout, rows: int, columns: int, vector: bool) -> int:
     return -(-columns // 32) * 128 if vector else packed_bytes(layout, rows, columns)
 
 
 class PackedWriter:
-    """Collects the directory of a packed file, then writes it tensor by tensor."""
+    """Collects the directory of a packed file, then writes it as a stream."""
 
     def __init__(self) -> None:
         self._entries: list[dict[str, Any]] = []
-        self._end = 0
+        self._end = ALIGNMENT
 
     def plan(self, name: str, layout: Layout, rows: int, columns: int, vector: bool) -> None:
-        """Reserve a tensor's place. Offsets count from the end of the header."""
-        size = _size(layout, rows, columns, vector)
+        """Reserve a tensor's place."""
+        size = packed_size(layout, rows, columns, vector)
         entry = {"name": name, "layout": int(layout), "rows": rows, "columns": columns, "vector": vector}
-        self._entries.append(entry | {"offset": self._end, "checksum": ""})
+        self._entries.append(entry | {"offset": self._end})
         self._end += -(-size // ALIGNMENT) * ALIGNMENT
 
-    def write(self, path: Path, tensors: Any, notes: Mapping[str, Any]) -> None:
-        """Write the file. tensors yields the planned tensors' bytes in order; notes may be filled until the last of them.
+    def write(self, path: Path, chunks: Iterable[NDArray[np.uint8]], notes: Mapping[str, Any]) -> None:
+        """Write the file. chunks: the bytes of the planned tensors in order, each tensor's in one piece or more.
 
-        Notes must stay below about 64 bytes a tensor more than they are at the start.
+        A chunk is written while the next is made. notes are read after the last chunk.
         """
-        room = len(json.dumps({"tensors": self._entries, "notes": dict(notes)})) + 64 * len(self._entries) + 4096
-        start = -(-(room + _PREFIX.size) // ALIGNMENT) * ALIGNMENT
-        with atomic_write(path, need=start + self._end) as file:
-            for entry, data in zip(self._entries, tensors, strict=True):
-                file.seek(start + entry["offset"])
-                file.write(data)
-                entry["checksum"] = f"{_native.checksum(data):016x}"
-            file.truncate(start + self._end)  # the last tensor's padding
-            header = json.dumps({"tensors": self._entries, "notes": dict(notes), "start": start}).encode()
-            checksum = _native.checksum(np.frombuffer(header, np.uint8))
+        with atomic_write(path, need=self._end) as file:
+            file.seek(ALIGNMENT)
+            sums = _Sums()
+            self._write_tensors(file, sums, iter(chunks))
+            checksums = sums.finish()
+            entry = {"tensors": self._entries, "checksums": checksums, "notes": dict(notes)}
+            directory = json.dumps(entry).encode()
+            checksum = _native.checksum(np.frombuffer(directory, np.uint8))
+            file.write(directory)
             file.seek(0)
-            file.write(_PREFIX.pack(MAGIC, VERSION, len(header), checksum) + header)
+            file.write(_PREFIX.pack(MAGIC, VERSION, len(directory), checksum, self._end).ljust(ALIGNMENT, b"\0"))
+
+    def _write_tensors(self, file: IO[bytes], sums: _Sums, chunks: Iterator[NDArray[np.uint8]]) -> None:
+        writing = _Behind()
+        try:
+            for e in self._entries:
+                left = packed_size(Layout(e["layout"]), e["rows"], e["columns"], e["vector"])
+                padding = -left % ALIGNMENT
+                while left:
+                    data = next(chunks, None)
+                    if data is None or data.nbytes > left:
+                        raise ValueError(f"{e['name']} has {left} bytes left to write, got {data}")
+                    left -= data.nbytes
+                    writing.start(file, sums, data)
+                writing.start(file, sums, np.zeros(padding, np.uint8))
+        finally:
+            writing.wait()
+        if next(chunks, None) is not None:
+            raise ValueError("there are more bytes than planned")
+        writing.check()
+
+
+class _Behind:
+    """Writes one chunk in a thread while the caller makes the next."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, file: IO[bytes], sums: _Sums, data: NDArray[np.uint8]) -> None:
+        self.wait()
+        self.check()
+        thread = threading.Thread(target=self._write, args=(file, sums, data))
+        try:
+            thread.start()
+            self._thread = thread
+        except RuntimeError:  # the system gives no more threads
+            self._write(file, sums, data)
+
+    def _write(self, file: IO[bytes], sums: _Sums, data: NDArray[np.uint8]) -> None:
+        try:
+            sums.add(data)
+            file.write(data.data)
+        except BaseException as error:  # raised again by the caller's thread in `check`
+            self._error = error
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class _Sums:
+    """The checksum of every block of a stream, whatever the chunks it comes in."""
+
+    def __init__(self) -> None:
+        self._sums: list[str] = []
+        self._carry = np.empty(BLOCK, np.uint8)
+        self._held = 0
+
+    def add(self, data: NDArray[np.uint8]) -> None:
+        while data.size:
+            if not self._held and data.size >= BLOCK:
+                self._sums.append(_checksum(data[:BLOCK]))
+                data = data[BLOCK:]
+                continue
+            part = data[: BLOCK - self._held]
+            self._carry[self._held : self._held + part.size] = part
+            self._held += part.size
+            data = data[part.size :]
+            if self._held == BLOCK:
+                self._sums.append(_checksum(self._carry))
+                self._held = 0
+
+    def finish(self) -> list[str]:
+        if self._held:
+            self._sums.append(_checksum(self._carry[: self._held]))
+            self._held = 0
+        return self._sums
+
+
+def _checksum(data: NDArray[np.uint8]) -> str:
+    return f"{_native.checksum(data):016x}"
 
 
 def read_packed(path: Path, verify: bool = True, progress: Progress | None = None) -> PackedWeights:
     """Map a packed file. DataError where it is damaged, of another version, or not there.
 
-    verify: read every tensor and compare its checksum; progress hears of it as stage "load".
+    verify: read every byte and compare the checksums, on several cores; progress hears of it as stage "load".
     """
-    descriptor = open_regular(path)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size < _PREFIX.size:
-            raise DataError("packed weights are truncated", path=path)
-        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
+    mapped = map_file(path)
     whole = np.frombuffer(mapped, np.uint8)
-    magic, version, length, checksum = _PREFIX.unpack_from(mapped)
+    if whole.size < ALIGNMENT:
+        raise DataError("packed weights are truncated", path=path)
+    magic, version, length, checksum, end = _PREFIX.unpack_from(mapped)
     if magic != MAGIC or version != VERSION:
         raise DataError("not packed weights of this version", path=path)
-    if length > min(_MAX_HEADER, size - _PREFIX.size):
+    if length > _MAX_DIRECTORY or end < ALIGNMENT or end + length != whole.size:
         raise DataError("packed weights are truncated", path=path)
-    header = whole[_PREFIX.size : _PREFIX.size + length]
-    if _native.checksum(header) != checksum:
-        raise DataError("the header of the packed weights is damaged", path=path)
-    parsed = json.loads(header.tobytes())
+    if _native.checksum(whole[end:]) != checksum or whole[_PREFIX.size : ALIGNMENT].any():
+        raise DataError("the directory of the packed weights is damaged", path=path)
+    directory = json.loads(whole[end:].tobytes())
     tensors = {}
-    for e in parsed["tensors"]:
-        if progress is not None:
-            progress("load", parsed["start"] + e["offset"], size)
-        layout, begin = Layout(e["layout"]), parsed["start"] + e["offset"]
-        data = whole[begin : begin + _size(layout, e["rows"], e["columns"], e["vector"])]
-        damaged = data.nbytes != _size(layout, e["rows"], e["columns"], e["vector"])
-        if damaged or (verify and f"{_native.checksum(data):016x}" != e["checksum"]):
-            raise DataError("packed weights are damaged", path=path, tensor=e["name"], offset=begin)
+    for e in directory["tensors"]:
+        layout, begin = Layout(e["layout"]), e["offset"]
+        data = whole[begin : begin + packed_size(layout, e["rows"], e["columns"], e["vector"])]
         tensors[e["name"]] = PackedTensor(e["name"], layout, e["rows"], e["columns"], e["vector"], data)
+    if verify:
+        mapped.madvise(mmap.MADV_WILLNEED)
+        bad = _first_damage(whole[ALIGNMENT:end], directory["checksums"], progress)
+        if bad is not None:
+            at = ALIGNMENT + bad
+            names = [e["name"] for e in directory["tensors"] if e["offset"] < at + BLOCK]
+            raise DataError("packed weights are damaged", path=path, tensor=names[-1] if names else None, offset=at)
+    return PackedWeights(tensors, directory["notes"])
+
+
+def _first_damage(data: NDArray[np.uint8], checksums: list[str], progress: Progress | None) -> int | None:
+    """Where the first block begins that has another checksum; None where all are right."""
+    if len(checksums) != -(-data.size // BLOCK):
+        return 0
+    blocks = iter(range(len(checksums)))
+    bad: list[int] = []
+
+    def compare(report: bool) -> None:
+        for i in blocks:  # the threads share it: each block goes to one
+            if _checksum(data[i * BLOCK : (i + 1) * BLOCK]) != checksums[i]:
+                bad.append(i * BLOCK)
+            if report and progress is not None:
+                progress("load", min((i + 1) * BLOCK, data.size), data.size)
+
+    threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS, len(checksums))
+    helpers = [threading.Thread(target=compare, args=(False,)) for _ in range(threads - 1)]
+    started = []
+    try:
+        for helper in helpers:
+            helper.start()
+            started.append(helper)
+    except RuntimeError:
+        pass  # the system gives no more threads: those that started and this one do it all
+    compare(True)
+    for helper in started:
+        helper.join()
     if progress is not None:
-        progress("load", size, size)
-    return PackedWeights(tensors, parsed["notes"])
+        progress("load", data.size, data.size)
+    return min(bad, default=None)

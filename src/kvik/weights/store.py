@@ -3,7 +3,7 @@
 ::
 
     <root>/models/<name>/<file>.gguf      a model of the catalogue, whole and checked
-    <root>/packed/<stem>-<key>/           packed weights, tokenizer and config of one source file
+    <root>/packed/<stem>-<key>/           packed weights, tokenizer and config of one source
     <root>/partial/<name>/                a download under way; emptied by the next one
     <root>/locks/<name>.lock              held while a model is fetched or removed
 """
@@ -23,19 +23,19 @@ from kvik.weights import fetch
 from kvik.weights.catalogue import CATALOGUE, CatalogueEntry, find, unknown_name
 from kvik.weights.fetch import Progress
 from kvik.weights.files import atomic_write, file_lock, open_regular, require_space, storage_errors, tree_bytes
+from kvik.weights.sources import INDEX, SINGLE, model_name, only_model, refuse_other_files, source_key
 
 __all__ = ["ModelFiles", "ModelStore", "StoredModel", "atomic_write", "default_root"]
 
 _HINT = "set KVIK_HOME to keep the store in another folder"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/([^/].*\.gguf)", re.IGNORECASE)
-_KEY_BYTES = 1 << 16
+_HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/([^/].*\.gguf|{re.escape(SINGLE)}|{re.escape(INDEX)})", re.IGNORECASE)
 _SOURCE_FILE = "source.json"
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a reference led: path is a .gguf file; kind says how it was found."""
+    """Where a reference led: path is a .gguf file, or a folder of safetensors; kind says how it was found."""
 
     ref: str
     path: Path
@@ -88,8 +88,9 @@ class ModelStore:
         """Find the file a reference means, fetching it when it is not here.
 
         ref: a name of the catalogue; a path (whatever exists, or begins with / . ~, or lies in a folder that exists)
-        of a .gguf file or of a folder that holds one; "org/name" or "org/name/file.gguf" of the model hub. Tried in
-        this order.
+        of a .gguf file, or of a folder that holds one or safetensors; "org/name" or "org/name/file.gguf" of the model
+        hub. Tried in this order. Where there are both, nothing is guessed: the .gguf file or the folder's
+        model.safetensors (or its index) must be named.
         Raises ParameterError for an unknown name, DataError for a path that leads to no model, StorageError when
         fetching fails.
         """
@@ -105,13 +106,16 @@ class ModelStore:
         path = _as_path(text)
         if _looks_like_path(text, path):
             if os.path.isdir(path):
-                return ModelFiles(text, _only_model(path), "folder")
+                return ModelFiles(text, only_model(path), "folder")
             os.close(open_regular(path))
+            if path.name in (SINGLE, INDEX):
+                return ModelFiles(text, path.parent, "folder")
+            refuse_other_files(path)
             return ModelFiles(text, path, "file")
         file = _HUB_FILE.fullmatch(text)
         if file is not None or _HUB_ID.fullmatch(text):
             repository, inner = (file[1], file[2]) if file is not None else (text, None)
-            return ModelFiles(text, fetch.hub_file(repository, inner, progress or _ignore), "hub")
+            return ModelFiles(text, fetch.hub_model(repository, inner, progress or _ignore), "hub")
         if text.lower().endswith(".gguf"):
             raise DataError("no such file", path=path)
         raise unknown_name(text, self.catalogue, "model")
@@ -186,23 +190,14 @@ class ModelStore:
         return model.bytes + model.packed_bytes
 
     def folder_for(self, path: str | os.PathLike[str]) -> Path:
-        """The folder for what is made from a source file; it need not exist (see `make_folder`).
+        """The folder for what is made from a source, a file or a folder of safetensors; it need not exist.
 
-        Keyed by the file's absolute path, size, time of change and first and last 64 KiB: another file in its place has
-        another folder. Raises DataError when path is no readable file.
+        Keyed by the source's path and its files' names, sizes, times of change and first and last 64 KiB: another
+        file in its place has another folder. Raises DataError when path is no readable source.
         """
-        import hashlib
-
         path = Path(path).absolute()
-        descriptor = open_regular(path)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            key = hashlib.sha256(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
-            key.update(file.read(_KEY_BYTES))
-            file.seek(max(0, status.st_size - _KEY_BYTES))
-            key.update(file.read(_KEY_BYTES))
-        stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:80].lstrip(".") or "model"
-        return self.root / "packed" / f"{stem}-{key.hexdigest()[:16]}"
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", model_name(path))[:80].lstrip(".") or "model"
+        return self.root / "packed" / f"{stem}-{source_key(path)[:16]}"
 
     def make_folder(self, path: str | os.PathLike[str]) -> Path:
         """`folder_for(path)`, made and marked with its source, so that `list` can say what it belongs to."""
@@ -261,24 +256,3 @@ def _looks_like_path(text: str, path: Path) -> bool:
     if text.startswith(("/", ".", "~")) or "\0" in text:
         return True
     return os.path.lexists(path) or (os.sep in text and os.path.exists(path.parent))
-
-
-def _only_model(folder: Path) -> Path:
-    """The one .gguf file of a folder."""
-    with storage_errors(folder):
-        names = sorted(entry.name for entry in os.scandir(folder))
-    found = [name for name in names if name.lower().endswith(".gguf")]
-    if len(found) == 1:
-        os.close(open_regular(folder / found[0]))
-        return folder / found[0]
-    if found:
-        raise DataError(f"holds {len(found)} .gguf files, give the path of one: {_shown(found)}", path=folder)
-    safetensors = [name for name in names if name.endswith(".safetensors")]
-    if safetensors:
-        message = f"holds safetensors ({_shown(safetensors)}), which Kvik does not read yet; give a .gguf file"
-        raise DataError(message, path=folder)
-    raise DataError(f"holds no .gguf file, only: {_shown(names) or 'nothing'}", path=folder)
-
-
-def _shown(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
