@@ -21,10 +21,11 @@ from bench.common import (
     verdict,
     verdict_table,
 )
-from bench.contenders import FLASH, Job, Measurement, Settings
+from bench.contenders import Settings
+from bench.jobs import KVIK, Job, bandwidth, check, kvik, llama
 from bench.model_bytes import ModelBytes, model_bytes
 from bench.peers import REPOSITORY, SIZES, Peers, chosen, default_kvik_python, default_root, run_command, say
-from bench.report import MB, Results, fastest, machine
+from bench.results import MB, Results, fastest, machine
 from bench.side_by_side import Run
 
 BLOCKS = 5
@@ -34,16 +35,13 @@ TARGET = 1.0
 def jobs(settings: Settings) -> dict[str, Job]:
     """bandwidth, and for every size Kvik and llama.cpp with and without flash attention."""
 
-    def with_model(size: str, call: Callable[[Settings], Measurement]) -> Job:
-        return lambda block: call(replace(settings, model=settings.peers.sized(size)))
+    def sized(size: str) -> Callable[[], Path]:
+        return lambda: settings.peers.sized(size)
 
-    def llama(flash: int) -> Callable[[Settings], Measurement]:
-        return lambda sized: contenders.llama(sized, sized.model, flash)
-
-    found: dict[str, Job] = {"bandwidth": lambda block: contenders.bandwidth(settings)}
+    found = {"bandwidth": bandwidth(settings)}
     for size in SIZES:
-        found[f"{size} kvik"] = with_model(size, contenders.kvik)
-        found |= {f"{size} llama.cpp fa={flash}": with_model(size, llama(flash)) for flash in FLASH}
+        found[f"{size} {KVIK}"] = kvik(settings, sized(size))
+        found |= llama(settings, f"{size} llama.cpp", sized(size))
     return found
 
 
@@ -112,10 +110,10 @@ def work(options: argparse.Namespace) -> int:
         peers=peers, kvik_python=options.kvik_python, model=Path(), threads=options.threads,
         prompt=options.prompt_tokens, new=options.new_tokens, repeat=options.repeat, seed=options.seed,
     )  # fmt: skip
-    names = chosen(jobs(settings), options.only, options.skip)
+    plan = jobs(settings)
+    names = chosen(plan, options.only, options.skip)
     sizes = [size for size in SIZES if any(name.startswith(f"{size} ") for name in names)]
-    for size in sizes:
-        contenders.check(replace(settings, model=peers.sized(size)), ["bandwidth", contenders.KVIK, "llama.cpp"])
+    check(plan, names)
     out = options.out or REPOSITORY / "bench" / "results" / datetime.now(UTC).strftime("sizes-%Y-%m-%d-%H%M%S")
     for folder in (out, *([options.table.parent] if options.table else [])):
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +127,7 @@ def work(options: argparse.Namespace) -> int:
         if f"{size} kvik" in names:
             say(f"warm-up: kvik packs {size}")
             contenders.start_kvik(replace(settings, model=peers.sized(size)))
-    Run(jobs(settings), settings.seed, out, results).blocks(names, options.blocks)
+    Run(plan, settings.seed, out, results).blocks(names, options.blocks)
     text = report(results, settings, sizes)
     print(text)
     for path in filter(None, (out / "report.md", options.table)):

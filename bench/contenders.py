@@ -1,4 +1,4 @@
-"""What is measured in a block: one job per engine and setting, each a process of its own that is gone afterwards."""
+"""How each engine is run: every measurement is a process of its own that is gone afterwards."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from typing import Any, NamedTuple
 
 from bench import BenchError
 from bench.common import Finished, first_output, foreign_process, middle, run_child
-from bench.peers import REPOSITORY, VARIANTS, Peers
+from bench.peers import REPOSITORY, Peers
 
-KVIK = "kvik"
-FLASH = (0, 1)
-OPENVINO = (("Q4_1", "PA"), ("Q4_1", "SDPA"), ("Q4_0", "PA"))
 START_PROMPT = "What is a cache?"
 START_TOKENS = 8
 START_CONTEXT = 1024
@@ -43,7 +40,7 @@ class Settings:
         prompt, new: tokens of the prefill, tokens of the decode.
         depth: tokens in the context before the informative decode; 0 leaves that out.
         repeat: repeats inside one measurement; their median counts.
-        model: the GGUF Kvik runs; the peers run the files that setup_peers.py made.
+        model: what Kvik runs, a GGUF or a folder; the peers run the files that setup_peers.py made.
     """
 
     peers: Peers
@@ -60,53 +57,12 @@ class Settings:
         """Kvik's packed files stay with the peers, so that a run leaves the user's model store alone."""
         return {"KVIK_HOME": str(self.peers.root / "kvik-home")}
 
-
-Job = Callable[[int], Measurement]
-
-
-def jobs(settings: Settings) -> dict[str, Job]:
-    """Every contender by name; a job takes the block's number. Names begin with what --only and --skip go by."""
-
-    def every(call: Callable[..., Measurement], *more: Any) -> Job:
-        return lambda block: call(settings, *more)
-
-    found = {"bandwidth": every(bandwidth), KVIK: every(kvik)}
-    found |= {f"llama.cpp {name} fa={flash}": every(llama_variant, name, flash) for name in VARIANTS for flash in FLASH}
-    found |= {f"openvino {name} {backend}": every(openvino, name, backend) for name, backend in OPENVINO}
-    found |= {
-        "transformers bf16": every(transformers),
-        "start kvik": every(start_kvik),
-        "start llama.cpp": every(start_llama),
-        "foreign kvik": lambda block: foreign(settings, block, lambda: decode_kvik(settings)),
-        "foreign llama.cpp": lambda block: foreign(settings, block, lambda: decode_llama(settings)),
-    }
-    if settings.depth:
-        found["depth kvik"] = every(decode_kvik, settings.depth)
-        found |= {f"depth llama.cpp Q4_1 fa={flash}": every(decode_llama, settings.depth, flash) for flash in FLASH}
-    return found
-
-
-def check(settings: Settings, names: list[str]) -> None:
-    """Refuse at once, in one line, what cannot be measured for want of a peer."""
-    peers = settings.peers
-    for name in names:
-        engine = name.removeprefix("start ").removeprefix("foreign ").removeprefix("depth ")
-        if engine == "bandwidth":
-            peers.bandwidth()
-        elif engine.startswith("llama.cpp"):
-            peers.llama("llama-bench")
-            peers.variant(engine.split(" ")[1] if " " in engine else "Q4_1")
-        elif engine.startswith("openvino"):
-            peers.python("openvino")
-            peers.variant(engine.split(" ")[1])
-        elif engine.startswith("transformers"):
-            peers.python("transformers")
-            peers.dequantized()
-        else:
-            if not settings.kvik_python.exists():
-                raise BenchError(f"{settings.kvik_python} is missing: build Kvik or name its Python with --kvik-python")
-            if not settings.model.exists():
-                raise BenchError(f"the model {settings.model} is missing")
+    def need_kvik(self) -> None:
+        """BenchError where Kvik or its model is missing."""
+        if not self.kvik_python.exists():
+            raise BenchError(f"{self.kvik_python} is missing: build Kvik or name its Python with --kvik-python")
+        if not self.model.exists():
+            raise BenchError(f"the model {self.model} is missing")
 
 
 def last_json(done: Finished, program: str) -> Any:
@@ -189,10 +145,6 @@ def llama(settings: Settings, model: Path, flash: int) -> Measurement:
     for test in tests:
         figures["prefill" if test["n_prompt"] else "decode"] = middle(test["samples_ts"])
     return Measurement(figures, tests)
-
-
-def llama_variant(settings: Settings, variant: str, flash: int) -> Measurement:
-    return llama(settings, settings.peers.variant(variant), flash)
 
 
 def decode_llama(settings: Settings, depth: int = 0, flash: int = 0) -> Measurement:

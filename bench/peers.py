@@ -49,6 +49,14 @@ class Peers:
         """The folder of transformers with the dequantized weights."""
         return self.need(self.root / "models" / "dequantized" / "config.json", "transformers").parent
 
+    def bf16_folder(self) -> Path:
+        """The same weights in bf16, as a folder of safetensors with its tokenizer."""
+        return self.need(self.root / "models" / f"{DEFAULT_MODEL}-bf16" / "config.json", "transformers").parent
+
+    def q4_k_m(self) -> Path:
+        """A random-weight model of 1B in Q4_K_M."""
+        return self.need(self.root / "models" / "random-1b.Q4_K_M.gguf", "q4_k_m")
+
     def sized(self, size: str) -> Path:
         """A random-weight model, one of SIZES."""
         return self.need(self.root / "models" / f"random-{size.lower()}.Q4_1.gguf", "sizes")

@@ -1,14 +1,15 @@
-"""Writes a random-weight model of Llama shape in Q4_1: speed depends on the shape and the bytes, not on the weights.
+"""Writes a random-weight model of Llama shape: speed depends on the shape and the bytes, not on the weights.
 
-python bench/random_gguf.py SOURCE.gguf SIZE OUT.gguf      the tokenizer comes from SOURCE, padded to the vocabulary
+python bench/random_gguf.py SOURCE.gguf SIZE Q4_1|F16 OUT.gguf      the tokenizer comes from SOURCE, padded
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,11 @@ def q4_1_tensor(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray
     return data.reshape(rows, columns // BLOCK * BLOCK_BYTES)
 
 
+def f16_tensor(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """A random matrix [rows, columns] float16; outputs of a row keep the scale of its inputs."""
+    return (rng.standard_normal((rows, columns), np.float32) * np.float32(columns**-0.5)).astype(np.float16)
+
+
 def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes (rows first) in file order; one dimension means a norm in F32."""
     h, q, kv = shape.hidden, shape.heads * shape.head_size, shape.kv_heads * shape.head_size
@@ -82,16 +88,22 @@ def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "output.weight", (shape.vocabulary, h)
 
 
-def write(source: Path, size: str, path: Path) -> None:
-    """Write the model of that size; one tensor at a time, and in place only once it is whole."""
+def write(source: Path, size: str, kind: str, path: Path) -> None:
+    """Write the model of that size and kind; one tensor at a time, and in place only once it is whole."""
     import gguf
 
-    shape = SHAPES[size]
-    fields = gguf.GGUFReader(source).fields
     fresh = path.with_suffix(".new")
     writer = gguf.GGUFWriter(fresh, "llama")
     writer.add_name(f"Kvik random {size}, seed {SEED}")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_1)
+    writer.add_file_type(getattr(gguf.LlamaFileType, f"MOSTLY_{kind}"))
+    add_sizes(writer, SHAPES[size])
+    add_tokenizer(writer, gguf.GGUFReader(source).fields, SHAPES[size].vocabulary)
+    add_weights(writer, kind, list(tensors(SHAPES[size])))
+    writer.close()
+    fresh.replace(path)
+
+
+def add_sizes(writer: Any, shape: Shape) -> None:
     writer.add_block_count(shape.layers)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
@@ -105,9 +117,12 @@ def write(source: Path, size: str, path: Path) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.vocabulary)
 
+
+def add_tokenizer(writer: Any, fields: Any, vocabulary: int) -> None:
+    """The tokenizer of another file's fields, padded."""
     words = list(fields["tokenizer.ggml.tokens"].contents())
     kinds = list(fields["tokenizer.ggml.token_type"].contents())
-    missing = shape.vocabulary - len(words)
+    missing = vocabulary - len(words)
     writer.add_tokenizer_model(fields["tokenizer.ggml.model"].contents())
     writer.add_tokenizer_pre(fields["tokenizer.ggml.pre"].contents())
     writer.add_token_list(words + [f"<|unused_{i}|>" for i in range(missing)])
@@ -118,10 +133,16 @@ def write(source: Path, size: str, path: Path) -> None:
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
 
-    layout = list(tensors(shape))
+
+def add_weights(writer: Any, kind: str, layout: list[tuple[str, tuple[int, ...]]]) -> None:
+    """Header, then tensor after tensor: none but the one being written is held."""
+    import gguf
+
     for name, dims in layout:
         if len(dims) == 1:
             writer.add_tensor_info(name, dims, np.dtype(np.float32), dims[0] * 4)
+        elif kind == "F16":
+            writer.add_tensor_info(name, dims, np.dtype(np.float16), dims[0] * dims[1] * 2)
         else:
             row_bytes = dims[1] // BLOCK * BLOCK_BYTES
             writer.add_tensor_info(
@@ -132,12 +153,14 @@ def write(source: Path, size: str, path: Path) -> None:
     writer.write_ti_data_to_file()
     for index, (_, dims) in enumerate(layout):
         rng = np.random.default_rng([SEED, index])
-        writer.write_tensor_data(np.ones(dims, np.float32) if len(dims) == 1 else q4_1_tensor(rng, *dims))
-    writer.close()
-    fresh.replace(path)
+        writer.write_tensor_data(np.ones(dims, np.float32) if len(dims) == 1 else KINDS[kind](rng, *dims))
 
+
+KINDS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {"Q4_1": q4_1_tensor, "F16": f16_tensor}
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4 or sys.argv[2] not in SHAPES:
-        sys.exit(f"usage: python bench/random_gguf.py SOURCE.gguf {{{','.join(SHAPES)}}} OUT.gguf")
-    write(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    if len(sys.argv) != 5 or sys.argv[2] not in SHAPES or sys.argv[3] not in KINDS:
+        sys.exit(
+            f"usage: python bench/random_gguf.py SOURCE.gguf {{{','.join(SHAPES)}}} {{{','.join(KINDS)}}} OUT.gguf"
+        )
+    write(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))

@@ -1,17 +1,12 @@
-"""From raw measurements to verdicts, tables and the plot."""
+"""The report of a run: verdicts, tables and the plot."""
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
+from bench import loading, same_file
 from bench.common import (
-    Interval,
     Target,
     Verdict,
     bootstrap_median,
@@ -22,55 +17,10 @@ from bench.common import (
     verdict,
     verdict_table,
 )
-from bench.model_bytes import ModelBytes
 from bench.quality import Quality, quality_table
+from bench.results import MB, Figures, Phase, Results, fastest
 
-KL_TOLERANCE = 1.1
 KL_CLOSE = 0.01
-MB = 1e6
-Phase = Literal["prefill", "decode"]
-Figures = Mapping[str, float]
-
-
-@dataclass
-class Results:
-    """Figures by job and block, and what surrounds them.
-
-    Attributes:
-        figures: job -> block -> name -> figure.
-        quality: contender of bench.quality -> its quality, or why there is none.
-        model: of the file Kvik ran; None where Kvik was not measured.
-        context: printed above the tables.
-        failures: job -> what went wrong, one line each.
-        kl_tolerance: a peer is of equal quality when its KL is at most this many times Kvik's.
-    """
-
-    figures: dict[str, dict[int, Figures]] = field(default_factory=dict)
-    quality: dict[str, Quality | str] = field(default_factory=dict)
-    model: ModelBytes | None = None
-    tokens: int = 0
-    context: dict[str, Any] = field(default_factory=dict)
-    failures: dict[str, list[str]] = field(default_factory=dict)
-    kl_tolerance: float = KL_TOLERANCE
-
-    def by_block(self, job: str, name: str) -> dict[int, float]:
-        return {block: found[name] for block, found in self.figures.get(job, {}).items() if name in found}
-
-    def interval(self, job: str, name: str) -> Interval | None:
-        values = list(self.by_block(job, name).values())
-        return bootstrap_median(values) if values else None
-
-    def median(self, job: str, name: str) -> float:
-        found = self.interval(job, name)
-        return found.median if found else 0.0
-
-    def engines(self) -> list[str]:
-        """Jobs that measured prefill or decode of the common work, Kvik first."""
-        plain = [job for job in self.figures if not job.startswith(("start ", "foreign ", "depth ", "bandwidth"))]
-        return sorted(plain, key=lambda job: (job != "kvik", job))
-
-    def ratios(self, phase: Phase, peer: str) -> list[float]:
-        return paired_ratios(self.by_block("kvik", phase), self.by_block(peer, phase))
 
 
 def quality_name(engine: str) -> str:
@@ -87,12 +37,6 @@ def equal_quality(results: Results, engine: str) -> bool | None:
     """None when either quality is not known."""
     ours, theirs = kl(results, "kvik"), kl(results, engine)
     return None if ours is None or theirs is None else theirs <= results.kl_tolerance * ours
-
-
-def fastest(results: Results, phase: Phase, engines: Iterable[str]) -> str | None:
-    """The engine with the highest median."""
-    found = [engine for engine in engines if results.by_block(engine, phase)]
-    return max(found, key=lambda engine: results.median(engine, phase), default=None)
 
 
 # --- verdicts
@@ -225,30 +169,20 @@ def report(results: Results) -> str:
         "# Kvik beside other engines", "\n".join(lines),
         "Figures are medians over the blocks with bootstrap 95 % intervals; ratios are taken block by block. A peer is "
         f"of equal quality when its KL to the dequantized weights is at most {results.kl_tolerance} times Kvik's.",
-        "## Targets", verdict_table(verdicts(results)),
+        "## Targets", verdict_table([*verdicts(results), *same_file.verdicts(results), *loading.verdicts(results)]),
         "## Speed", speed_table(results),
         "## Where it goes", other_tables(results),
     ]  # fmt: skip
+    if same_file.measured(results):
+        parts += ["## Other files", same_file.table(results)]
+    if loading.measured(results):
+        parts += ["## Loading", loading.table(results)]
     if results.quality:
         parts += ["## Quality", quality_table(results.quality)]
     if results.failures:
         rows = [[job, str(len(why)), why[-1].splitlines()[0]] for job, why in results.failures.items()]
         parts += ["## Failed", markdown_table(["contender", "times", "last reason"], rows)]
     return "\n\n".join(parts) + "\n"
-
-
-def machine() -> dict[str, Any]:
-    """What is worth knowing about the machine and the moment."""
-    model = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return {
-        "processor": f"{model}, {len(os.sched_getaffinity(0))} cores",
-        "system": f"{platform.system()} {platform.release()}",
-        "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
 
 
 # --- plot

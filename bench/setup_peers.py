@@ -45,8 +45,14 @@ PACKAGES: dict[str, list[str]] = {
     "openvino": ["openvino-genai==2026.4.1.0", "numpy"],
     "transformers": ["torch==2.13.0", "transformers==5.23.0", "gguf>=0.19", "numpy"],
 }
-NEEDS = {"models": ["llama.cpp"], "transformers": ["models"], "sizes": ["tools", "bandwidth", "models"]}
-DISK_BYTES = {"llama.cpp": 2 << 30, "models": 2 << 30, "openvino": 1 << 30, "transformers": 3 << 30, "sizes": 10 << 30}
+NEEDS = {
+    "models": ["llama.cpp"], "transformers": ["models"], "q4_k_m": ["tools", "models"],
+    "sizes": ["tools", "bandwidth", "models"],
+}  # fmt: skip
+DISK_BYTES = {
+    "llama.cpp": 2 << 30, "models": 2 << 30, "openvino": 1 << 30, "transformers": 3 << 30, "q4_k_m": 4 << 30,
+    "sizes": 10 << 30,
+}  # fmt: skip
 
 
 class Setup:
@@ -65,6 +71,7 @@ class Setup:
             "models": self.models,
             "openvino": lambda: self.environment("openvino"),
             "transformers": self.transformers,
+            "q4_k_m": self.q4_k_m,
             "sizes": self.sizes,
         }
 
@@ -178,18 +185,35 @@ class Setup:
         return Path(done.stdout.strip().splitlines()[-1])
 
     def transformers(self) -> str:
-        """transformers, and the dequantized weights as a folder it loads."""
+        """transformers, and the dequantized weights as folders it loads, in f32 and in bf16."""
         state = self.environment("transformers")
-        folder = self.root / "models" / "dequantized"
-        if (folder / "config.json").exists():
+        folders = [self.root / "models" / name for name in ("dequantized", f"{DEFAULT_MODEL}-bf16")]
+        if all((folder / "config.json").exists() for folder in folders):
             return state
-        fresh = folder.with_suffix(".new")
-        shutil.rmtree(fresh, ignore_errors=True)
+        fresh = [folder.with_suffix(".new") for folder in folders]
+        for folder in (*folders, *fresh):
+            shutil.rmtree(folder, ignore_errors=True)
         program = REPOSITORY / "bench" / "workers" / "dequantize.py"
         python = self.root / "transformers" / "bin" / "python"
-        self.command([python, program, self.peers.variant(VARIANTS[0]), fresh], "transformers")
-        fresh.replace(folder)
+        self.command([python, program, self.peers.variant(VARIANTS[0]), *fresh], "transformers")
+        for made, folder in zip(fresh, folders, strict=True):
+            made.replace(folder)
         return f"{state}, weights dequantized"
+
+    def q4_k_m(self) -> str:
+        """The random-weight model of 1B, by llama-quantize in Q4_K_M."""
+        path = self.root / "models" / "random-1b.Q4_K_M.gguf"
+        if path.exists():
+            return "there already"
+        whole, fresh = path.with_name("random-1b.F16.gguf"), path.with_suffix(".new")
+        try:
+            self.random_model("1B", "F16", whole)
+            quantize = self.peers.llama("llama-quantize")
+            self.command([quantize, whole, fresh, "Q4_K_M", str(self.jobs)], "q4_k_m")
+        finally:
+            whole.unlink(missing_ok=True)
+        fresh.replace(path)
+        return "made"
 
     def sizes(self) -> str:
         """Seeded random-weight models of 1B, 4B and 8B Llama shape in Q4_1, with the default model's tokenizer."""
@@ -198,19 +222,15 @@ class Setup:
             path = self.root / "models" / f"random-{size.lower()}.Q4_1.gguf"
             if path.exists():
                 continue
-            say(f"sizes: writing {path.name}")
-            self.command(
-                [
-                    self.peers.python("tools"),
-                    REPOSITORY / "bench" / "random_gguf.py",
-                    self.peers.variant(VARIANTS[0]),
-                    size,
-                    path,
-                ],
-                "sizes",
-            )
+            self.random_model(size, "Q4_1", path)
             made.append(size)
         return f"made {', '.join(made)}" if made else "there already"
+
+    def random_model(self, size: str, kind: str, path: Path) -> None:
+        say(f"writing {path.name}")
+        program = REPOSITORY / "bench" / "random_gguf.py"
+        source = self.peers.variant(VARIANTS[0])
+        self.command([self.peers.python("tools"), program, source, size, kind, path], "random")
 
 
 def with_needs(steps: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -225,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="setup_peers.py", description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=default_root(), help="folder for the peers [%(default)s]")
     parser.add_argument("--only", help="steps to do, with commas: tools, bandwidth, llama.cpp, models, openvino, "
-                        "transformers, sizes")  # fmt: skip
+                        "transformers, q4_k_m, sizes")  # fmt: skip
     parser.add_argument("--skip", help="steps to leave out [sizes, 8 GB, unless named in --only]")
     parser.add_argument("--gguf", type=Path, help="the default model's Q4_1 file [Kvik's model store]")
     parser.add_argument("--kvik-python", type=Path, default=default_kvik_python(), help="Python Kvik is installed in")

@@ -8,28 +8,29 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import BenchError, contenders
+from bench import BenchError, contenders, loading, same_file
 from bench.common import block_orders, run_child
+from bench.jobs import FLASH, Job, check, default_model
 from bench.model_bytes import model_bytes
 from bench.peers import REPOSITORY, Peers, chosen, default_kvik_python, default_root, run_command, say
 from bench.quality import WINDOWS, Quality, read_quality
-from bench.report import KL_TOLERANCE, Results, machine, plot, quality_name, report
+from bench.report import plot, quality_name, report
+from bench.results import ENGINES, KL_TOLERANCE, Results, machine
 
 BLOCKS = 10
 QUALITY = "quality"
-ENGINES = (contenders.KVIK, "llama.cpp", "openvino", "transformers")
-SHOWN = ("decode", "prefill", "gb_s", "first_s", "kept")
+SHOWN = ("decode", "prefill", "gb_s", "first_s", "kept", "pack_s", "weights_s", "read_s", "over_file_mb")
 
 
 class Run:
     """One run; every measurement is in the JSON file as soon as it is made."""
 
-    def __init__(self, jobs: Mapping[str, contenders.Job], seed: int, out: Path, results: Results) -> None:
+    def __init__(self, jobs: Mapping[str, Job], seed: int, out: Path, results: Results) -> None:
         self.jobs, self.seed, self.out, self.results = jobs, seed, out, results
         self.raw: list[dict[str, Any]] = []
 
@@ -58,7 +59,7 @@ class Run:
         load, started = os.getloadavg()[0], time.time()
         entry: dict[str, Any] = {"block": block, "job": name, "started": started, "load": load}
         try:
-            figures, entry["raw"] = self.jobs[name](block)
+            figures, entry["raw"] = self.jobs[name].measure(block)
         except BenchError as error:
             entry["failed"] = str(error)
             self.results.failures.setdefault(name, []).append(str(error))
@@ -72,11 +73,20 @@ class Run:
         self.save()
 
 
+def plan(settings: contenders.Settings) -> dict[str, Job]:
+    """Every job by name. Names begin with what --only and --skip go by."""
+    return {**default_model(settings), **same_file.same_file(settings), **loading.loading(settings)}
+
+
 def warm_up(settings: contenders.Settings, names: Sequence[str]) -> None:
     """A first start packs the weights and fills the page cache; it is not measured."""
-    if any(name.endswith(contenders.KVIK) for name in names):
+    others = {file.job: file for file in same_file.FILES}
+    if any(name.endswith("kvik") and name not in others for name in names):
         say("warm-up: kvik packs the model")
         contenders.start_kvik(settings)
+    for name in (name for name in names if name in others):
+        say(f"warm-up: kvik packs {others[name].name}")
+        contenders.start_kvik(replace(settings, model=others[name].ours(settings.peers)))
     if any("llama.cpp" in name for name in names):
         contenders.start_llama(settings)
 
@@ -87,7 +97,7 @@ def measure_quality(
     """bench.quality in a process of its own: it holds hundreds of megabytes."""
     wanted = {quality_name(name) for name in names if name.startswith(ENGINES)}
     if any(name.startswith("llama.cpp") for name in wanted):
-        wanted |= {f"llama.cpp F32 fa={flash}" for flash in contenders.FLASH}
+        wanted |= {f"llama.cpp F32 fa={flash}" for flash in FLASH}
     say("quality: logits of every engine on the same tokens, some minutes")
     run_child(
         [sys.executable, "-m", "bench.quality", "--root", settings.peers.root, "--kvik-python", settings.kvik_python,
@@ -103,7 +113,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--blocks", type=int, default=BLOCKS, help="blocks [%(default)s]; fewer only to try things")
     parser.add_argument("--repeat", type=int, default=3, help="repeats inside one measurement [%(default)s]")
     parser.add_argument("--only", help="contenders with commas, by their names or how these begin: kvik, llama.cpp, "
-                        "'llama.cpp Q4_1', openvino, transformers, bandwidth, start, foreign, quality")  # fmt: skip
+                        "'llama.cpp Q4_1', openvino, transformers, bandwidth, start, foreign, bf16, q4_k_m, load, quality")  # fmt: skip
     parser.add_argument("--skip", help="contenders to leave out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=512)
@@ -136,10 +146,11 @@ def settings_of(options: argparse.Namespace, peers: Peers) -> contenders.Setting
 
 def work(options: argparse.Namespace) -> int:
     settings = settings_of(options, Peers(options.root.expanduser().absolute()))
-    names = chosen([*contenders.jobs(settings), QUALITY], options.only, options.skip)
+    jobs = plan(settings)
+    names = chosen([*jobs, QUALITY], options.only, options.skip)
     with_quality = QUALITY in names
     names = [name for name in names if name != QUALITY]
-    contenders.check(settings, names)
+    check(jobs, names)
     for path in (options.plot, options.table):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,10 +162,11 @@ def work(options: argparse.Namespace) -> int:
         **machine(), "blocks": options.blocks, "repeats in a measurement": options.repeat, "seed": options.seed,
         "threads": options.threads, "prefill": f"{options.prompt_tokens} tokens",
         "decode": f"{options.new_tokens} tokens, from an empty context", "model": settings.model.name,
+        "other files": same_file.description(settings),
     }  # fmt: skip
-    if any(name.endswith("kvik") for name in names):
+    if "kvik" in names:
         results.model = model_bytes(settings.model)
-    run = Run(contenders.jobs(settings), settings.seed, out, results)
+    run = Run(jobs, settings.seed, out, results)
     warm_up(settings, names)
     if options.quality_from:
         results.quality = read_quality(options.quality_from)

@@ -380,6 +380,7 @@ NB_MODULE(_native, m) {
             const Times t = p.program->times();
             return std::make_tuple(t.matrices, t.attention, t.rest);
         })
+        .def_prop_ro("phases", [](const PyProgram& p) { return p.program->phases(); })
         .def_prop_ro("logits_width", [](const PyProgram& p) { return p.program->logits_width(); })
         .def_prop_ro("isa", [](const PyProgram& p) { return std::string(p.program->isa()); });
 }

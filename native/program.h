@@ -56,6 +56,7 @@ class Program {
 
     void run(const PassView& pass);  // checks every range; throws std::invalid_argument
     Times times() const { return times_; }
+    int32_t phases() const { return int32_t(phases_.size()); }  // of the last pass: how often its threads met
     int32_t logits_width() const { return logits_width_; }
     int32_t head_size() const { return head_size_; }
     const char* isa() const { return kernels_.name; }

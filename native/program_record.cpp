@@ -86,11 +86,15 @@ void Program::finish_linear(Node n) {
     check(n.in, n.rows == Rows::assigned ? n.experts.used : 1);
     uint32_t tiles = 0;
     size_t most = 1;
+    std::vector<int32_t> apart{n.in.input};  // threads write the outputs while others read the input
+    if (n.in.two()) apart.push_back(n.in.second);
     for (const Part& p : n.parts) {
         const Matrix m = n.matrix(p, 0);
         require(m.k == n.in.width, "matrix and input differ in width");
         if (n.rows != Rows::asked) {
             require(at(p.out).ld >= m.row_blocks() * kRows, "matrix taller than its output");
+            require(std::find(apart.begin(), apart.end(), p.out) == apart.end(), "input and outputs of a linear must lie apart");
+            apart.push_back(p.out);
             require(at(p.out).copies >= (n.of_experts() ? n.experts.used : 1), "output has too few rows");
         }
         most = std::max(most, m.row_block_bytes());

@@ -1,17 +1,20 @@
-"""Runs in the environment of transformers: saves a GGUF's weights, dequantized to float32, as a folder it loads.
+"""Runs in the environment of transformers: saves a GGUF's weights, dequantized, as folders of safetensors it loads.
 
-python dequantize.py IN.gguf OUT_FOLDER
+python dequantize.py IN.gguf F32_FOLDER BF16_FOLDER      the second one with tokenizer and chat template
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
 from gguf.quants import dequantize
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 NAMES = {
@@ -27,7 +30,34 @@ def halves(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def main(source: str, folder: str) -> None:
+def save_tokenizer(reader: gguf.GGUFReader, folder: Path) -> None:
+    """tokenizer.json and tokenizer_config.json of a GGUF whose words are split as SmolLM2's: single digits, byte level."""
+
+    def field(name: str) -> Any:
+        return reader.fields[f"tokenizer.{name}"].contents()
+
+    if (kind := (field("ggml.model"), field("ggml.pre"))) != ("gpt2", "smollm"):
+        raise SystemExit(f"no way to write a tokenizer of kind {kind}")
+    words: list[str] = field("ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in field("ggml.merges")]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = int(gguf.TokenType.CONTROL)
+    special = [word for word, kind in zip(words, field("ggml.token_type"), strict=True) if kind == control]
+    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in special])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False,
+        "bos_token": words[field("ggml.bos_token_id")], "eos_token": words[field("ggml.eos_token_id")],
+        "chat_template": field("chat_template"),
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+
+
+def main(source: str, f32_folder: str, bf16_folder: str) -> None:
     reader = gguf.GGUFReader(source)
 
     def field(name: str) -> Any:
@@ -68,7 +98,9 @@ def main(source: str, folder: str) -> None:
     )
     model = LlamaForCausalLM(config)
     model.load_state_dict(state, strict=True)
-    model.save_pretrained(folder)
+    model.save_pretrained(f32_folder)
+    model.to(torch.bfloat16).save_pretrained(bf16_folder)
+    save_tokenizer(reader, Path(bf16_folder))
 
 
 if __name__ == "__main__":

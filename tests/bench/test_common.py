@@ -32,7 +32,8 @@ from bench.model_bytes import ModelBytes, from_file
 from bench.peers import Peers, chosen
 from bench.quality import FIRST, ROWS, WINDOW, LlamaSaved, Quality, compare, divergence, log_softmax
 from bench.random_gguf import BLOCK, LEVELS_STD, SHAPES, q4_1_tensor, tensors
-from bench.report import Results, equal_quality, report, speed_table, verdicts
+from bench.report import equal_quality, report, speed_table, verdicts
+from bench.results import Results
 from bench.setup_peers import with_needs
 from kvik.weights.ggml_types import GGMLType, dequantize
 

@@ -19,18 +19,19 @@ from kvik.llm import ModelInfo
 from kvik.params import SamplingParams
 
 ANSWER = ["The", " sky", " is", " blue", ".\n", "Really", " blue", "!"]
-CONTEXT = 2048
+CONTEXT, VOCABULARY = 2048, 64
 
 
 class FakeTokenizer:
     """Words with the blank before them; ids in order of first sight."""
 
     special_ids = frozenset({0})
+    add_bos, bos_id = True, 0
 
     def __init__(self) -> None:
         self.words: list[bytes] = [b"<|end|>"]
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
         pieces = [piece.encode() for piece in re.findall(r"\s?\S+|\s", text)]
         return [self.id_of(piece) for piece in pieces]
 
@@ -63,7 +64,7 @@ class FakeLLM:
         self.engine = SimpleNamespace(layout=KVLayout("f16", 2, 1, 32), stats=EngineStats())
         self.info = ModelInfo(
             name="fake", path="/fake.gguf", family="llama", parameters=10, license=None, context_length=CONTEXT,
-            vocab_size=64, layouts={"int4": 96_000_000}, weights="auto", weights_bytes=96_400_000,
+            vocab_size=VOCABULARY, layouts={"int4": 96_000_000}, weights="auto", weights_bytes=96_400_000,
             matrix_bytes=1000, kv="f16",
             kv_bytes_per_token=256, kv_pool_bytes=1 << 20, executor="native", isa="portable", threads=2,
             load_seconds=0.01,
@@ -114,5 +115,12 @@ class FakeLLM:
         finally:
             self.closed += 1
 
-    def score(self, inputs: Sequence[Sequence[int]]) -> list[ScoreResult]:
-        return [ScoreResult(tuple(ids), np.full(len(ids) - 1, -2.0), None) for ids in inputs]
+    def score(self, inputs: Sequence[Sequence[int]], return_logits: bool = False) -> list[ScoreResult]:
+        """Every log-probability is -2. Logits give the better half of the vocabulary all there is, or, in other weights
+        than f32, three quarters of it."""
+        logits = None
+        if return_logits:
+            share = 1.0 if self.settings["weights"] == "f32" else 0.75
+            logits = np.full((len(inputs[0]), VOCABULARY), np.log(max(1e-30, 1 - share)), np.float32)
+            logits[:, : VOCABULARY // 2] = np.log(share)
+        return [ScoreResult(tuple(ids), np.full(len(ids) - 1, -2.0), logits) for ids in inputs]

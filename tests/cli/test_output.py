@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import sys
 import time
@@ -85,6 +86,20 @@ def test_bar_comes_when_the_wait_is_long(monkeypatch):
         now += 1
         progress("load", 5, 10)
     assert "Loading" in screen.getvalue()
+
+
+def test_bar_counts_what_it_is_told_to_count(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    now = time.monotonic()
+    monkeypatch.setattr(output.time, "monotonic", lambda: now)
+    with output.Progress(unit="tokens") as progress:
+        progress("compare", 0, 2048)
+        now += 1
+        progress("compare", 511, 2048)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "Comparing" in shown and "511/2048 tokens" in shown and "bytes" not in shown
 
 
 def test_ctrl_c_twice():

@@ -86,9 +86,19 @@ def test_bench(kvik):
 def test_packed_form_is_shown(kvik, default_model_gguf):
     kvik("run", "hi", "--max-tokens", "1")
     report = json.loads(kvik("models", "show", str(default_model_gguf), "--json").stdout)
-    assert report["chat_template"] is True and report["context_length"] == 8192
+    assert "user" in report["chat_template"]["roles"] and report["context_length"] == 8192
     (form,) = [form for form in report["packed"] if form["weights"] == "auto"]
     assert sum(form["layouts"].values()) < form["bytes"] < 1.1 * sum(form["layouts"].values())
+
+
+def test_quality_of_a_format(kvik, default_model_gguf):
+    done = kvik("models", "show", str(default_model_gguf), "--weights", "int4", "--quality", "--tokens", "96", "--json")
+    report = json.loads(done.stdout)
+    found = report["quality"]
+    assert found["base"] == "f32" and found["figures"]["tokens"] == 96
+    assert 0.005 < found["figures"]["kl_mean"] < 0.3 and 0.6 < found["figures"]["same_top"] < 1
+    assert {form["weights"] for form in report["packed"]} >= {"int4"}  # the f32 form made for it is gone
+    assert "f32" not in {form["weights"] for form in report["packed"]}
 
 
 def test_ctrl_c(default_model_gguf):

@@ -21,8 +21,8 @@ def own_store(tmp_path, monkeypatch):
     monkeypatch.setenv("KVIK_HOME", str(tmp_path / "store"))
 
 
-def write_model(path, *, head_size=16, merge="a b", **sampling):
-    """A model of one layer with random weights; sampling: its own generation defaults."""
+def write_model(path, *, head_size=16, merge="a b", more=(), **sampling):
+    """A model of one layer with random weights; more: tensors beside its own; sampling: its own generation defaults."""
     hidden, rows = 2 * head_size, np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(1)
@@ -49,7 +49,7 @@ def write_model(path, *, head_size=16, merge="a b", **sampling):
     }  # fmt: skip
     for name, shape in shapes.items():
         writer.add_tensor(name + ".weight", rows.standard_normal(shape).astype(np.float32))
-    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm", *more):
         writer.add_tensor(name + ".weight", np.ones(hidden, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -91,6 +91,15 @@ def test_a_refused_file_leaves_nothing_in_the_store(tmp_path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(kvik.DataError):
         kvik.LLM(path)
+    assert ModelStore().list() == []
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_q_norm", "blk.1.attn_norm", "token_embd_norm"])
+def test_tensors_that_would_be_ignored_are_refused(tmp_path, name) -> None:
+    path = write_model(tmp_path / "m.gguf", more=(name,))
+    with pytest.raises(kvik.DataError, match="has no place in a llama model of 1 layers") as caught:
+        kvik.LLM(path)
+    assert caught.value.tensor == f"{name}.weight" and caught.value.offset is not None
     assert ModelStore().list() == []
 
 

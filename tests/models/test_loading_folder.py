@@ -14,6 +14,7 @@ from models.hub_folder import CONFIG, HIDDEN, TOKENS, tensors, write_model, writ
 from weights.safetensors_files import entry, whole
 
 import kvik
+from kvik.models import llama
 from kvik.models.config import Piece, TensorSpec
 from kvik.models.loading import LoadedModel, load_model
 from kvik.models.tensors import base_of, wanted_tensors
@@ -72,6 +73,27 @@ def test_shards_and_dtypes(tmp_path: Path, dtype: str) -> None:
     assert many.source.nbytes == sum(p.stat().st_size for p in (tmp_path / "many").glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("shards", ["10KB", "1GB"])
+def test_what_transformers_saves(tmp_path: Path, shards: str) -> None:
+    """Their files, index and config.json as they write them."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    path = write_model(tmp_path / "m")
+    (path / "model.safetensors").unlink()
+    sizes = {key: CONFIG[key] for key in CONFIG if key not in ("architectures", "model_type", "rope_theta")}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).to(torch.bfloat16)
+    model.save_pretrained(path, max_shard_size=shards)
+    assert (len(list(path.glob("*.safetensors"))) > 1) == (shards == "10KB")
+    found, state = load(path), model.state_dict()
+    specs = {spec.name: spec.hf for spec in llama.tensors(found.config)}
+    assert specs.keys() == found.weights.tensors.keys()
+    for name, tensor in found.weights.tensors.items():
+        assert np.array_equal(tensor.floats(), state[specs[name]].float().numpy())
+    assert found.config.num_kv_heads == 2 and found.source.tensor_types["BF16"][1] == 2 * found.parameters
+
+
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_quantized_on_load(tmp_path: Path, weights: str) -> None:
     path = write_model(tmp_path / "m", dtype="BF16")
@@ -106,6 +128,8 @@ def test_names_of_a_definition_become_names_of_a_folder() -> None:
         WantedTensor("norm", (Part("norm.weight"),), (2,), offset=1.0),
         WantedTensor("head", (Part("lm_head.weight"),), (9, 4)),
     ]
+    assert wanted_tensors(specs, "a.transformer.")[3] == WantedTensor("head", (Part("a.lm_head.weight"),), (9, 4))
+    assert wanted_tensors(specs, "transformer.a.")[3] == WantedTensor("head", (Part("lm_head.weight"),), (9, 4))
     assert wanted_tensors(specs, None)[1:3] == [
         WantedTensor("q", (Part("blk.0.qkv.weight"),), (8, 4), 2, keep_f32=True),
         WantedTensor("norm", (Part("n", 1, 3),), (2,)),
@@ -305,7 +329,10 @@ Change = Callable[[dict[str, Any]], object]
         (lambda t: t.pop("model.embed_tokens.weight"), "is missing", "model.embed_tokens.weight"),
         (lambda t: t.update({"model.norm.weight": np.ones(5, np.float32)}), r"has shape \[5\]", "model.norm.weight"),
         (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.ones(5, np.float32)}),
-         "is not part of a llama model of this configuration", "model.layers.0.self_attn.q_proj.bias"),
+         "has no place in a llama model of 2 layers", "model.layers.0.self_attn.q_proj.bias"),
+        (lambda t: t.update({"model.layers.2.input_layernorm.weight": np.ones(5, np.float32)}),
+         "has no place in a llama model of 2 layers", "model.layers.2.input_layernorm.weight"),
+        (lambda t: t.update({"lm_head.bias": np.ones(5, np.float32)}), "has no place in a llama", "lm_head.bias"),
         (lambda t: t.update({"model.norm.weight": np.full(HIDDEN, np.nan, np.float32)}),
          "the weight of element 0 is nan", "model.norm.weight"),
     ],
@@ -326,7 +353,7 @@ def test_a_dtype_that_is_needed_and_not_read(tmp_path: Path) -> None:
     refused(path, "type F8_E4M3 is not supported; supported: F32, F16, BF16", "model.norm.weight")
 
 
-def test_buffers_of_old_files_and_tensors_outside_the_layers_do_not_matter(tmp_path: Path) -> None:
+def test_buffers_of_old_files_and_other_parts_of_a_larger_model_do_not_matter(tmp_path: Path) -> None:
     weights = tensors()
     expected = answer(write_model(tmp_path / "m", weights))
     more = {

@@ -8,18 +8,13 @@ import sys
 
 import numpy as np
 import pytest
-from native.tiny import config, executor, make_pass, weights
+from native.tiny import assert_invariant, config, definition, executor, make_pass, tokens, weights
 
 from kvik import _native
 from kvik.cache.layout import BLOCK_TOKENS
 from kvik.errors import ParameterError
-from kvik.models import llama
-from kvik.models.config import ModelConfig
-from kvik.ops import Rounding, fine_input
-from kvik.ops.torch_ops import TorchExecutor
 from kvik.weights.layouts import Layout, input_rounding
 
-ISAS = _native.isa_available()
 SHAPES = [
     {},
     {"tied_embeddings": True, "windows": (70, None, 24)},
@@ -27,10 +22,6 @@ SHAPES = [
     {"num_heads": 3, "num_kv_heads": 3, "head_size": 32, "intermediate_size": 100, "hidden_size": 50},
     {"num_heads": 2, "num_kv_heads": 1, "head_size": 256, "num_layers": 1},
 ]
-
-
-def tokens(c: ModelConfig, count: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, c.vocab_size, count).tolist()
 
 
 @pytest.mark.parametrize("kv", ["f32", "f16"])
@@ -42,12 +33,8 @@ def test_native_equals_the_definition(shape: dict[str, object], layout: Layout, 
     if kind == "int8" and c.hidden_size % 32:
         pytest.skip("the definition rounds activations in whole groups")
     made = weights(c, layout)
-    definition = TorchExecutor(
-        c, llama.forward, {n: t.floats() for n, t in made.items()}, kv=kv, num_blocks=64,
-        rounding={n: Rounding(kind, fine_input(n)) for n, t in made.items() if kind and not t.vector},
-    )  # fmt: skip
-    work = make_pass([(tokens(c, 150), 0, range(10, 20)), (tokens(c, 7, 1), 0, [3])])
-    want, got = definition.run(work), executor(c, made, kv=kv).run(work)
+    work = make_pass([(tokens(c.vocab_size, 150), 0, range(10, 20)), (tokens(c.vocab_size, 7, 1), 0, [3])])
+    want, got = definition(c, made, kv=kv).run(work), executor(c, made, kv=kv).run(work)
     # A rounding that falls on the other side of a half moves an int8 step; without integers only sums differ.
     bound = {("f32", False): 2e-5, ("f16", False): 2e-3}.get((kv, kind is not None), 3e-2)
     assert np.abs(got - want).max() <= bound * np.abs(want).max()
@@ -60,32 +47,13 @@ def test_native_equals_the_definition(shape: dict[str, object], layout: Layout, 
 def test_bits_are_invariant(shape: dict[str, object], layout: Layout) -> None:
     c = config(**shape)
     made = weights(c, layout)
-    ids, other = tokens(c, 200), tokens(c, 120, 5)
-    table, elsewhere = list(range(13)), list(range(40, 53))[::-1]
-    whole = executor(c, made).run(make_pass([(ids, 0, table)])).copy()
-    rng = np.random.default_rng(11)
-    for isa in ISAS:
-        for threads in (1, 3):
-            runner = executor(c, made, isa=isa, threads=threads)
-            rows, at, beside = [], 0, 0
-            while at < len(ids):  # in chunks, in other blocks, beside another sequence
-                count = min(int(rng.integers(1, 60)), len(ids) - at)
-                sequences = [(ids[at : at + count], at, elsewhere)]
-                guest = min(int(rng.integers(0, 30)), len(other) - beside)
-                if guest:
-                    sequences.insert(int(rng.integers(0, 2)), (other[beside : beside + guest], beside, range(8)))
-                    beside += guest
-                logits = runner.run(make_pass(sequences))
-                first = guest if guest and sequences[1][2] is elsewhere else 0
-                rows.append(logits[first : first + count].copy())
-                at += count
-            assert np.array_equal(np.concatenate(rows), whole), (isa, threads)
+    assert_invariant(lambda **how: executor(c, made, **how), c.vocab_size)
 
 
 def test_logits_only_where_asked() -> None:
     c = config()
     runner = executor(c, weights(c, Layout.INT8))
-    work = make_pass([(tokens(c, 20), 0, [0, 1]), (tokens(c, 9, 3), 0, [5])])
+    work = make_pass([(tokens(c.vocab_size, 20), 0, [0, 1]), (tokens(c.vocab_size, 9, 3), 0, [5])])
     every = runner.run(work).copy()
     some = np.array([4, 19, 28], np.int32)
     assert np.array_equal(runner.run(work._replace(logit_rows=some)), every[some])
@@ -145,6 +113,6 @@ def test_threads_the_system_does_not_give_are_an_error() -> None:
 def test_measured_times_cover_the_step() -> None:
     c = config()
     runner = executor(c, weights(c, Layout.F32))
-    runner.run(make_pass([(tokens(c, 100), 0, range(7))]))
+    runner.run(make_pass([(tokens(c.vocab_size, 100), 0, range(7))]))
     times = runner.times()
     assert times.matrices > 0 and times.attention > 0 and times.rest > 0

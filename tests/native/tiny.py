@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,12 @@ from weights.gguf_files import random_bytes
 from kvik import _native
 from kvik.cache.layout import kv_layout
 from kvik.cache.storage import allocate_cache
+from kvik.engine.executors import input_roundings
 from kvik.models import llama
 from kvik.models.config import ModelConfig, RopeConfig
-from kvik.ops import Pass
+from kvik.ops import Ops, Pass
 from kvik.ops.native_ops import NativeExecutor
+from kvik.ops.torch_ops import TorchExecutor
 from kvik.weights.ggml_types import GGMLType
 from kvik.weights.layouts import Layout
 from kvik.weights.packed import PackedTensor
@@ -63,21 +66,29 @@ def config(**changes: object) -> ModelConfig:
     return ModelConfig(**{**sizes, **changes})  # type: ignore[arg-type]
 
 
-def weights(c: ModelConfig, layout: Layout, seed: int = 0) -> dict[str, PackedTensor]:
+def random_tensors(
+    shapes: Mapping[str, tuple[int, ...]], layout: Layout, seed: int = 0, kept: Collection[str] = ()
+) -> dict[str, PackedTensor]:
+    """Vectors near 1 or, of biases, 0; matrices that keep the size of their inputs. kept: in f32 whatever the layout."""
     rng = np.random.default_rng(seed)
     made = {}
-    for spec in llama.tensors(c):
-        if len(spec.shape) == 1:
-            values = 1 + 0.1 * rng.standard_normal(spec.shape, dtype=np.float32)
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            values = 0.1 * rng.standard_normal(shape, dtype=np.float32) + (0 if name.endswith("bias") else 1)
         else:
-            values = rng.standard_normal(spec.shape, dtype=np.float32) * np.float32(1.5 / np.sqrt(spec.shape[1]))
-        made[spec.name] = pack(values, layout, spec.name)
+            values = rng.standard_normal(shape, dtype=np.float32) * np.float32(1.5 / np.sqrt(shape[1]))
+        made[name] = pack(values, Layout.F32 if name in kept else layout, name)
     return made
+
+
+def weights(c: ModelConfig, layout: Layout, seed: int = 0) -> dict[str, PackedTensor]:
+    return random_tensors({spec.name: spec.shape for spec in llama.tensors(c)}, layout, seed)
 
 
 def executor(
     c: ModelConfig,
     tensors: Mapping[str, PackedTensor],
+    forward: Callable[[Ops[Any], ModelConfig], None] = llama.forward,
     *,
     threads: int = 2,
     isa: str = "auto",
@@ -87,9 +98,23 @@ def executor(
 ) -> NativeExecutor:
     layout = kv_layout(c, kv)  # type: ignore[arg-type]
     return NativeExecutor(
-        c, llama.forward, tensors, pool=_native.Pool(threads),
+        c, forward, tensors, pool=_native.Pool(threads),
         kv=allocate_cache(num_blocks * layout.block_bytes), kv_format=kv, num_blocks=num_blocks, max_rows=max_rows, isa=isa,
     )  # fmt: skip
+
+
+def definition(
+    c: ModelConfig,
+    tensors: Mapping[str, PackedTensor],
+    forward: Callable[[Ops[Any], ModelConfig], None] = llama.forward,
+    *,
+    kv: str = "f16",
+    num_blocks: int = 64,
+) -> TorchExecutor[ModelConfig]:
+    """The same model on the executor that defines it."""
+    floats = {n: t.floats() for n, t in tensors.items()}
+    roundings = input_roundings(tensors)
+    return TorchExecutor(c, forward, floats, kv=kv, num_blocks=num_blocks, rounding=roundings)  # type: ignore[arg-type]
 
 
 def make_pass(sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]], every_row: bool = True) -> Pass:
@@ -105,3 +130,33 @@ def make_pass(sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]], eve
     places = np.array(slots, np.int32)
     i32 = lambda x: np.array(x, np.int32)  # noqa: E731
     return Pass(i32(tokens), places, places, i32(spans), i32(blocks), i32(block_spans), i32(rows))
+
+
+def tokens(vocab_size: int, count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()
+
+
+def assert_invariant(build: Callable[..., NativeExecutor], vocab_size: int, length: int = 200) -> None:
+    """The same bits in chunks, in other blocks, beside another sequence, with any threads and instruction set."""
+    ids, other = tokens(vocab_size, length), tokens(vocab_size, 120, 5)
+    table, elsewhere = list(range(13)), list(range(40, 53))[::-1]
+    whole = build().run(make_pass([(ids, 0, table)])).copy()
+    assert np.isfinite(whole).all()
+    rng = np.random.default_rng(11)
+    for isa in _native.isa_available():
+        for threads in (1, 3):
+            runner = build(isa=isa, threads=threads)
+            rows, at, beside = [], 0, 0
+            while at < len(ids):
+                # of every size that is planned differently: one or two rows, a few, many
+                count = min(int(rng.choice([1, 2, 3, 20, 60])), len(ids) - at)
+                sequences = [(ids[at : at + count], at, elsewhere)]
+                guest = min(int(rng.choice([0, 0, 1, 30])), len(other) - beside)
+                if guest:
+                    sequences.insert(int(rng.integers(0, 2)), (other[beside : beside + guest], beside, list(range(8))))
+                    beside += guest
+                logits = runner.run(make_pass(sequences))
+                first = guest if guest and sequences[1][2] is elsewhere else 0
+                rows.append(logits[first : first + count].copy())
+                at += count
+            assert np.array_equal(np.concatenate(rows), whole), (isa, threads)

@@ -141,6 +141,11 @@ def random_bytes(kind: GGMLType, shape: tuple[int, ...], rng: np.random.Generato
     return blocks.tobytes()
 
 
+def block_width(kind: GGMLType) -> int:
+    """The least width of a row, at least 32, that every type has whole blocks in."""
+    return max(32, TRAITS[kind].block_elements)
+
+
 def tensor(name: str, kind: GGMLType, shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
     return Tensor(name, kind, shape, random_bytes(kind, shape, rng))
 

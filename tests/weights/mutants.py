@@ -6,7 +6,24 @@ import random
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from weights.gguf_files import ARRAY, BOOL, F32, F64, I8, STRING, U8, U16, U32, U64, Array, Built, Key, build, tensor
+from weights.gguf_files import (
+    ARRAY,
+    BOOL,
+    F32,
+    F64,
+    I8,
+    STRING,
+    U8,
+    U16,
+    U32,
+    U64,
+    Array,
+    Built,
+    Key,
+    block_width,
+    build,
+    tensor,
+)
 
 from kvik.weights.ggml_types import SUPPORTED, GGMLType
 
@@ -16,7 +33,7 @@ _NUMBERS = (b"\x00\x7c", b"\x00\xfc", b"\x01\x7e", b"\xff\xff", b"\x00\x00\x80\x
 
 
 def seeds() -> list[Built]:
-    """Well-formed files of 300 to 1,500 bytes that between them use every part of the format."""
+    """Well-formed files of 300 to 2,200 bytes that between them use every part of the format."""
     rng = np.random.default_rng(1)
     name = Key("general.architecture", STRING, "llama")
     tokens = Key("tokenizer.ggml.tokens", ARRAY, Array(STRING, ["a", "bc", "é", "", "日本", "<|end|>"]))
@@ -24,7 +41,7 @@ def seeds() -> list[Built]:
     nested = Key("nested", ARRAY, Array(ARRAY, [Array(U8, [1, 2]), Array(STRING, ["x"]), Array(ARRAY, [])]))
     numbers = [Key("n.u16", U16, 7), Key("n.i8", I8, -3), Key("n.u64", U64, 2**40), Key("n.f64", F64, 0.25)]
     flags = [Key("flag", BOOL, 1), Key("flags", ARRAY, Array(BOOL, [0, 1, 1]))]
-    one_each = [tensor(f"blk.0.{kind.name}", kind, (2, 32), rng) for kind in sorted(SUPPORTED)]
+    one_each = [tensor(f"blk.0.{kind.name}", kind, (1, block_width(kind)), rng) for kind in sorted(SUPPORTED)]
     wide = [tensor("norm", GGMLType.F32, (5,), rng), tensor("cube", GGMLType.F16, (2, 3, 4), rng)]
     quantized = [tensor("w", GGMLType.Q4_1, (3, 64), rng), tensor("head", GGMLType.Q8_0, (2, 2, 32), rng)]
     return [

@@ -29,6 +29,7 @@ from weights.gguf_files import (
     Built,
     Key,
     Tensor,
+    block_width,
     build,
     tensor,
     write_with_package,
@@ -91,7 +92,7 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("alignment", [8, 32, 64, 4096])
 def test_tensors_where_they_were_put(tmp_path: Path, version: int, alignment: int) -> None:
-    tensors = [tensor(f"t{kind.name}", kind, (3, 32), RNG) for kind in sorted(SUPPORTED)]
+    tensors = [tensor(f"t{kind.name}", kind, (3, block_width(kind)), RNG) for kind in sorted(SUPPORTED)]
     tensors.append(tensor("four", GGMLType.F16, (2, 3, 4, 5), RNG))
     keys = [NAME, Key("general.alignment", U32, alignment)]
     built = build(keys, tensors, version=version, alignment=alignment)
@@ -110,7 +111,7 @@ def test_tensors_where_they_were_put(tmp_path: Path, version: int, alignment: in
 
 def test_reads_what_the_package_writes(tmp_path: Path) -> None:
     keys = {"a.text": "é", "a.int": -5, "a.float": 0.25, "a.flag": True, "a.list": ["x", "yy", ""], "a.ints": [1, 2, 3]}
-    tensors = [tensor(kind.name, kind, (4, 64), RNG) for kind in sorted(SUPPORTED)]
+    tensors = [tensor(kind.name, kind, (4, 2 * block_width(kind)), RNG) for kind in sorted(SUPPORTED)]
     path = tmp_path / "theirs.gguf"
     write_with_package(path, keys, tensors)
     with read_gguf(path) as file:
@@ -204,10 +205,10 @@ def test_missing_tensor(tmp_path: Path) -> None:
 
 
 def test_types_that_are_listed_but_not_read(tmp_path: Path) -> None:
-    file = read_gguf(write(tmp_path, build([NAME], [Tensor("k", GGMLType.Q4_K, (2, 256), bytes(288)), ONE])))
-    assert (file.tensors["k"].type, file.tensors["k"].nbytes) == (GGMLType.Q4_K, 288)
+    file = read_gguf(write(tmp_path, build([NAME], [Tensor("k", GGMLType.Q3_K, (2, 256), bytes(220)), ONE])))
+    assert (file.tensors["k"].type, file.tensors["k"].nbytes) == (GGMLType.Q3_K, 220)
     for ask in (file.data, file.dequantize, file.check_finite):
-        with pytest.raises(DataError, match="tensor 'k': type Q4_K is not supported; supported: F32") as caught:
+        with pytest.raises(DataError, match="tensor 'k': type Q3_K is not supported; supported: F32") as caught:
             ask("k")
         assert caught.value.offset == file.tensors["k"].offset
     assert file.dequantize("w")[1, 7] == 15.0

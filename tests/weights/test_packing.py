@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
-from weights.gguf_files import STRING, Key, Tensor, build, random_bytes, tensor
+from weights.gguf_files import STRING, Key, Tensor, block_width, build, random_bytes, tensor
 from weights.safetensors_files import write_folder
 
 from kvik.errors import DataError
@@ -17,8 +20,8 @@ from kvik.weights.ggml_types import SUPPORTED, TRAITS, GGMLType
 from kvik.weights.gguf import read_gguf
 from kvik.weights.layouts import Layout
 from kvik.weights.loader import load_packed, pack
-from kvik.weights.packed import PackedWeights, read_packed
-from kvik.weights.packing import Packer, Part, WantedTensor
+from kvik.weights.packed import PackedTensor, PackedWeights, read_packed
+from kvik.weights.packing import Packer, Part, WantedTensor, check_used_whole
 from kvik.weights.safetensors import read_safetensors
 from kvik.weights.tensor_file import TensorFile
 
@@ -110,7 +113,7 @@ def test_experts_are_stacked_by_rows(tmp_path: Path, rows: int, chunk: int) -> N
 
 @pytest.mark.parametrize("kind", sorted(SUPPORTED))
 def test_quantized_experts_and_permuted_heads(tmp_path: Path, kind: GGMLType) -> None:
-    width = 2 * max(32, TRAITS[kind].block_elements)
+    width = 2 * block_width(kind)
     file = gguf_of(tmp_path, tensor("e", kind, (3, 20, width), RNG), tensor("q", kind, (60, width), RNG))
     true = file.dequantize("e").reshape(60, width)
     for chunk in (1, 1 << 25):
@@ -133,13 +136,45 @@ def test_keep_f32_whatever_is_asked_for(tmp_path: Path) -> None:
         assert list(found.notes["largest_error"]) == (["w"] if weights == "int4" else [])
 
 
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[list[NDArray[np.float32]], list[Part]]:
+    """Matrices as a file has them, and parts that cover each of them, in any order."""
+    width, stored, parts = draw(st.integers(1, 40)), [], []
+    for i in range(draw(st.integers(1, 3))):
+        rows, transposed = draw(st.integers(1, 50)), draw(st.booleans())
+        values = np.random.default_rng(i).standard_normal((width, rows) if transposed else (rows, width))
+        stored.append(values.astype(np.float32))
+        cuts = sorted({0, rows, *draw(st.lists(st.integers(0, rows), max_size=3))})
+        parts += [Part(str(i), b, e, transposed) for b, e in pairwise(cuts)]
+    return stored, draw(st.permutations(parts))
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices(), st.sampled_from([1, 500, 3000, 1 << 25]), st.sampled_from(["F32", "F16"]))
+def test_any_pieces_against_numpy(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawn: tuple[list[NDArray[np.float32]], list[Part]],
+    chunk: int,
+    dtype: str,
+) -> None:
+    stored, parts = drawn
+    file = folder_of(tmp_path_factory.mktemp("m"), dtype, **{str(i): m for i, m in enumerate(stored)})
+    pieces = [file.dequantize(p.name) for p in parts]
+    true = np.concatenate([(m.T if p.transposed else m)[p.begin : p.end] for m, p in zip(pieces, parts, strict=True)])
+    packer = Packer(file, "auto", 2, chunk)
+    plan = packer.plan(WantedTensor("w", tuple(parts), true.shape))
+    check_used_whole([plan])
+    data = np.concatenate([c.data for c in packer.chunks(plan)])
+    assert np.array_equal(PackedTensor("w", plan.layout, *true.shape, False, data).floats(), true)
+
+
 # --- chunks
 
 
 @pytest.mark.parametrize("weights", ["auto", "f32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("kind", sorted(SUPPORTED))
 def test_the_bytes_do_not_depend_on_the_chunks(tmp_path: Path, kind: GGMLType, weights: str) -> None:
-    width = 2 * max(32, TRAITS[kind].block_elements)
+    width = 2 * block_width(kind)
     file = gguf_of(
         tmp_path, tensor("m", kind, (83, width), RNG), tensor("q", kind, (96, width), RNG), tensor("n", GGMLType.F32, (50,), RNG)
     )  # fmt: skip
@@ -280,18 +315,20 @@ def test_weights_outside_the_range_of_a_layout(tmp_path: Path) -> None:
 QUANTIZED = sorted(kind for kind in SUPPORTED if TRAITS[kind].block_elements > 1)
 
 
-@pytest.mark.parametrize("kind", [GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q8_0])
+@pytest.mark.parametrize("kind", QUANTIZED)
 @pytest.mark.parametrize("scale", [np.inf, -np.inf, np.nan])
 def test_scales_that_are_not_finite(tmp_path: Path, kind: GGMLType, scale: float) -> None:
-    raw = bytearray(random_bytes(kind, (40, 64), RNG))
-    block = TRAITS[kind].block_bytes
-    raw[61 * block : 61 * block + 2] = np.float16(scale).tobytes()
-    file = gguf_of(tmp_path, Tensor("q", kind, (40, 64), bytes(raw)))
+    elements, block = TRAITS[kind]
+    width = 2 * elements
+    raw = bytearray(random_bytes(kind, (40, width), RNG))
+    at = 61 * block + (208 if kind is GGMLType.Q6_K else 0)
+    raw[at : at + 2] = np.float16(scale).tobytes()
+    file = gguf_of(tmp_path, Tensor("q", kind, (40, width), bytes(raw)))
     for weights in ("auto", "f32", "int8"):
-        with pytest.raises(DataError, match=f"the scale of element {61 * 32} is {scale}") as caught:
-            packed(tmp_path, file, whole("q", (40, 64)), weights=weights, chunk=1)
+        with pytest.raises(DataError, match=f"the scale of element {61 * elements} is {scale}") as caught:
+            packed(tmp_path, file, whole("q", (40, width)), weights=weights, chunk=1)
         assert (caught.value.tensor, caught.value.path) == ("q", file.path)
-        assert caught.value.offset == file.tensors["q"].offset + 61 * block
+        assert caught.value.offset == file.tensors["q"].offset + at
 
 
 @pytest.mark.parametrize("weights", ["auto", "f32", "bf16", "int8", "int4"])

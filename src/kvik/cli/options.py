@@ -26,8 +26,10 @@ __all__ = [
     "Json",
     "ModelOptions",
     "Plain",
+    "Ref",
     "SamplingOptions",
     "System",
+    "WeightsOption",
     "add_group",
     "add_verb",
     "complete_models",
@@ -107,10 +109,30 @@ def complete_models(incomplete: str) -> list[str]:
     return [name for name in CATALOGUE if name.startswith(incomplete)]
 
 
+Ref = Annotated[
+    str,
+    typer.Argument(
+        metavar="REF",
+        show_default=False,
+        help="Catalogue name, .gguf file, folder or hub id.",
+        autocompletion=complete_models,
+    ),
+]
+
+
 def _option(name: str, help: str, panel: str, default: str | None = None, **more: Any) -> Any:
     names = (name,) if isinstance(name, str) else name
     shown: Any = default is None if default in (None, "") else default
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=shown, **more)
+
+
+WeightsOption = Annotated[
+    str,
+    _option(
+        "--weights", "Format of the weights: auto keeps what the file has, else f32, bf16, int8 or int4.",
+        MODEL_PANEL, metavar="FORMAT", autocompletion=_choices("auto", "f32", "bf16", "int8", "int4"),
+    ),
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +146,7 @@ class ModelOptions:
             help="Name of the catalogue (`kvik models list`), .gguf file, folder, or hub id.",
         ),
     ] = DEFAULT_MODEL  # fmt: skip
-    weights: Annotated[
-        str,
-        _option(
-            "--weights", "Format of the weights: auto keeps what the file has, else f32, bf16, int8 or int4.",
-            MODEL_PANEL, metavar="FORMAT", autocompletion=_choices("auto", "f32", "bf16", "int8", "int4"),
-        ),
-    ] = "auto"  # fmt: skip
+    weights: WeightsOption = "auto"
     kv: Annotated[
         str,
         _option(

@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
 
 __all__ = ["Interrupt", "Progress", "amount", "note", "plain", "print_json", "print_table", "quoted", "write"]
 
 _BAR_DELAY_SECONDS = 0.3  # what takes less needs no bar, and importing rich takes a tenth of a second
-_STAGES = {"download": "Downloading", "unpack": "Unpacking", "pack": "Packing weights", "load": "Loading"}
+_STAGES = {
+    "download": "Downloading",
+    "unpack": "Unpacking",
+    "pack": "Packing weights",
+    "load": "Loading",
+    "compare": "Comparing",
+}
 # Text of a model could steer the terminal (titles, cursor, colours): control characters become their pictures.
 _VISIBLE_CONTROLS = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
@@ -96,12 +102,13 @@ def quoted(token: bytes) -> str:
 
 
 class Progress:
-    """Bars for downloads, packing and loading on stderr, when it is a terminal and the wait is worth one.
+    """Bars for downloads, packing, loading and comparing on stderr, when it is a terminal and the wait is worth one.
 
-    Call it with a stage, units done and units in all.
+    Call it with a stage, units done and units in all. unit: "bytes", or what else is counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "bytes") -> None:
+        self._unit = unit
         self._wanted = sys.stderr.isatty()
         self._since: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
@@ -131,13 +138,20 @@ class Progress:
     def _open(self) -> Bars:
         if self._bars is None:
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
             from rich.progress import Progress as Bars
 
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                TimeRemainingColumn(),
-            )  # fmt: skip
+            amounts: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
+            if self._unit != "bytes":
+                amounts = (MofNCompleteColumn(), TextColumn(self._unit))
+            columns = TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn()
             self._bars = Bars(*columns, console=Console(stderr=True), transient=True)
             self._bars.start()
         return self._bars

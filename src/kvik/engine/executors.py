@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from kvik import _native
@@ -12,8 +13,9 @@ from kvik.models import MODELS
 from kvik.models.loading import LoadedModel
 from kvik.ops import Executor, Rounding, fine_input
 from kvik.weights.layouts import input_rounding
+from kvik.weights.packed import PackedTensor
 
-__all__ = ["EXECUTORS", "ExecutorName", "build_executor", "check_device"]
+__all__ = ["EXECUTORS", "ExecutorName", "build_executor", "check_device", "input_roundings"]
 
 ExecutorName = Literal["native", "torch"]
 EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
@@ -68,6 +70,12 @@ def _native_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, thr
         raise DataError(f'the native executor cannot run it: {error}; executor "torch" may', path=loaded.path) from None
 
 
+def input_roundings(tensors: Mapping[str, PackedTensor]) -> dict[str, Rounding]:
+    """How the linears of these weights round their inputs, by name; those that do not are left out."""
+    kinds = {name: input_rounding(t.layout) for name, t in tensors.items() if not t.vector}
+    return {name: Rounding(kind, fine_input(name)) for name, kind in kinds.items() if kind is not None}
+
+
 def _torch_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, threads: int, device: str) -> Executor:
     try:
         import torch
@@ -80,9 +88,8 @@ def _torch_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, thre
     if device == "cpu":
         torch.set_num_threads(threads)
     tensors = loaded.weights.tensors
-    kinds = {n: input_rounding(t.layout) for n, t in tensors.items() if not t.vector}
     return TorchExecutor(
         loaded.config, MODELS[loaded.config.family].forward, {n: t.floats() for n, t in tensors.items()},
-        rounding={n: Rounding(kind, fine_input(n)) for n, kind in kinds.items() if kind is not None},
+        rounding=input_roundings(tensors),
         kv=layout.format, num_blocks=num_blocks, device=device,
     )  # fmt: skip

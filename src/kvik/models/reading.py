@@ -13,7 +13,7 @@ from kvik.models import MODELS
 from kvik.models.config import ModelConfig
 from kvik.models.gguf_config import config_from_gguf
 from kvik.models.hf_config import config_from_hf
-from kvik.models.tensors import SourceFacts, SourceKind, base_of, refuse_unused, source_kind, wanted_tensors
+from kvik.models.tensors import SourceFacts, SourceKind, base_of, refuse_unused, source_kind
 from kvik.params import SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.files import open_regular
@@ -74,7 +74,7 @@ def _describe_gguf(path: Path) -> Described:
         except DataError as error:  # knows the key, not the file
             raise DataError(str(error), path=path) from None
         _check_vocabulary(tokenizer, config, path)
-        refuse_unused(file, wanted_tensors(MODELS[config.family].tensors(config), None), config)
+        refuse_unused(file, MODELS[config.family].tensors(config), config, None)
         name, licence = file.metadata.get("general.name"), file.metadata.get("general.license")
         return Described(
             name if isinstance(name, str) and name else model_name(path),
@@ -99,7 +99,7 @@ def _describe_folder(folder: Path) -> Described:
     licence = _readme_licence(folder / "README.md") or plain.get("license")
     with read_safetensors(folder) as file:
         base = base_of(file.tensors, specs, folder)
-        refuse_unused(file, wanted_tensors(specs, base), config)
+        refuse_unused(file, specs, config, base)
         facts = _facts(file, str(plain["architectures"][0]), "safetensors")
     return Described(
         model_name(folder), licence if isinstance(licence, str) else None,

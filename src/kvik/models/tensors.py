@@ -17,9 +17,9 @@ __all__ = ["SourceFacts", "SourceKind", "base_of", "open_source", "refuse_unused
 
 SourceKind = Literal["gguf", "safetensors"]
 
-# What a layer may hold beside its weights: buffers that old files keep and definitions compute themselves.
-_BUFFERS = re.compile(r"rotary_emb\.inv_freq|attn\.(masked_)?bias|attn_rot_embd\.weight|rope_freqs\.weight")
-_LAYER = re.compile(r".*?\.\d+\.")
+# Buffers that old files keep and definitions compute themselves.
+_BUFFERS = re.compile(r".*\.\d+\.(self_attn\.rotary_emb\.inv_freq|attn\.(masked_)?bias|attn_rot_embd\.weight)")
+_HEAD = "lm_head."
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,17 @@ def wanted_tensors(specs: Iterable[TensorSpec], base: str | None) -> list[Wanted
 
     The rule for names of a folder: what stands before the embedding's own name in the files stands there in place of
     what the definition has before it, in every name that begins so. Checkpoints of a bare model lack the prefix
-    ("wte.weight" for "transformer.wte.weight"), those of a larger one have more of it.
+    ("wte.weight" for "transformer.wte.weight"), those of a larger one have more of it. Where that is only more in front
+    ("language_model.model." for "model."), the other names, the head's, have the same in front.
     """
     specs = list(specs)
     if base is None:
         return [WantedTensor(s.name, _parts(s.gguf), s.shape, s.permuted_heads, keep_f32=s.keep_f32) for s in specs]
     own, _ = _embedding_name(specs)
+    outer = _outer(base, own)
 
     def renamed(part: Part) -> Part:
-        return part._replace(name=base + part.name[len(own) :]) if part.name.startswith(own) else part
+        return part._replace(name=base + part.name[len(own) :] if part.name.startswith(own) else outer + part.name)
 
     return [
         WantedTensor(
@@ -92,7 +94,12 @@ def _embedding_name(specs: Sequence[TensorSpec]) -> tuple[str, str]:
     return base + dot, rest
 
 
+def _outer(base: str, own: str) -> str:
+    return base.removesuffix(own) if base.endswith("." + own) else ""
+
+
 def base_of(names: Iterable[str], specs: Sequence[TensorSpec], path: Path) -> str:
+    """What stands before the embedding's own name in a folder; DataError where there are several embeddings."""
     own, rest = _embedding_name(specs)
     found = [n[: len(n) - len(rest)] for n in names if n == rest or n.endswith("." + rest)]
     if own in found or not found:  # with no embedding at all, packing names what is missing
@@ -102,18 +109,22 @@ def base_of(names: Iterable[str], specs: Sequence[TensorSpec], path: Path) -> st
     return found[0]
 
 
-def refuse_unused(file: TensorFile, wanted: Sequence[WantedTensor], config: ModelConfig) -> None:
-    """Refuse, not ignore, a tensor that others would compute with: inside a layer of the definition, or beside a tensor
-    of its ends (`output.bias` where `output.weight` is used), and named by neither.
+def refuse_unused(file: TensorFile, specs: Sequence[TensorSpec], config: ModelConfig, base: str | None) -> None:
+    """DataError for a tensor of the model that its definition does not name: a bias, a norm, a layer more.
+
+    The answers would be others than the model's. Left alone are buffers, the copy that a tied head is of the embedding
+    and, in a folder, what is outside the base: the other parts of a larger model (of a vision tower, say).
     """
-    used = {part.name for want in wanted for part in want.parts}
-    layers = {match.group() for match in map(_LAYER.match, used) if match}
-    modules = {name.rpartition(".")[0] for name in used}
+    used = {part.name for want in wanted_tensors(specs, base) for part in want.parts}
+    if config.rope is not None and config.rope.divisors is not None:
+        used.add("rope_freqs.weight")
+    inside: tuple[str, ...] = ("",)
+    if base is not None:
+        head = _outer(base, _embedding_name(specs)[0]) + _HEAD
+        inside = (base, head)
+        if config.tied_embeddings:
+            used.add(head + "weight")
     for name, tensor in file.tensors.items():
-        layer = _LAYER.match(name)
-        inside = layer is not None and layer.group() in layers
-        if name in used or not (inside or name.rpartition(".")[0] in modules):
-            continue
-        if not _BUFFERS.fullmatch(_LAYER.sub("", name, count=1).removeprefix("self_attn.")):
-            message = f"is not part of a {config.family} model of this configuration, and leaving it out would be wrong"
-            raise DataError(message, path=tensor.path, tensor=name, offset=tensor.offset)
+        if name not in used and name.startswith(inside) and not _BUFFERS.fullmatch(name):
+            what = f"has no place in a {config.family} model of {config.num_layers} layers, and would be ignored"
+            raise DataError(what, path=tensor.path, tensor=name, offset=tensor.offset)

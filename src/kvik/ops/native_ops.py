@@ -56,6 +56,11 @@ class NativeExecutor:
         """The instruction set in use."""
         return self._program.isa
 
+    @property
+    def phases(self) -> int:
+        """How often the threads met in the last pass."""
+        return self._program.phases
+
     def run(self, work: Pass) -> NDArray[np.float32]:
         rows = len(work.logit_rows)
         if rows > len(self._logits):

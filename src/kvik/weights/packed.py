@@ -99,7 +99,7 @@ class PackedWeights:
         return found
 
 
-def _size(layout: Layout, rows: int, columns: int, vector: bool) -> int:
+def packed_size(layout: Layout, rows: int, columns: int, vector: bool) -> int:
     return -(-columns // 32) * 128 if vector else packed_bytes(layout, rows, columns)
 
 
@@ -112,7 +112,7 @@ class PackedWriter:
 
     def plan(self, name: str, layout: Layout, rows: int, columns: int, vector: bool) -> None:
         """Reserve a tensor's place."""
-        size = _size(layout, rows, columns, vector)
+        size = packed_size(layout, rows, columns, vector)
         entry = {"name": name, "layout": int(layout), "rows": rows, "columns": columns, "vector": vector}
         self._entries.append(entry | {"offset": self._end})
         self._end += -(-size // ALIGNMENT) * ALIGNMENT
@@ -138,7 +138,7 @@ class PackedWriter:
         writing = _Behind()
         try:
             for e in self._entries:
-                left = _size(Layout(e["layout"]), e["rows"], e["columns"], e["vector"])
+                left = packed_size(Layout(e["layout"]), e["rows"], e["columns"], e["vector"])
                 padding = -left % ALIGNMENT
                 while left:
                     data = next(chunks, None)
@@ -241,7 +241,7 @@ def read_packed(path: Path, verify: bool = True, progress: Progress | None = Non
     tensors = {}
     for e in directory["tensors"]:
         layout, begin = Layout(e["layout"]), e["offset"]
-        data = whole[begin : begin + _size(layout, e["rows"], e["columns"], e["vector"])]
+        data = whole[begin : begin + packed_size(layout, e["rows"], e["columns"], e["vector"])]
         tensors[e["name"]] = PackedTensor(e["name"], layout, e["rows"], e["columns"], e["vector"], data)
     if verify:
         mapped.madvise(mmap.MADV_WILLNEED)

@@ -1,0 +1,66 @@
+"""How far one model's next-token distribution is from another's: pure functions of logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvik.errors import ParameterError
+
+__all__ = ["RowFigures", "compare_rows", "kl_divergence", "log_softmax"]
+
+Floats = NDArray[np.float64]
+
+_BLOCK_ELEMENTS = 1 << 21  # float64 working memory stays a few times 16 MB, whatever the vocabulary
+
+
+class RowFigures(NamedTuple):
+    """One entry a row. kl: KL(base || other) in nats; same_top: the best token is the same, ties to the lower id;
+    base_logprob, other_logprob: of the token that came."""
+
+    kl: Floats
+    same_top: NDArray[np.bool_]
+    base_logprob: Floats
+    other_logprob: Floats
+
+
+def log_softmax(logits: NDArray[np.floating]) -> Floats:
+    """Log-probabilities of logits [rows, V], in float64."""
+    shifted: Floats = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
+
+
+def kl_divergence(p: Floats, q: Floats) -> Floats:
+    """KL(p || q) = sum p (log p - log q) of each row, in nats (Kullback & Leibler 1951).
+
+    p, q: log-probabilities [rows, V]. A token p gives nothing adds nothing; one only p gives something makes infinity.
+    """
+    mass = np.exp(p)
+    gap = np.zeros_like(p)
+    np.subtract(p, q, out=gap, where=mass > 0)
+    found: Floats = (mass * gap).sum(axis=1)
+    return found
+
+
+def compare_rows(base: NDArray[np.floating], other: NDArray[np.floating], targets: NDArray[np.integer]) -> RowFigures:
+    """The figures of each row, from logits [rows, V] of both models and the tokens that came [rows].
+
+    Raises ParameterError where the shapes disagree, as those of two vocabularies do.
+    """
+    if base.shape != other.shape or base.ndim != 2 or targets.shape != base.shape[:1]:
+        raise ParameterError(
+            f"logits {list(base.shape)} and {list(other.shape)} with targets {list(targets.shape)} cannot be compared"
+        )
+    found = []
+    step = max(1, _BLOCK_ELEMENTS // base.shape[1])
+    for start in range(0, len(base), step):
+        part = slice(start, start + step)
+        p, q, wanted = log_softmax(base[part]), log_softmax(other[part]), targets[part]
+        rows = np.arange(len(wanted))
+        same = p.argmax(axis=1) == q.argmax(axis=1)
+        found.append(RowFigures(kl_divergence(p, q), same, p[rows, wanted], q[rows, wanted]))
+    return RowFigures(*(np.concatenate(column) for column in zip(*found, strict=True)))
