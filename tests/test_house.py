@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "kvik"
 
 FLOORS = [
     {"errors", "params"},
-    {"_native", "ops"},
+    {"_native", "files", "ops"},
     {"text", "weights", "cache", "decoding"},
     {"models", "planning"},
     {"engine", "speculation"},

@@ -369,7 +369,7 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"tokenizer.model alone is not read"):
             Tokenizer.from_hub(tmp_path)
         os.mkfifo(tmp_path / "tokenizer.json")
-        with pytest.raises(DataError, match="is not a file"):
+        with pytest.raises(DataError, match="is a FIFO, not a file"):
             Tokenizer.from_hub(tmp_path)
 
     def test_of_what_is_too_large(self, tmp_path: Path) -> None:

@@ -355,7 +355,7 @@ class TestSaved:
 
     def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(StorageError, match="cannot write the tokenizer"):
+        with pytest.raises(StorageError, match=r"cannot use .*file"):
             Tokenizer.from_gguf(byte_level()).save(tmp_path / "file")
 
     def test_cut_tables_are_refused(self) -> None:

@@ -23,9 +23,9 @@ import pytest
 from weights.gguf_files import STRING, Key, build, tensor
 
 from kvik.errors import DataError, KvikError, ParameterError, StorageError
+from kvik.files import file_lock
 from kvik.weights import fetch
 from kvik.weights.catalogue import CATALOGUE, CatalogueEntry, find
-from kvik.weights.files import file_lock
 from kvik.weights.ggml_types import GGMLType
 from kvik.weights.gguf import read_gguf
 from kvik.weights.sources import model_name
@@ -741,7 +741,7 @@ def test_atomic_write_checks_space_first(tmp_path: Path) -> None:
 
 def test_leftovers_of_killed_writers_go_and_files_being_written_stay(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from kvik.weights.files import atomic_write\n"
+        "import sys, time; from kvik.files import atomic_write\n"
         "with atomic_write(sys.argv[1]) as f:\n"
         "    f.write(b'half'); f.flush(); print('writing', flush=True); time.sleep(60)"
     )
@@ -761,7 +761,7 @@ def test_leftovers_of_killed_writers_go_and_files_being_written_stay(tmp_path: P
 
 def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from kvik.weights.files import file_lock\n"
+        "import sys, time; from pathlib import Path; from kvik.files import file_lock\n"
         "with file_lock(Path(sys.argv[1]), lambda: None): print('held', flush=True); time.sleep(60)"
     )
     lock = tmp_path / "a" / "lock"

@@ -191,7 +191,7 @@ class Conversation:
             raise ParameterError("/save needs the name of a file")
         from pathlib import Path
 
-        from kvik.weights.files import atomic_write
+        from kvik.files import atomic_write
 
         settings = {f.name: getattr(self.params, f.name) for f in fields(self.params)}
         kept = {"model": self.llm.info.name, "messages": self.messages, "params": settings}

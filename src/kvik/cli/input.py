@@ -17,7 +17,7 @@ def read_text(name: str) -> str:
     """The text of a file, or of standard input for "-". Raises DataError where there is none and for no UTF-8."""
     if name == "-":
         return decoded(sys.stdin.buffer.read() if sys.stdin is not None else b"", STDIN)
-    from kvik.weights.files import open_regular
+    from kvik.files import open_regular
 
     with open(open_regular(Path(name)), "rb") as file:
         return decoded(file.read(), name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvik.errors import DataError, ParameterError
+from kvik.files import open_regular
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig
 from kvik.models.gguf_config import config_from_gguf
@@ -16,7 +17,6 @@ from kvik.models.hf_config import config_from_hf
 from kvik.models.tensors import SourceFacts, SourceKind, base_of, refuse_unused, source_kind
 from kvik.params import SamplingParams
 from kvik.text.tokenizer import Tokenizer
-from kvik.weights.files import open_regular
 from kvik.weights.gguf import read_gguf
 from kvik.weights.json_text import read_json_object
 from kvik.weights.safetensors import read_safetensors

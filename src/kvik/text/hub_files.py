@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import stat
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kvik.errors import DataError
+from kvik.files import open_regular
 
 __all__ = ["Node", "read_json", "read_text"]
 
@@ -75,20 +76,18 @@ class Node:
 
 def read_text(path: Path, most: int) -> str | None:
     """A file of at most `most` bytes, or None where there is none. Raises DataError for what is no UTF-8 file."""
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # before opening: a FIFO would wait for a writer
-            raise DataError("is not a file", path=path)
-        if found.st_size > most:
-            raise DataError(f"has {found.st_size} bytes; at most {most} are read", path=path)
-        with path.open("rb") as file:
-            return file.read(most).decode()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", path=path) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8: {error.reason}", path=path, offset=error.start) from None
+    with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise DataError(f"has {size} bytes; at most {most} are read", path=path)
+        try:
+            return file.read(most).decode()
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", path=path) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"is not UTF-8: {error.reason}", path=path, offset=error.start) from None
 
 
 def read_json(path: Path, most: int) -> Node | None:

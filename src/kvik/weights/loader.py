@@ -95,7 +95,7 @@ def pack(
 
 def save_json(path: Path, value: Any) -> None:
     """Write a small JSON file atomically, with a checksum of what it says."""
-    from kvik.weights.files import atomic_write
+    from kvik.files import atomic_write
 
     with atomic_write(path) as file:
         file.write(json.dumps({"crc32": _json_checksum(value), "value": value}).encode())

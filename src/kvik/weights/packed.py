@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from kvik import _native
 from kvik.errors import DataError
+from kvik.files import atomic_write
 from kvik.weights.fetch import Progress
-from kvik.weights.files import atomic_write
 from kvik.weights.layouts import Layout, packed_bytes
 from kvik.weights.tensor_file import map_file
 

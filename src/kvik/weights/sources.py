@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from kvik.errors import DataError
-from kvik.weights.files import open_regular, storage_errors
+from kvik.files import open_regular, storage_errors
 
 __all__ = [
     "FOLDER_FILES", "INDEX", "SINGLE", "choose_model", "model_name", "only_model", "refuse_other_files", "source_key",

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 from kvik.errors import DataError, ParameterError, StorageError
+from kvik.files import atomic_write, file_lock, open_regular, require_space, storage_errors, tree_bytes
 from kvik.weights import fetch
 from kvik.weights.catalogue import CATALOGUE, CatalogueEntry, find, unknown_name
 from kvik.weights.fetch import Progress
-from kvik.weights.files import atomic_write, file_lock, open_regular, require_space, storage_errors, tree_bytes
 from kvik.weights.sources import INDEX, SINGLE, model_name, only_model, refuse_other_files, source_key
 
 __all__ = ["ModelFiles", "ModelStore", "StoredModel", "atomic_write", "default_root"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.errors import DataError
-from kvik.weights.files import open_regular
+from kvik.files import open_regular
 from kvik.weights.ggml_types import SUPPORTED, GGMLType, dequantize, first_nonfinite
 
 __all__ = ["Held", "StoredTensor", "TensorFile", "map_file"]
