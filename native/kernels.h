@@ -14,8 +14,9 @@ namespace kvik {
 // k + 16 share a byte of the first 256, low and high nibble; the bits above lie in planes behind: 5 bits one of 64 bytes,
 // bit k / 4 of byte 4 * lane + k % 4; 6 bits two (k < 16, k >= 16), two bits each.
 //   int4 … int8_min: the quants, 16 f16 scales, then (…_min) 16 f16 minimums.
-//   int4_k, int5_k:  the quants of 8 groups; for each 16 u8 scales, 16 u8 minimums; 16 f16 d, 16 f16 m:
-//                    scale = d * u8, minimum = -m * u8
+//   int4_k, int5_k:  the quants of 8 groups; for each 24 bytes of 6-bit steps s and t; 16 f16 d, 16 f16 m:
+//                    scale = d * s, minimum = -m * t. Byte i of the first 16 holds the low nibbles of row i's s and t,
+//                    byte i of the last 8 the upper bits s, t of row i, then of row i + 8
 //   int6_k:          the quants of 8 groups; for each 16 i8 scales of inputs 0-15, 16 of 16-31; 16 f16 d, 32 bytes of 0
 // weight = scale * (quant - offset) [+ minimum]; both are exact in f32.
 enum class Layout : int32_t {
@@ -38,10 +39,11 @@ constexpr bool has_minimum(Layout l) {
 constexpr int offset_of(Layout l) { return !is_integer(l) || has_minimum(l) ? 0 : 1 << (bits_of(l) - 1); }
 // bytes of one group's quants, and of one unit
 constexpr size_t quant_bytes(Layout l) { return size_t(kRows) * kGroup / 8 * size_t(bits_of(l)); }
+constexpr size_t step_bytes(Layout l) { return l == Layout::int6_k ? 32 : 24; }  // of one group of a K layout
 constexpr int unit_groups(Layout l) { return is_k(l) ? 8 : 1; }
 constexpr size_t unit_bytes(Layout l) {
     if (!is_integer(l)) return quant_bytes(l);
-    if (is_k(l)) return 8 * (quant_bytes(l) + 32) + 64;
+    if (is_k(l)) return 8 * (quant_bytes(l) + step_bytes(l)) + 64;
     return quant_bytes(l) + (has_minimum(l) ? 64 : 32);
 }
 

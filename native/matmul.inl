@@ -21,26 +21,27 @@ template <Layout L>
 static inline const uint8_t* quants_at(const uint8_t* w, int g) {
     return w + size_t(g / unit_groups(L)) * unit_bytes(L) + size_t(g % unit_groups(L)) * quant_bytes(L);
 }
-// Scales of 16 outputs in group g; int6_k has others for the second half of its inputs.
+// What a group's sums are multiplied by, and added for 16 outputs; int6_k has two scales, one for each 16 inputs.
+struct Scales {
+    F scale, second, minimum;
+};
 template <Layout L>
-static inline F scale_at(const uint8_t* w, int g, int half = 0) {
+static inline Scales scales_at(const uint8_t* w, int g) {
     if constexpr (is_k(L)) {
-        const uint8_t* scales = w + size_t(g / 8) * unit_bytes(L) + 8 * quant_bytes(L);
-        const F d = load_f16(reinterpret_cast<const uint16_t*>(scales + 256));
-        const uint8_t* own = scales + 32 * (g % 8) + 16 * half;
-        return mul(d, L == Layout::int6_k ? load_i8(reinterpret_cast<const int8_t*>(own)) : load_u8(own));
+        const uint8_t* steps = w + size_t(g / 8) * unit_bytes(L) + 8 * quant_bytes(L);
+        const uint16_t* d = reinterpret_cast<const uint16_t*>(steps + 8 * step_bytes(L));
+        const F scale = load_f16(d);
+        const uint8_t* own = steps + step_bytes(L) * size_t(g % 8);
+        if constexpr (L == Layout::int6_k) {
+            const int8_t* halves = reinterpret_cast<const int8_t*>(own);
+            return {mul(scale, load_i8(halves)), mul(scale, load_i8(halves + 16)), zero()};
+        } else {
+            const Steps s = load_steps(own);
+            return {mul(scale, s.scale), zero(), mul(sub(zero(), load_f16(d + 16)), s.minimum)};
+        }
     } else {
-        return load_f16(reinterpret_cast<const uint16_t*>(quants_at<L>(w, g) + quant_bytes(L)));
-    }
-}
-template <Layout L>
-static inline F minimum_at(const uint8_t* w, int g) {
-    if constexpr (is_k(L)) {
-        const uint8_t* scales = w + size_t(g / 8) * unit_bytes(L) + 8 * quant_bytes(L);
-        const F m = load_f16(reinterpret_cast<const uint16_t*>(scales + 288));
-        return mul(sub(zero(), m), load_u8(scales + 32 * (g % 8) + 16));
-    } else {
-        return load_f16(reinterpret_cast<const uint16_t*>(quants_at<L>(w, g) + quant_bytes(L) + 32));
+        const uint16_t* f16 = reinterpret_cast<const uint16_t*>(quants_at<L>(w, g) + quant_bytes(L));
+        return {load_f16(f16), zero(), has_minimum(L) ? load_f16(f16 + 16) : zero()};
     }
 }
 
@@ -69,9 +70,8 @@ static inline void tile_integer(const uint8_t* w, int groups, const Activations&
         if (ahead)
             for (size_t line = 0; line < unit_bytes(L) / unit_groups(L); line += 64) prefetch(quants + kAhead + line);
         const Group<bits_of(L)> group(quants);
-        const F s = scale_at<L>(w, g);
+        const Scales s = scales_at<L>(w, g);
         if constexpr (L == Layout::int6_k) {
-            const F second = scale_at<L>(w, g, 1);
             KVIK_UNROLL
             for (int m = 0; m < M; ++m) {
                 const size_t at = size_t(row + m) * a.ld + g * kGroup, i = size_t(row + m) * lg + g;
@@ -79,21 +79,20 @@ static inline void tile_integer(const uint8_t* w, int groups, const Activations&
                 const RowGroup low{a.q + at, Fine ? a.fine + at : nullptr, half, fine_half};
                 const RowGroup high{low.q, low.fine, a.isum[i] - half, Fine ? a.fine_isum[i] - fine_half : 0};
                 const F x = set1(a.scale[i]);
-                acc[m] = fma(mul(dot_of<offset, 0, 4, Fine>(group, low), x), s, acc[m]);
-                acc[m] = fma(mul(dot_of<offset, 4, 8, Fine>(group, high), x), second, acc[m]);
+                acc[m] = fma(mul(dot_of<offset, 0, 4, Fine>(group, low), x), s.scale, acc[m]);
+                acc[m] = fma(mul(dot_of<offset, 4, 8, Fine>(group, high), x), s.second, acc[m]);
             }
         } else {
             KVIK_UNROLL
             for (int m = 0; m < M; ++m) {
                 const size_t at = size_t(row + m) * a.ld + g * kGroup, i = size_t(row + m) * lg + g;
                 const RowGroup r{a.q + at, Fine ? a.fine + at : nullptr, a.isum[i], Fine ? a.fine_isum[i] : 0};
-                acc[m] = fma(mul(dot_of<offset, 0, 8, Fine>(group, r), set1(a.scale[i])), s, acc[m]);
+                acc[m] = fma(mul(dot_of<offset, 0, 8, Fine>(group, r), set1(a.scale[i])), s.scale, acc[m]);
             }
         }
         if constexpr (has_minimum(L)) {
-            const F low = minimum_at<L>(w, g);
             KVIK_UNROLL
-            for (int m = 0; m < M; ++m) acc[m] = fma(low, set1(a.sum[size_t(row + m) * lg + g]), acc[m]);
+            for (int m = 0; m < M; ++m) acc[m] = fma(s.minimum, set1(a.sum[size_t(row + m) * lg + g]), acc[m]);
         }
     }
     KVIK_UNROLL
@@ -314,13 +313,14 @@ static void embed(const Matrix& w, int32_t token, float* out) {
         float scales[2], low = 0.0f;
         if (is_k(l)) {
             const uint8_t* all = unit + 8 * quant_bytes(l);
-            const uint8_t* own = all + 32 * (g % 8);
-            const float d = half_to_float(half(all + 256 + 2 * lane));
+            const uint8_t *own = all + step_bytes(l) * size_t(g % 8), *ends = all + 8 * step_bytes(l);
+            const float d = half_to_float(half(ends + 2 * lane));
             if (l == Layout::int6_k) {
                 for (int i = 0; i < 2; ++i) scales[i] = d * float(int8_t(own[16 * i + lane]));
             } else {
-                scales[0] = scales[1] = d * float(own[lane]);
-                low = -half_to_float(half(all + 288 + 2 * lane)) * float(own[16 + lane]);
+                const int high = own[16 + lane % 8] >> 4 * (lane / 8);
+                scales[0] = scales[1] = d * float((own[lane] & 15) | (high & 3) << 4);
+                low = -half_to_float(half(ends + 32 + 2 * lane)) * float(own[lane] >> 4 | (high & 12) << 2);
             }
         } else {
             scales[0] = scales[1] = half_to_float(half(p + quant_bytes(l) + 2 * lane));

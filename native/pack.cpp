@@ -240,8 +240,15 @@ void write_group(Layout layout, const GroupOf32& g, int lane, uint8_t* unit, int
     }
     uint8_t* scales = unit + size_t(unit_groups(layout)) * quant_bytes(layout);
     if (is_k(layout)) {
-        for (int i = 0; i < 2; ++i) scales[32 * sub + 16 * i + lane] = g.steps[i];
-        scales += 256;
+        uint8_t* own = scales + step_bytes(layout) * size_t(sub);
+        if (layout == Layout::int6_k) {
+            own[lane] = g.steps[0];
+            own[16 + lane] = g.steps[1];
+        } else {
+            own[lane] = uint8_t((g.steps[0] & 15) | (g.steps[1] & 15) << 4);
+            own[16 + lane % 8] |= uint8_t((g.steps[0] >> 4 | g.steps[1] >> 4 << 2) << 4 * (lane / 8));
+        }
+        scales += 8 * step_bytes(layout);
     }
     write16(scales + 2 * lane, g.scale);
     if (has_minimum(layout)) write16(scales + 32 + 2 * lane, g.minimum);

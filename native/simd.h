@@ -90,6 +90,22 @@ struct FlushSubnormals {
     FlushSubnormals(const FlushSubnormals&) = delete;
 };
 
+#if defined(KVIK_AVX512) || defined(KVIK_AVX2)
+// 24 bytes of 6-bit steps (kernels.h) as two lists of 16 bytes.
+struct StepBytes {
+    __m128i scale, minimum;
+};
+static inline StepBytes step_bytes_at(const uint8_t* p) {
+    const __m128i nibble = _mm_set1_epi8(15), both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 16));
+    const __m128i high = _mm_and_si128(_mm_unpacklo_epi64(packed, _mm_srli_epi16(packed, 4)), nibble);
+    const __m128i scale = _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(3)), 4);
+    const __m128i minimum = _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(12)), 2);
+    return {_mm_or_si128(_mm_and_si128(both, nibble), scale),
+            _mm_or_si128(_mm_and_si128(_mm_srli_epi16(both, 4), nibble), minimum)};
+}
+#endif
+
 #if defined(KVIK_AVX512)
 
 struct F {
@@ -106,8 +122,12 @@ static inline void store_f16(uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-static inline F load_u8(const uint8_t* p) {
-    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+struct Steps {
+    F scale, minimum;
+};
+static inline Steps load_steps(const uint8_t* p) {
+    const StepBytes s = step_bytes_at(p);
+    return {{_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(s.scale))}, {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(s.minimum))}};
 }
 static inline F load_i8(const int8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
@@ -179,8 +199,15 @@ static inline void store_f16(uint16_t* p, F x) {
                      _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline __m128i load_8(const void* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
-static inline F load_u8(const uint8_t* p) {
-    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8(p))), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8(p + 8)))};
+struct Steps {
+    F scale, minimum;
+};
+static inline F widen_u8(__m128i x) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
+}
+static inline Steps load_steps(const uint8_t* p) {
+    const StepBytes s = step_bytes_at(p);
+    return {widen_u8(s.scale), widen_u8(s.minimum)};
 }
 static inline F load_i8(const int8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8(p))), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8(p + 8)))};
@@ -258,7 +285,19 @@ static inline F load_f16(const uint16_t* p) { KVIK_LANES(half_to_float(p[i])); }
 static inline void store_f16(uint16_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(a.v[i]);
 }
-static inline F load_u8(const uint8_t* p) { KVIK_LANES(float(p[i])); }
+// 24 bytes of 6-bit steps; see kernels.h.
+struct Steps {
+    F scale, minimum;
+};
+static inline Steps load_steps(const uint8_t* p) {
+    Steps s;
+    for (int i = 0; i < kLanes; ++i) {
+        const int high = p[16 + i % 8] >> 4 * (i / 8);
+        s.scale.v[i] = float((p[i] & 15) | (high & 3) << 4);
+        s.minimum.v[i] = float(p[i] >> 4 | (high & 12) << 2);
+    }
+    return s;
+}
 static inline F load_i8(const int8_t* p) { KVIK_LANES(float(p[i])); }
 // Two bf16 a lane.
 struct Pairs {

@@ -20,8 +20,8 @@ _ALIASES: dict[str, Weights] = {"fp32": "f32", "float32": "f32", "bfloat16": "bf
 
 class Layout(IntEnum):
     """Rows interleaved by 16. Integer layouts have groups of 32 inputs: int8, int5 and int4 a scale (8.5, 5.5 and 4.5 bits
-    a weight), with _MIN a scale and a minimum (9, 6 and 5 bits), all f16. _K have the structure of GGUF's K types (4.6,
-    5.6 and 6.6 bits)."""
+    a weight), with _MIN a scale and a minimum (9, 6 and 5 bits), all f16. _K have the structure of GGUF's K types (4.5,
+    5.5 and 6.6 bits)."""
 
     F32 = 0
     F16 = 1
