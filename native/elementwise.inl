@@ -93,9 +93,10 @@ static void add_bias(const float* bias, int32_t n, int32_t rows, float* out, int
 static void route(const float* scores, int32_t count, int32_t used, bool normalize, int32_t* experts, float* p) {
     alignas(64) float e[kMaxExperts];
     const int padded = (count + kLanes - 1) / kLanes * kLanes;
-    for (int i = 0; i < padded; ++i) e[i] = i < count ? scores[i] : -3.0e38f;
-    F top = load(e);
-    for (int i = kLanes; i < padded; i += kLanes) top = max(top, load(e + i));
+    constexpr float kNone = -3.0e38f;
+    for (int i = 0; i < padded; ++i) e[i] = i < count ? scores[i] : kNone;
+    F top = set1(kNone);
+    for (int i = 0; i < padded; i += kLanes) top = max(top, load(e + i));
     const F maximum = set1(reduce_max(top));
     F sum = zero();
     for (int i = 0; i < padded; i += kLanes) {

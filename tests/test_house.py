@@ -28,6 +28,7 @@ BASE = {"numpy", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "cli
 EXTRAS = {
     "ops/torch_cache.py": {"torch"},
     "ops/torch_ops.py": {"torch"},
+    "ops/torch_rounding.py": {"torch"},
     "engine/executors.py": {"torch"},
     "weights/fetch.py": {"huggingface_hub"},
     "cli/doctor.py": {"torch"},

@@ -130,3 +130,11 @@ def test_sizes_are_checked() -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             _native.pack(kind, data, n, k, heads, int(Layout.INT4), target, 2)
+
+
+def test_int4_keeps_tables_at_eight_bits_unless_the_file_has_four() -> None:
+    for kind in SUPPORTED:
+        layout = layout_for("int4", int(kind), "head")
+        four = kind in (GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q4_K)
+        assert layout is (layout_for("int4", int(kind)) if four else layout_for("int8", int(kind)))
+    assert layout_for("int4", int(GGMLType.BF16), "layers.0.q") is Layout.INT4_MIN

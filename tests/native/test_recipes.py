@@ -13,28 +13,33 @@ from kvik.weights.layouts import Layout
 from kvik.weights.packed import PackedTensor
 
 
-def compare(recipe: Recipe, weights: dict[str, PackedTensor], bound: float, kv: str = "f32") -> None:
+def compare(recipe: Recipe, weights: dict[str, PackedTensor], bound: float, kv: str = "f32", most: float = 1.0) -> None:
+    """Each row's largest error within the bound, relative to the largest logit; `most`: of how many of the rows."""
     native, torch = recipe.native(weights, kv=kv), recipe.torch(weights, kv=kv)
+    errors = []
     for length, start in ((150, 0), (1, 150), (2, 151), (7, 153)):  # planned as many rows, one, two, some
         ids = tokens(recipe.vocab, length, start)
         work = make_pass([(ids, start, range(10, 20)), (ids[:1], start // 50, [3])][: 1 + (length > 2)])
         want, got = torch.run(work), native.run(work)
-        assert np.isfinite(want).all()
-        assert np.abs(got - want).max() <= bound * np.abs(want).max(), (recipe, length)
+        assert np.isfinite(want).all() and np.isfinite(got).all()
+        errors.append(np.abs(got - want).max(1) / np.abs(want).max())
+    assert np.quantile(np.concatenate(errors), most) <= bound, recipe
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
 def test_native_equals_the_definition(recipe: Recipe) -> None:
     compare(recipe, recipe.weights(Layout.F32), 2e-5)
-    compare(recipe, recipe.weights(Layout.BF16, 1), 2e-3, "f16")
+    compare(recipe, recipe.weights(Layout.F16, 1), 2e-3, "f16")
 
 
+@pytest.mark.parametrize("layout", [Layout.BF16, Layout.INT8])
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if not (r.hidden | r.inner) % 32], ids=lambda r: r.name)
-def test_native_rounds_as_the_definition(recipe: Recipe) -> None:
-    compare(recipe, recipe.weights(Layout.INT8), 5e-2)
+def test_native_rounds_as_the_definition(recipe: Recipe, layout: Layout) -> None:
+    # A value that rounds the other way can make a row choose another expert.
+    compare(recipe, recipe.weights(layout), 5e-2, most=0.9 if recipe.network == "experts" else 1.0)
 
 
-@pytest.mark.parametrize("layout", [Layout.F32, Layout.INT4_MIN])
+@pytest.mark.parametrize("layout", [Layout.F32, Layout.BF16, Layout.INT4_MIN])
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
 def test_bits_are_invariant(recipe: Recipe, layout: Layout) -> None:
     weights = recipe.weights(layout)

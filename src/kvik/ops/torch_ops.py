@@ -61,9 +61,8 @@ class TorchOps:
     def layer_norm(self, x: Tensor, weight: str, bias: str, eps: float) -> Tensor:
         with self._timed("rest"):
             x = x - x.mean(-1, keepdim=True)
-            return (
-                x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * self._weights[weight] + self._weights[bias]
-            )
+            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+            return x * self._weights[weight] + self._weights[bias]
 
     def linear(self, x: Tensor, weight: str, bias: str | None = None) -> Tensor:
         with self._timed("matrices"):
@@ -84,9 +83,8 @@ class TorchOps:
         with self._timed("attention"):
             kv_heads, size = self._cache.keys.shape[-2:]
             q, k, v = (x.reshape(len(x), -1, size) for x in (q, k, v))  # [T, heads, D]
-            q = (q * (size**-0.5 if scale is None else scale)).reshape(
-                len(q), kv_heads, -1, size
-            )  # [T, H_kv, query heads per key head, D]
+            q = q * (size**-0.5 if scale is None else scale)
+            q = q.reshape(len(q), kv_heads, -1, size)  # [T, H_kv, query heads per key head, D]
             out = torch.empty_like(q)
             for rows, blocks in self._sequences:
                 slots = self._slots[rows]

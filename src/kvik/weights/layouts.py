@@ -38,6 +38,8 @@ class Layout(IntEnum):
 
 
 _Q4_0, _Q4_1, _Q5_1, _Q4_K = 2, 3, 7, 12
+_FOUR_BITS = (_Q4_0, _Q4_1, _Q4_K)
+_TABLES = ("embed", "head", "positions")
 _LOSSLESS = {
     ("int8", _Q4_1): Layout.INT8_MIN,
     ("int8", _Q5_1): Layout.INT8_MIN,
@@ -64,16 +66,20 @@ def input_rounding(layout: Layout) -> Literal["int8", "bf16"] | None:
     return "bf16" if layout is Layout.BF16 else None
 
 
-def layout_for(weights: Weights, source_type: int) -> Layout | None:
+def layout_for(weights: Weights, source_type: int, name: str = "") -> Layout | None:
     """Where a matrix of the GGUF type goes; None when the type cannot be read.
 
-    auto keeps what the file has, without loss. An integer type goes to a wider integer layout without loss too.
+    auto keeps what the file has, without loss. An integer type goes to a wider integer layout without loss too. int4
+    keeps tables (`name`: embed, head, positions) at int8, unless the file has them in 4 bits: at 4 they alone cause
+    most of the divergence (docs/performance.md).
     """
     exact = _native.exact_layout(source_type)
     if exact is None:
         return None
     if weights == "auto":
         return Layout(exact)
+    if weights == "int4" and name in _TABLES and source_type not in _FOUR_BITS:
+        weights = "int8"
     return _LOSSLESS.get((weights, source_type), _WANTED[weights])
 
 

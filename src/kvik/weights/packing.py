@@ -116,7 +116,7 @@ class Packer:
             if source.tensor.type != first.type:
                 what = f"has type {source.tensor.type.name}, {first.name!r} of the same matrix has {first.type.name}"
                 raise DataError(what, path=source.tensor.path, tensor=source.tensor.name, offset=source.tensor.offset)
-        layout = layout_for(self._weights, int(first.type))
+        layout = layout_for(self._weights, int(first.type), want.name)
         if layout is None:
             what = f"has type {first.type.name}, which cannot be read yet"
             raise DataError(what, path=first.path, tensor=first.name, offset=first.offset)

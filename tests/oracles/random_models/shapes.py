@@ -75,7 +75,7 @@ FAMILIES = (
     Shape("qwen2-late-windows", kind="qwen2", window=29, seed=23, more=QWEN_WINDOWS, in_gguf=False),
     Shape("qwen3", kind="qwen3", heads=3, kv_heads=1, head_size=64, hidden=96, tied=True, seed=24),
     Shape("qwen3-late-windows", kind="qwen3", window=40, seed=25, more=QWEN_WINDOWS, in_gguf=False),
-    Shape("gemma3", kind="gemma3", window=32, layers=7, tied=True, seed=26),
+    Shape("gemma3", kind="gemma3", window=32, layers=7, tied=True, seed=26, more={"query_pre_attn_scalar": 32}),
     Shape(
         "gemma3-linear", kind="gemma3", heads=3, kv_heads=1, head_size=64, hidden=96, layers=4, tied=True, window=27,
         rope=LINEAR, seed=27, more=GEMMA_WINDOWS,
