@@ -3,6 +3,7 @@ from any tool."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -121,14 +122,19 @@ CALLS: list[list[dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+@lru_cache(maxsize=1)
+def fast_tokenizer(reference: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=reference, bos_token="<|im_start|>", eos_token="<|im_end|>")
+
+
 def transformers_ids(reference: Any, template: str, messages: Any, tools: Any, generate: bool) -> list[int] | None:
     """None where the template refuses."""
     from jinja2.exceptions import TemplateError
-    from transformers import PreTrainedTokenizerFast
 
-    fast = PreTrainedTokenizerFast(tokenizer_object=reference, bos_token="<|im_start|>", eos_token="<|im_end|>")
     try:
-        ids: list[int] = fast.apply_chat_template(
+        ids: list[int] = fast_tokenizer(reference).apply_chat_template(
             messages, tools=tools, chat_template=template, add_generation_prompt=generate, return_dict=False
         )
     except TemplateError:
