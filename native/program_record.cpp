@@ -11,7 +11,11 @@ namespace kvik {
 
 namespace {
 
-constexpr size_t kTileBytes = 24 * 1024;  // of weights in one tile of a linear
+// Weights in one tile of a linear. A thread waits half a tile on average for the last one, and claiming a tile costs as
+// long as reading about kClaim bytes: the sum of both is least at the square root of their product with the whole.
+constexpr double kClaim = 1600;
+constexpr size_t kLeastTile = 16 * 1024, kMostTile = 512 * 1024;
+size_t tile_bytes(size_t all) { return std::clamp(size_t(std::sqrt(double(all) * kClaim)), kLeastTile, kMostTile); }
 
 int32_t padded(int32_t n) { return (n + kGroup - 1) / kGroup * kGroup; }
 
@@ -85,7 +89,7 @@ void Program::map(const RowOp& op, int32_t out) {
 void Program::finish_linear(Node n) {
     check(n.in, n.rows == Rows::assigned ? n.experts.used : 1);
     uint32_t tiles = 0;
-    size_t most = 1;
+    size_t most = 1, all = 0;
     std::vector<int32_t> apart{n.in.input};  // threads write the outputs while others read the input
     if (n.in.two()) apart.push_back(n.in.second);
     for (const Part& p : n.parts) {
@@ -98,9 +102,10 @@ void Program::finish_linear(Node n) {
             require(at(p.out).copies >= (n.of_experts() ? n.experts.used : 1), "output has too few rows");
         }
         most = std::max(most, m.row_block_bytes());
+        all += m.bytes();
         n.roundings.add(rounding_of(p));
     }
-    n.blocks_a_tile = int32_t(std::max<size_t>(1, kTileBytes / most));
+    n.blocks_a_tile = int32_t(std::max<size_t>(1, tile_bytes(all) / most));
     for (const Part& p : n.parts) {
         const int32_t blocks = n.matrix(p, 0).row_blocks();
         n.tile_ends.push_back(tiles += uint32_t((blocks + n.blocks_a_tile - 1) / n.blocks_a_tile));
