@@ -35,7 +35,8 @@ from bench.random_gguf import BLOCK, LEVELS_STD, SHAPES, q4_1_tensor, tensors
 from bench.report import equal_quality, report, speed_table, verdicts
 from bench.results import Results
 from bench.setup_peers import with_needs
-from kvik.weights.ggml_types import GGMLType, dequantize
+from kvik.weights.dequantize import dequantize
+from kvik.weights.ggml_types import GGMLType
 
 NAMES = ["kvik", "llama.cpp Q4_1 fa=0", "openvino", "transformers"]
 

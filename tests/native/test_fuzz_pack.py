@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvik.weights.ggml_types import SUPPORTED, TRAITS
+from kvik.weights.dequantize import SUPPORTED
+from kvik.weights.ggml_types import TRAITS
 from kvik.weights.layouts import Layout
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from weights.gguf_files import random_bytes
 
 from kvik import _native
-from kvik.weights.ggml_types import SUPPORTED, TRAITS, GGMLType, dequantize
+from kvik.weights.dequantize import SUPPORTED, dequantize
+from kvik.weights.ggml_types import TRAITS, GGMLType
 from kvik.weights.layouts import Layout, layout_for, parse_weights
 
 TYPES = sorted(SUPPORTED)

@@ -25,7 +25,8 @@ from weights.gguf_files import (
     tensor,
 )
 
-from kvik.weights.ggml_types import SUPPORTED, GGMLType
+from kvik.weights.dequantize import SUPPORTED
+from kvik.weights.ggml_types import GGMLType
 
 _EXTREMES = (0, 1, 2, 3, 7, 31, 32, 33, 255, 2**15, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40)
 _EXTREMES += (2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1)

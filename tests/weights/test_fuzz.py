@@ -17,7 +17,7 @@ from weights.gguf_files import ARRAY, STRING, U8, Array, Key, build
 from weights.mutants import mutants, seeds
 
 from kvik.errors import DataError
-from kvik.weights.ggml_types import SUPPORTED
+from kvik.weights.dequantize import SUPPORTED
 from kvik.weights.gguf import read_gguf
 
 COUNT = 10_000

@@ -6,7 +6,8 @@ import pytest
 from weights.gguf_files import random_bytes
 
 from kvik.errors import DataError
-from kvik.weights.ggml_types import SUPPORTED, TRAITS, GGMLType, dequantize, first_nonfinite, tensor_bytes
+from kvik.weights.dequantize import SUPPORTED, dequantize, first_nonfinite
+from kvik.weights.ggml_types import TRAITS, GGMLType, tensor_bytes
 
 QUANTIZED = sorted(kind for kind in SUPPORTED if TRAITS[kind].block_elements > 1)
 

@@ -36,7 +36,8 @@ from weights.gguf_files import (
 )
 
 from kvik.errors import DataError
-from kvik.weights.ggml_types import SUPPORTED, GGMLType
+from kvik.weights.dequantize import SUPPORTED
+from kvik.weights.ggml_types import GGMLType
 from kvik.weights.gguf import GGUFFile, read_gguf
 
 RNG = np.random.default_rng(11)

@@ -16,7 +16,8 @@ from weights.gguf_files import STRING, Key, Tensor, block_width, build, random_b
 from weights.safetensors_files import write_folder
 
 from kvik.errors import DataError
-from kvik.weights.ggml_types import SUPPORTED, TRAITS, GGMLType
+from kvik.weights.dequantize import SUPPORTED
+from kvik.weights.ggml_types import TRAITS, GGMLType
 from kvik.weights.gguf import read_gguf
 from kvik.weights.layouts import Layout
 from kvik.weights.loader import load_packed, pack

@@ -16,7 +16,7 @@ from kvik.models.reading import MAX_JSON_BYTES, Described, describe
 from kvik.models.tensors import open_source, wanted_tensors
 from kvik.text.chat_template import ChatTemplate
 from kvik.text.tokenizer import Tokenizer
-from kvik.weights.ggml_types import SUPPORTED
+from kvik.weights.dequantize import SUPPORTED
 from kvik.weights.gguf import GGUFFile
 from kvik.weights.json_text import read_json_object
 from kvik.weights.layouts import Layout, Weights, layout_for

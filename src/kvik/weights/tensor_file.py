@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from kvik.errors import DataError
 from kvik.files import open_regular
-from kvik.weights.ggml_types import SUPPORTED, GGMLType, dequantize, first_nonfinite
+from kvik.weights.dequantize import SUPPORTED, dequantize, first_nonfinite
+from kvik.weights.ggml_types import GGMLType
 
 __all__ = ["Held", "StoredTensor", "TensorFile", "map_file"]
 
