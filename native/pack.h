@@ -5,22 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels.h"
+#include "ggml_blocks.h"
 
 namespace kvik {
-
-// Tensor types as GGUF numbers them.
-enum class Source : int32_t {
-    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30
-};
-// elements and bytes of a block; {0, 0} for a type this build cannot read
-struct SourceBlock {
-    int32_t elements, bytes;
-};
-SourceBlock source_block(Source type);
-
-// The layout that holds the type without loss.
-Layout exact_layout(Source type);
 
 struct PackResult {
     int64_t bad_row = -1;    // first row with a NaN or infinite weight or scale (in the result's order), or -1

@@ -58,7 +58,7 @@ def test_no_read_or_write_leaves_its_buffer(tmp_path: Path) -> None:
     subprocess.run(
         ["g++", "-std=c++20", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
          "-I", str(NATIVE), "-o", str(program), str(Path(__file__).with_name("fuzz_pack.cpp")),
-         str(NATIVE / "pack.cpp"), "-pthread"],
+         str(NATIVE / "pack.cpp"), str(NATIVE / "ggml_blocks.cpp"), "-pthread"],
         check=True,
     )  # fmt: skip
     rng = np.random.default_rng(20)
