@@ -329,6 +329,8 @@ static void embed(const Matrix& w, int32_t token, float* out) {
         for (int k = 0; k < kGroup; ++k)
             out[k] = __builtin_fmaf(scales[k / 16], float(quant_of(bits_of(l), p, lane, k) - offset_of(l)), low);
     }
+    // A group with a minimum has no exact 0 for the inputs that fill it up.
+    for (int k = w.k; k < w.groups() * kGroup; ++k) out[k - w.groups() * kGroup] = 0.0f;
 }
 
 }  // namespace KVIK_NS

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kvik.ops import Rounding
 
-__all__ = ["INT8_GROUP", "round_input", "round_to_bf16", "round_to_int8"]
+__all__ = ["round_input", "round_to_bf16", "round_to_int8"]
 
 INT8_GROUP = 32
 NOISE = 1e-30
@@ -23,16 +23,17 @@ def round_to_int8(x: Tensor, *, fine: bool = False) -> Tensor:
 
     scale = max|x| / 127; the integers, x * (127 / max|x|) rounded half to even, lie in [-127, 127]; a group whose
     maximum is at most 1e-30 becomes zero. fine: a second integer in [-127, 127] counts 256ths of the scale that the
-    first leaves.
+    first leaves. The last group is as short as K leaves it.
     """
-    grouped = x.reshape(*x.shape[:-1], -1, INT8_GROUP)
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % INT8_GROUP))
+    grouped = padded.reshape(*x.shape[:-1], -1, INT8_GROUP)
     largest = grouped.abs().amax(-1, keepdim=True)
     scaled = grouped * torch.where(largest > NOISE, 127.0 / largest, 0.0)
     integers, scale = torch.round(scaled), largest / 127.0
     if fine:
         rest = torch.round((scaled - integers) * 256.0).clamp(-127.0, 127.0)
         integers, scale = integers * 256.0 + rest, scale / 256.0
-    return (integers * scale).reshape(x.shape)
+    return (integers * scale).reshape(padded.shape)[..., : x.shape[-1]]
 
 
 def round_to_bf16(x: Tensor, *, fine: bool = False) -> Tensor:

@@ -37,15 +37,17 @@ class Layout(IntEnum):
     INT6_K = 11
 
 
-_Q4_0, _Q4_1, _Q5_1, _Q4_K = 2, 3, 7, 12
+_Q4_0, _Q4_1, _Q5_1, _Q4_K, _Q5_K = 2, 3, 7, 12, 13
 _FOUR_BITS = (_Q4_0, _Q4_1, _Q4_K)
 _TABLES = ("embed", "head", "positions")
-_LOSSLESS = {
+_CLOSER = {
     ("int8", _Q4_1): Layout.INT8_MIN,
     ("int8", _Q5_1): Layout.INT8_MIN,
+    ("int8", _Q4_K): Layout.INT8_MIN,
+    ("int8", _Q5_K): Layout.INT8_MIN,
     ("int4", _Q4_0): Layout.INT4,
     ("int4", _Q4_K): Layout.INT4_K,
-}  # where the layout of the option's name would lose what another of its width keeps
+}  # where another layout of the option's width keeps more of the type
 _WANTED = {
     "f32": Layout.F32,
     "bf16": Layout.BF16,
@@ -69,9 +71,10 @@ def input_rounding(layout: Layout) -> Literal["int8", "bf16"] | None:
 def layout_for(weights: Weights, source_type: int, name: str = "") -> Layout | None:
     """Where a matrix of the GGUF type goes; None when the type cannot be read.
 
-    auto keeps what the file has, without loss. An integer type goes to a wider integer layout without loss too. int4
-    keeps tables (`name`: embed, head, positions) at int8, unless the file has them in 4 bits: at 4 they alone cause
-    most of the divergence (docs/performance.md).
+    auto keeps what the file has, without loss. int8 keeps Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 without loss, int4 Q4_0, Q4_1
+    and Q4_K; what else is rounded, packing notes with its largest error. int4 keeps tables
+    (`name`: embed, head, positions) at int8, unless the file has them in 4 bits: at 4 they alone cause most of the
+    divergence (docs/performance.md).
     """
     exact = _native.exact_layout(source_type)
     if exact is None:
@@ -80,7 +83,7 @@ def layout_for(weights: Weights, source_type: int, name: str = "") -> Layout | N
         return Layout(exact)
     if weights == "int4" and name in _TABLES and source_type not in _FOUR_BITS:
         weights = "int8"
-    return _LOSSLESS.get((weights, source_type), _WANTED[weights])
+    return _CLOSER.get((weights, source_type), _WANTED[weights])
 
 
 def packed_bytes(layout: Layout, rows: int, columns: int) -> int:
