@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from models.hub_folder import write_model
 from weights.gguf_files import STRING, Key, build
 
 from kvik.weights.catalogue import CATALOGUE, DEFAULT_MODEL
@@ -62,6 +63,12 @@ def test_list_and_rm(kvik, store, small):
     assert small.exists() and not folder.exists()
     ended = kvik("models", "rm", DEFAULT_MODEL)
     assert ended.code == 2 and DEFAULT_MODEL in ended.err
+
+
+def test_pull_of_a_folder_counts_its_files(kvik, store, tmp_path):
+    folder = write_model(tmp_path / "m", shards=2)
+    report = json.loads(kvik("models", "pull", str(folder), "--json").out)
+    assert report["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
 
 
 def test_pull_of_what_is_here(kvik, store):

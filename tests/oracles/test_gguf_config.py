@@ -139,6 +139,7 @@ def test_head_size_window_and_head_of_their_own() -> None:
     keys = {"attention.key_length": 80, "attention.value_length": 80, "rope.dimension_count": 80}
     config = read(keys | {"attention.sliding_window": 4096}, {"output.weight": (49152, 576)})
     assert (config.head_size, config.windows, config.tied_embeddings) == (80, (4096,) * 30, False)
+    assert read({"attention.sliding_window": 0}).windows == (None,) * 30
 
 
 def test_counts_given_by_layer_are_read_where_the_layers_agree() -> None:
@@ -152,6 +153,7 @@ def test_rope_scaling() -> None:
     assert read({S + "type": "none", S + "factor": 4.0}).rope.kind == "default"
     for keys in ({S + "type": "linear", S + "factor": 4.0}, {S + "factor": 4.0}, {"rope.scale_linear": 4.0}):
         assert read(keys).rope == RopeConfig(theta=100000.0, kind="linear", factor=4.0)
+    assert read({S + "factor": 4.0, "rope.scale_linear": 2.0}).rope.factor == 4.0
     yarn = {S + "type": "yarn", S + "factor": 4.0, S + "original_context_length": 2048, S + "attn_factor": 0.5}
     rope = read(yarn | {S + "yarn_beta_fast": 16.0, S + "yarn_beta_slow": 2.0}).rope
     assert (rope.kind, rope.factor, rope.original_context, rope.beta_fast, rope.beta_slow) == ("yarn", 4.0, 2048, 16, 2)
@@ -250,6 +252,8 @@ def test_contradictions_and_unsupported_features_are_named(changes: dict[str, An
     ("arch", "changes", "message"),
     [
         ("qwen2", {"expert_count": 4}, "qwen2.expert_count is 4"),
+        ("llama", {S + "type": "none", S + "attn_factor": 2.0}, "attn_factor is 2.0"),
+        ("llama", {S + "type": "linear", S + "factor": 4.0, S + "attn_factor": 2.0}, "attn_factor is 2.0"),
         ("qwen3", {"attention.sliding_window": 4096}, "qwen3.attention.sliding_window is 4096"),
         ("gpt2", GPT2 | {"attention.sliding_window": 4096}, "gpt2.attention.sliding_window is 4096"),
         ("gemma3", GEMMA | {"final_logit_softcapping": 30.0}, "gemma3.final_logit_softcapping is 30.0"),

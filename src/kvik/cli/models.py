@@ -78,11 +78,12 @@ def pull(ref: Ref, json: Json = False) -> None:
     Examples:
       kvik models pull smollm2-135m
     """
+    from kvik.weights.sources import source_bytes
     from kvik.weights.store import ModelStore
 
     with Progress() as progress:
         path = ModelStore().resolve(ref, progress).path
-    size = path.stat().st_size
+    size = source_bytes(path)
     if json:
         print_json({"ref": ref, "path": path, "bytes": size})
     else:

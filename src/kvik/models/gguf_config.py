@@ -83,7 +83,7 @@ def config_from_gguf(
 
 
 def _llama(h: Header) -> ModelConfig:
-    window = h.fields.integer_or_none("attention.sliding_window", 1, check.MAX_CONTEXT)
+    window = h.fields.integer_or_none("attention.sliding_window", 0, check.MAX_CONTEXT) or None
     h.fields.refuse_unless(PLAIN_SCALE)
     windows = (window,) * _layers(h)
     if h.fields.integer_or_none("expert_count", 0, check.MAX_EXPERTS):
@@ -243,14 +243,17 @@ def _rope(h: Header, head_size: int) -> RopeConfig:
     theta = h.fields.real_or_none("rope.freq_base", 1.0, check.MAX_THETA) or 10000.0
     f, tensor, divisors = h.fields.under("rope.scaling."), "rope_freqs.weight", h.rope_divisors
     kind = f.text_or_none("type")
-    factor = f.real_or_none("factor", 0.0, check.MAX_FACTOR) or 1.0
+    factor = f.real_or_none("factor", 0.0, check.MAX_FACTOR)
     if kind is None:  # files older than the key name only a linear scale
-        factor = h.fields.real_or_none("rope.scale_linear", 0.0, check.MAX_FACTOR) or factor
-        kind = "none" if factor == 1.0 else "linear"
+        factor = factor or h.fields.real_or_none("rope.scale_linear", 0.0, check.MAX_FACTOR)
+        kind = "none" if factor in (None, 1.0) else "linear"
+    factor = factor or 1.0
     if kind not in ("none", "linear", "yarn"):
         raise f.error("type", f"{short(kind)} is not supported; none, linear and yarn are")
     if tensor in h.shapes and divisors is None:
         raise DataError("its values are needed to read the configuration", path=f.path, tensor=tensor)
+    if kind != "yarn":
+        f.refuse_unless({"attn_factor": 1.0, "yarn_attn_factor": 1.0})
     if divisors is not None:
         if len(divisors) != head_size // 2 or not all(math.isfinite(x) and x > 0.0 for x in divisors):
             raise DataError(f"must hold {head_size // 2} finite positive numbers", path=f.path, tensor=tensor)

@@ -9,7 +9,8 @@ from kvik.errors import DataError
 from kvik.files import open_regular, storage_errors
 
 __all__ = [
-    "FOLDER_FILES", "INDEX", "SINGLE", "choose_model", "model_name", "only_model", "refuse_other_files", "source_key",
+    "FOLDER_FILES", "INDEX", "SINGLE", "choose_model", "model_name", "only_model", "refuse_other_files", "source_bytes",
+    "source_key",
 ]  # fmt: skip
 
 SINGLE = "model.safetensors"
@@ -112,6 +113,11 @@ def source_key(path: Path) -> str:
             opened.seek(max(0, status.st_size - _KEY_BYTES))
             key.update(opened.read(_KEY_BYTES))
     return key.hexdigest()
+
+
+def source_bytes(path: Path) -> int:
+    """Bytes of a source: its file, or what its folder has of `source_key`'s files."""
+    return sum(file.stat().st_size for file in (_files(path) if path.is_dir() else [path]))
 
 
 def _files(folder: Path) -> list[Path]:
