@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models.hub_folder import CONFIG, HIDDEN, TOKENS, tensors, write_model, write_same_gguf
+from safetensors.numpy import save_file
 from weights.safetensors_files import entry, whole
 
 import kvik
@@ -169,7 +170,7 @@ def test_of_experts_a_step_reads_those_it_uses(tmp_path: Path) -> None:
 
 
 def test_windows_and_tuples_survive_the_store(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "m", architectures=["MistralForCausalLM"], sliding_window=24)
+    path = write_model(tmp_path / "m", architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=24)
     first, second = load(path), load(path)
     assert first.config == second.config and second.config.windows == (24, 24)
     assert hash(second.config) == hash(first.config)
@@ -341,6 +342,35 @@ def test_tensors_that_are_refused(tmp_path: Path, change: Change, match: str, te
     weights = tensors()
     change(weights)
     refused(write_model(tmp_path / "m", weights), match, tensor)
+
+
+def test_a_tensor_without_a_place_is_refused_whatever_its_type(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.bias"
+    folder = write_model(tmp_path / "m")
+    save_file({**tensors(), name: np.ones(5)}, folder / "model.safetensors")  # float64
+    refused(folder, "has no place in a llama model of 2 layers", name)
+
+
+def test_a_missing_tensor_names_the_file_it_should_be_in(tmp_path: Path) -> None:
+    weights = tensors()
+    del weights["model.norm.weight"]
+    for shards, file in ((1, "model.safetensors"), (2, "model.safetensors.index.json")):
+        with pytest.raises(kvik.DataError) as caught:
+            load(write_model(tmp_path / str(shards), weights, shards=shards))
+        assert Path(caught.value.path).name == file
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_of_its_own_is_used_whatever_the_configuration_says(tmp_path: Path, tied: bool) -> None:
+    weights = tensors()
+    head = tensors(seed=1)["model.embed_tokens.weight"]
+    own = write_model(tmp_path / "own", weights | {"lm_head.weight": head}, tie_word_embeddings=tied)
+    model = load(own)
+    assert not model.config.tied_embeddings
+    assert np.array_equal(model.weights.tensors["head"].floats(), head)
+    copy = {"lm_head.weight": weights["model.embed_tokens.weight"]}
+    model = load(write_model(tmp_path / "copy", weights | copy, tie_word_embeddings=tied))
+    assert model.config.tied_embeddings is tied
 
 
 def test_a_dtype_that_is_needed_and_not_read(tmp_path: Path) -> None:

@@ -314,3 +314,39 @@ def test_contradictions_and_unsupported_features_are_named(changes: dict[str, An
 def test_what_a_gpt2_may_not_say_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(changes, GPT2)
+
+
+def test_a_model_type_that_contradicts_the_architecture_is_refused() -> None:
+    with pytest.raises(DataError, match="model_type is 'qwen3', but architectures says LlamaForCausalLM"):
+        config_from_hf(LLAMA | {"model_type": "qwen3"}, "config.json")
+    assert config_from_hf(LLAMA | {"model_type": "llama"}, "config.json") == EXPECTED
+
+
+def test_two_descriptions_of_rotation_must_agree() -> None:
+    new = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100000.0}}
+    same = config_from_hf(LLAMA | new | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "config.json")
+    assert same.rope == RopeConfig(theta=100000.0, kind="linear", factor=2.0)
+    with pytest.raises(DataError, match=r"rope_scaling is .*, rope_parameters says .*; only one"):
+        config_from_hf(LLAMA | new | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "config.json")
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-9, 0.01])
+def test_factors_that_stretch_nothing_are_refused(factor: float) -> None:
+    for kind in ("linear", "yarn"):
+        with pytest.raises(DataError, match=r"factor must be above 0\.01"):
+            config_from_hf(LLAMA | {"rope_scaling": {"rope_type": kind, "factor": factor}}, "config.json")
+
+
+def test_aliases_and_long_numbers() -> None:
+    assert config_from_hf(LLAMA | {"hidden_act": "swish"}, "config.json") == EXPECTED
+    with pytest.raises(DataError, match="hidden_size must be in") as caught:
+        config_from_hf(LLAMA | {"hidden_size": 10**4000}, "config.json")
+    assert len(str(caught.value)) < 200
+
+
+def test_a_quantized_multimodal_model_is_refused_by_name() -> None:
+    text = {key: value for key, value in (LLAMA | GEMMA3).items() if key != "architectures"}
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    assert config_from_hf(outer, "config.json").family == "gemma3"
+    with pytest.raises(DataError, match="quantization_config is"):
+        config_from_hf(outer | {"quantization_config": {"quant_method": "fp8"}}, "config.json")

@@ -18,6 +18,7 @@ MAX_VOCAB = 1 << 20
 MAX_CONTEXT = 1 << 28
 MAX_EXPERTS = 1024
 MAX_EXPERTS_OF_ALL_LAYERS = 1 << 16
+MIN_FACTOR = 0.01  # of what a context is stretched by; a real() bound is exclusive
 MAX_FACTOR = 65536.0
 MAX_THETA = 1e15
 

@@ -50,6 +50,10 @@ class Fields:
         """Values of keys that the file lacks. What it sets to null stays null."""
         return Fields({**defaults, **self._values}, self.path, self._prefix, self._where)
 
+    def without(self, *keys: str) -> dict[str, object]:
+        """The values that are not null, but for some."""
+        return {key: value for key, value in self._values.items() if value is not None and key not in keys}
+
     def required(self, key: str, value: Value | None) -> Value:
         if value is None:
             raise self.error(key, "is missing")
@@ -64,7 +68,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(key, f"must be an integer, got {short(value)}")
         if not low <= value <= high:
-            raise self.error(key, f"must be in [{low}, {high}], got {value}")
+            raise self.error(key, f"must be in [{low}, {high}], got {short(value)}")
         return value
 
     def integer(self, key: str, low: int, high: int) -> int:
@@ -87,7 +91,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"must be a number, got {short(value)}")
         if not low < value <= high:  # also false for NaN
-            raise self.error(key, f"must be above {low:g} and at most {high:g}, got {value}")
+            raise self.error(key, f"must be above {low:g} and at most {high:g}, got {short(value)}")
         return float(value)
 
     def real(self, key: str, low: float, high: float) -> float:

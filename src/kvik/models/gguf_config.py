@@ -243,9 +243,9 @@ def _rope(h: Header, head_size: int) -> RopeConfig:
     theta = h.fields.real_or_none("rope.freq_base", 1.0, check.MAX_THETA) or 10000.0
     f, tensor, divisors = h.fields.under("rope.scaling."), "rope_freqs.weight", h.rope_divisors
     kind = f.text_or_none("type")
-    factor = f.real_or_none("factor", 0.0, check.MAX_FACTOR)
+    factor = f.real_or_none("factor", check.MIN_FACTOR, check.MAX_FACTOR)
     if kind is None:  # files older than the key name only a linear scale
-        factor = factor or h.fields.real_or_none("rope.scale_linear", 0.0, check.MAX_FACTOR)
+        factor = factor or h.fields.real_or_none("rope.scale_linear", check.MIN_FACTOR, check.MAX_FACTOR)
         kind = "none" if factor in (None, 1.0) else "linear"
     factor = factor or 1.0
     if kind not in ("none", "linear", "yarn"):

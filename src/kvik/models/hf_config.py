@@ -1,6 +1,6 @@
 """What a Hugging Face folder's config.json says about its model, checked and turned into a `ModelConfig`.
 
-What a file leaves out is what transformers 5 takes for it. Every field is validated here, once: a wrong one is a
+Sizes must be there; what else a file leaves out is what transformers 5 takes for it. Every field is validated here, once: a wrong one is a
 DataError that names key and file, and a feature that this version does not compute is refused by name, never ignored.
 """
 
@@ -60,7 +60,12 @@ def config_from_hf(config: Mapping[str, object], path: Path) -> ModelConfig:
     names = fields.get("architectures")
     if not isinstance(names, list | tuple) or len(names) != 1 or not isinstance(names[0], str):
         raise fields.error("architectures", f"must be a list of one name, got {short(names)}")
-    return READERS[check.known(fields, "architectures", names[0], READERS)](fields)
+    architecture = check.known(fields, "architectures", names[0], READERS)
+    kind = fields.text_or_none("model_type")
+    if kind is not None and kind != MODEL_TYPES[architecture]:
+        known = MODEL_TYPES[architecture]
+        raise fields.error("model_type", f"is {short(kind)}, but architectures says {architecture}, which is {known!r}")
+    return READERS[architecture](fields)
 
 
 def _llama(f: Fields) -> ModelConfig:
@@ -125,6 +130,8 @@ def _rope_by_type(f: Fields) -> dict[str, Any]:
     """Of layers that see all, and of those with a window: an object each, or the keys of older files."""
     context, nested, local = _context(f), f.inside("rope_parameters"), None
     everywhere = f.inside("rope_scaling")
+    if nested is not None and everywhere is not None:
+        raise f.error("rope_scaling", "is there beside rope_parameters; only one of them can say how positions turn")
     if nested is not None:
         everywhere, local = nested.inside("full_attention"), nested.inside("sliding_attention")
         if everywhere is None and local is None:
@@ -139,6 +146,7 @@ def _rope_by_type(f: Fields) -> dict[str, Any]:
 
 def _gemma3_multimodal(f: Fields) -> ModelConfig:
     """Its text model; the tower that sees images is left alone."""
+    f.refuse_unless({"quantization_config": None})
     text = f.required("text_config", f.inside("text_config"))
     return _gemma3(text.with_defaults({"tie_word_embeddings": f.flag("tie_word_embeddings", True)}))
 
@@ -178,6 +186,19 @@ READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
 }
 """How a folder whose config.json names this architecture is read."""
 
+MODEL_TYPES: Mapping[str, str] = {
+    "GPT2LMHeadModel": "gpt2",
+    "Gemma3ForCausalLM": "gemma3_text",
+    "Gemma3ForConditionalGeneration": "gemma3",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+}
+"""What `model_type` says beside an architecture, where it says anything."""
+
 
 def _transformer(
     f: Fields,
@@ -185,7 +206,7 @@ def _transformer(
     *,
     windows: tuple[int | None, ...],
     width_key: str = "intermediate_size",
-    activation: tuple[str, str] = ("hidden_act", "silu"),
+    activation: tuple[str, str | tuple[str, ...]] = ("hidden_act", ("silu", "swish")),
     tied: bool = False,
     theta: float = 10000.0,
     rope: RopeConfig | None = None,
@@ -193,7 +214,7 @@ def _transformer(
 ) -> ModelConfig:
     """What the architectures have in common.
 
-    activation: its key and the one value it may have. tied, theta: taken where the file says nothing.
+    activation: its key and the value it may have, or several for the same. tied, theta: taken where the file says nothing.
     rope: where it is not read in the common way. own: further fields of ModelConfig.
     """
     f.refuse_unless({**NEUTRAL, activation[0]: activation[1]})
@@ -203,7 +224,7 @@ def _transformer(
         head_size = check.divided(f, "hidden_size", hidden, "num_attention_heads", heads)
     if rope is None:
         theta = f.real_or_none("rope_theta", 1.0, check.MAX_THETA) or theta
-        rope = rope_from_hf(f.inside("rope_parameters") or f.inside("rope_scaling"), f, theta, context)
+        rope = rope_from_hf(_rope_object(f), f, theta, context)
     return ModelConfig(
         family=family,
         vocab_size=f.integer("vocab_size", 1, check.MAX_VOCAB),
@@ -220,6 +241,15 @@ def _transformer(
         windows=windows,
         **own,
     )
+
+
+def _rope_object(f: Fields) -> Fields | None:
+    """`rope_parameters`, as transformers 5 writes it, or `rope_scaling` of older files; both must say the same."""
+    new, old = f.inside("rope_parameters"), f.inside("rope_scaling")
+    if new is not None and old is not None and new.without("rope_theta") != old.without("rope_theta"):
+        problem = f"is {short(f.get('rope_scaling'))}, rope_parameters says {short(f.get('rope_parameters'))}"
+        raise f.error("rope_scaling", problem + "; only one can say how positions turn")
+    return new or old
 
 
 def _hidden(f: Fields) -> int:

@@ -30,7 +30,7 @@ def rope_from_hf(fields: Fields | None, top: Fields, theta: float, context: int)
                 raise fields.error(key, "scales by layer type, which is not supported here")
         return RopeConfig(theta=theta)
     if kind == "linear":
-        return RopeConfig(theta=theta, kind="linear", factor=fields.real("factor", 0.0, check.MAX_FACTOR))
+        return RopeConfig(theta=theta, kind="linear", factor=fields.real("factor", check.MIN_FACTOR, check.MAX_FACTOR))
     original = top.integer_or_none("original_max_position_embeddings", 1, check.MAX_CONTEXT)
     if original is None:
         original = fields.integer_or_none("original_max_position_embeddings", 1, check.MAX_CONTEXT)
@@ -49,7 +49,7 @@ def _llama3(fields: Fields, theta: float, original: int) -> RopeConfig:
     return RopeConfig(
         theta=theta,
         kind="llama3",
-        factor=fields.real("factor", 0.0, check.MAX_FACTOR),
+        factor=fields.real("factor", check.MIN_FACTOR, check.MAX_FACTOR),
         original_context=original,
         low_freq_factor=low,
         high_freq_factor=high,
@@ -58,7 +58,7 @@ def _llama3(fields: Fields, theta: float, original: int) -> RopeConfig:
 
 def _yarn(fields: Fields, theta: float, original: int, context: int) -> RopeConfig:
     fields.refuse_unless({"truncate": True})
-    factor = fields.real_or_none("factor", 0.0, check.MAX_FACTOR) or context / original
+    factor = fields.real_or_none("factor", check.MIN_FACTOR, check.MAX_FACTOR) or context / original
     attention = fields.real_or_none("attention_factor", 0.0, check.MAX_FACTOR)
     mscale, all_dim = (fields.real_or_none(key, -1.0, check.MAX_FACTOR) for key in ("mscale", "mscale_all_dim"))
     if attention is None and mscale and all_dim:

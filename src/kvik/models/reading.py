@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from kvik.models import MODELS
 from kvik.models.config import ModelConfig
 from kvik.models.gguf_config import config_from_gguf
 from kvik.models.hf_config import config_from_hf
-from kvik.models.tensors import SourceFacts, SourceKind, base_of, refuse_unused, source_kind
+from kvik.models.tensors import SourceFacts, SourceKind, base_of, has_own_head, refuse_unused, source_kind
 from kvik.params import SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.gguf import read_gguf
@@ -99,6 +100,9 @@ def _describe_folder(folder: Path) -> Described:
     licence = _readme_licence(folder / "README.md") or plain.get("license")
     with read_safetensors(folder) as file:
         base = base_of(file.tensors, specs, folder)
+        if config.tied_embeddings and has_own_head(file, specs, base):
+            config = replace(config, tied_embeddings=False)
+            specs = MODELS[config.family].tensors(config)
         refuse_unused(file, specs, config, base)
         facts = _facts(file, str(plain["architectures"][0]), "safetensors")
     return Described(

@@ -8,12 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from kvik.errors import DataError
 from kvik.models.config import ModelConfig, Piece, TensorSpec
 from kvik.weights.packing import Part, WantedTensor
 from kvik.weights.tensor_file import TensorFile
 
-__all__ = ["SourceFacts", "SourceKind", "base_of", "open_source", "refuse_unused", "source_kind", "wanted_tensors"]
+__all__ = [
+    "SourceFacts",
+    "SourceKind",
+    "base_of",
+    "has_own_head",
+    "open_source",
+    "refuse_unused",
+    "source_kind",
+    "wanted_tensors",
+]
 
 SourceKind = Literal["gguf", "safetensors"]
 
@@ -109,6 +120,20 @@ def base_of(names: Iterable[str], specs: Sequence[TensorSpec], path: Path) -> st
     return found[0]
 
 
+def has_own_head(file: TensorFile, specs: Sequence[TensorSpec], base: str) -> bool:
+    """Whether a folder keeps an output head with other values than the embedding's.
+
+    transformers 5 does not tie such a model, whatever its configuration says, and neither does Kvik.
+    """
+    own, rest = _embedding_name(specs)
+    head, embedding = _outer(base, own) + _HEAD + "weight", base + rest
+    if head not in file.tensors or embedding not in file.tensors:
+        return False
+    if file.tensors[head].type != file.tensors[embedding].type:
+        return True
+    return not np.array_equal(file.data(head), file.data(embedding))
+
+
 def refuse_unused(file: TensorFile, specs: Sequence[TensorSpec], config: ModelConfig, base: str | None) -> None:
     """DataError for a tensor of the model that its definition does not name: a bias, a norm, a layer more.
 
@@ -124,7 +149,7 @@ def refuse_unused(file: TensorFile, specs: Sequence[TensorSpec], config: ModelCo
         inside = (base, head)
         if config.tied_embeddings:
             used.add(head + "weight")
-    for name, tensor in file.tensors.items():
+    for name, (path, offset) in file.places().items():
         if name not in used and name.startswith(inside) and not _BUFFERS.fullmatch(name):
             what = f"has no place in a {config.family} model of {config.num_layers} layers, and would be ignored"
-            raise DataError(what, path=tensor.path, tensor=name, offset=tensor.offset)
+            raise DataError(what, path=path, tensor=name, offset=offset)

@@ -74,6 +74,14 @@ class SafetensorsFolder(TensorFile):
             raise self._unreadable(name, other.dtype, other.path, other.offset)
         return super().tensor(name)
 
+    def places(self) -> dict[str, tuple[Path, int]]:
+        return super().places() | {name: (other.path, other.offset) for name, other in self._others.items()}
+
+    def _missing(self, name: str) -> DataError:
+        index = self.path / INDEX
+        named = index if index.exists() and not (self.path / SINGLE).exists() else self.path / SINGLE
+        return DataError(f"is missing; there are {len(self.tensors)} tensors", path=named, tensor=name)
+
     def types(self) -> dict[str, Held]:
         held = super().types()
         for other in self._others.values():

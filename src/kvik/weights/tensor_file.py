@@ -68,6 +68,10 @@ class TensorFile:
             raise self._unreadable(found.name, found.type.name, found.path, found.offset)
         return found
 
+    def places(self) -> dict[str, tuple[Path, int]]:
+        """Where every tensor begins, those of types Kvik does not read among them: file and byte, by name."""
+        return {tensor.name: (tensor.path, tensor.offset) for tensor in self.tensors.values()}
+
     def types(self) -> dict[str, Held]:
         """What the files hold by the types' names, in the order these are met."""
         held: dict[str, Held] = {}
