@@ -363,3 +363,12 @@ class TestSaved:
             BPE(b"kvikbpe1")
         with pytest.raises(DataError, match="packed vocabulary"):
             BPE(b"kvikbpe1" + b"\xff" * 48)
+
+
+@pytest.mark.parametrize("name", ["padding", "unknown", "eot"])
+def test_a_character_that_also_serves_as_a_special_token_can_be_typed(name: str) -> None:
+    metadata = byte_level()
+    token = metadata["tokenizer.ggml.tokens"].index("!")
+    tokenizer = Tokenizer.from_gguf({**metadata, f"tokenizer.ggml.{name}_token_id": token})
+    assert token in tokenizer.encode("hello!")
+    assert tokenizer.decode(tokenizer.encode("hello!")) == "hello!"

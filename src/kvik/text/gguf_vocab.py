@@ -33,9 +33,12 @@ def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
     types = _types(metadata, len(tokens))
     ids = {name: _token_id(metadata, name, len(tokens)) for name in ("bos", "eos", "eot", "eom", "unknown", "padding")}
     own = {token: text for token, text in enumerate(tokens) if types[token] in (_CONTROL, _USER_DEFINED)}
-    eos_ids = turn_ends(own) | {t for name in ("eos", "eot", "eom") if (t := ids[name]) is not None}
-    special = {token for token, kind_of in enumerate(types) if kind_of in (_UNKNOWN, _CONTROL)}
-    special |= eos_ids | {token for token in ids.values() if token is not None}
+    ends = turn_ends(own)
+    eos_ids = ends | {t for name in ("eos", "eot", "eom") if (t := ids[name]) is not None}
+    special = ends | {token for token, kind_of in enumerate(types) if kind_of in (_UNKNOWN, _CONTROL)}
+    # A piece of ordinary text that also serves for padding, say, must stay within reach of text.
+    named = {t for t in ids.values() if t is not None}
+    special |= {t for t in named if types[t] != _NORMAL or MARKUP.fullmatch(tokens[t])}
     special |= {t for t, kind_of in enumerate(types) if kind_of == _USER_DEFINED and MARKUP.fullmatch(tokens[t])}
     literals = {t: tokens[t] for t in range(len(tokens)) if (t in special or types[t] == _USER_DEFINED) and tokens[t]}
     if kind == "llama":  # older converters leave the marks of spaces in what users defined
