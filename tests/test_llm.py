@@ -161,6 +161,8 @@ def test_bad_input_is_one_line(llm, tmp_path) -> None:
         (lambda: kvik.SamplingParams(stop="\ud800"), "half a surrogate pair"),
         (lambda: kvik.SamplingParams(stop_token_ids=3), "stop_token_ids must be a list"),
         (lambda: kvik.SamplingParams(temperature=10**400), "temperature must be finite"),
+        (lambda: kvik.SamplingParams(top_k=2**31), r"top_k must be in \[0, 2147483647\], got 2147483648"),
+        (lambda: kvik.SamplingParams(top_k=10**5000), "top_k must be .*, got an integer of 16610 bits"),
         (lambda: kvik.EngineParams(kv_bytes=10**30), "kv_bytes must be in"),
         (lambda: llm.chat([]), "messages"),
         (lambda: kvik.LLM(llm.info.path, weights="int5"), "weights must be one of"),

@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["DataError", "KvikError", "ParameterError", "StorageError", "TryAgainError"]
+__all__ = ["DataError", "KvikError", "ParameterError", "StorageError", "TryAgainError", "one_line"]
+
+# What would break a line, steer a terminal or turn the direction of writing: C0 and C1, separators, bidirectional marks.
+_UNSEEN = (*range(32), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _UNSEEN}
+
+
+def one_line(text: str) -> str:
+    r"""Text of strangers (paths, names in files) for people to read: control characters as \n, \x1b, \u202e."""
+    return text.translate(_ESCAPES)
 
 
 class KvikError(Exception):
     """Base of all deliberate errors. Exit code 1 means a defect in Kvik itself."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class ParameterError(KvikError, ValueError):

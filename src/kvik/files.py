@@ -14,7 +14,7 @@ from typing import IO
 
 from kvik.errors import DataError, StorageError
 
-__all__ = ["atomic_write", "file_lock", "open_regular", "require_space", "storage_errors", "tree_bytes"]
+__all__ = ["atomic_write", "file_lock", "open_regular", "remove", "require_space", "storage_errors", "tree_bytes"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _POLL_SECONDS = 0.1
@@ -163,6 +163,16 @@ def file_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
                 waiting()
                 time.sleep(_POLL_SECONDS)
         yield
+
+
+def remove(path: Path) -> None:
+    """Delete what is at `path`: a file, a link or a whole folder; nothing where there is nothing."""
+    import shutil
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def tree_bytes(folder: Path) -> int:

@@ -17,6 +17,7 @@ MAX_SAMPLES = 128
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 1024
 MAX_SEED = 2**64 - 1
+MAX_TOP_K = 2**31 - 1
 MAX_THREADS = 256
 MAX_KV_BYTES = 2**50
 
@@ -26,7 +27,8 @@ def _integer(name: str, value: object, low: int, high: int | None = None) -> Non
         raise ParameterError(f"{name} must be an integer, got {value!r}")
     if value < low or (high is not None and value > high):
         bound = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        raise ParameterError(f"{name} must be {bound}, got {value}")
+        shown = str(value) if abs(value) < 2**128 else f"an integer of {value.bit_length()} bits"
+        raise ParameterError(f"{name} must be {bound}, got {shown}")
 
 
 def _real(name: str, value: object, low: float, high: float | None = None) -> None:
@@ -81,7 +83,7 @@ class SamplingParams:
         min_tokens: end-of-text and stop tokens are banned until this many tokens are out, at least 0; more than the
             context holds after the prompt is refused.
         temperature: divides the logits; 0 is greedy. At least 0.
-        top_k: keep the k most probable tokens, ties by lower id; 0 is off.
+        top_k: keep the k most probable tokens, ties by lower id, 0 to 2**31 - 1; 0 is off.
         top_p: keep the smallest set of most probable tokens with cumulative probability >= top_p, in [0, 1];
             1 is off; 0 keeps the best token.
         min_p: keep tokens with at least min_p times the best token's probability, in [0, 1]; 0 is off.
@@ -116,7 +118,7 @@ class SamplingParams:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ParameterError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         _real("temperature", self.temperature, 0.0)
-        _integer("top_k", self.top_k, 0)
+        _integer("top_k", self.top_k, 0, MAX_TOP_K)
         _real("top_p", self.top_p, 0.0, 1.0)
         _real("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:

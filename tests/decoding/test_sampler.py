@@ -21,7 +21,7 @@ def random_params(rng: np.random.Generator, size: int) -> SamplingParams:
     options: dict[str, object] = {"temperature": float(rng.choice([0, 1e-30, 0.1, 0.7, 1, 1, 1.5, 50, 1e300]))}
     if rng.random() < 0.5:
         options["top_k"] = int(
-            rng.choice([1, 2, 5, 50, size, size + 1, max(1, size // 2), max(size - 1, 1), 2000, 2**40])
+            rng.choice([1, 2, 5, 50, size, size + 1, max(1, size // 2), max(size - 1, 1), 2000, 2**31 - 1])
         )
     if rng.random() < 0.5:
         options["top_p"] = float(rng.choice([0, 0.1, 0.25, 0.5, 0.7, 0.9, 0.95, 0.999, 0.9999999, 1]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from engine.fakes import LAYOUT, engine
@@ -119,10 +122,15 @@ def test_logits_that_are_not_finite_are_refused(tokenizer: Tokenizer) -> None:
 
     script.run = poisoned  # type: ignore[method-assign]
     made.add(made.request((5,), SamplingParams(**GREEDY)), 0, lambda chunk: None)
-    with pytest.raises(DataError, match=r"logit of token 7 is nan.*f32"):
+    made.path = Path("m.gguf")
+    with pytest.raises(DataError, match=r"^m\.gguf: position 1: the logit of token 7 is nan: .*kv=\"f32\"") as caught:
         made.step()
+    assert caught.value.path == made.path
+    made.layout = replace(made.layout, format="f32")
     made.add_score(made.score_request((5, 6, 7)))
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(
+        DataError, match=r"^m\.gguf: the logits after token 0 are not finite: the model's weights are damaged$"
+    ):
         made.step()
     assert made.scheduler.pool.num_free == made.scheduler.pool.num_blocks and not made.step()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kvik
+from kvik.models.facts import read_facts
 from kvik.models.loading import load_model
 from kvik.weights.store import ModelStore
 
@@ -21,8 +22,8 @@ def own_store(tmp_path, monkeypatch):
     monkeypatch.setenv("KVIK_HOME", str(tmp_path / "store"))
 
 
-def write_model(path, *, head_size=16, merge="a b", more=(), **sampling):
-    """A model of one layer with random weights; more: tensors beside its own; sampling: its own generation defaults."""
+def write_model(path, *, head_size=16, merge="a b", more=(), about=(), **sampling):
+    """A model of one layer with random weights; more: tensors beside its own; about: texts by key; sampling: its own generation defaults."""
     hidden, rows = 2 * head_size, np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(1)
@@ -39,6 +40,8 @@ def write_model(path, *, head_size=16, merge="a b", more=(), **sampling):
     writer.add_token_merges([merge])
     writer.add_bos_token_id(96)
     writer.add_eos_token_id(97)
+    for key, text in dict(about).items():
+        writer.add_string(key, text)
     for name, value in sampling.items():
         add = writer.add_int32 if isinstance(value, int) else writer.add_float32
         add(f"general.sampling.{name}", value)
@@ -92,6 +95,60 @@ def test_a_refused_file_leaves_nothing_in_the_store(tmp_path) -> None:
     with pytest.raises(kvik.DataError):
         kvik.LLM(path)
     assert ModelStore().list() == []
+
+
+def test_a_first_start_that_fails_leaves_nothing_in_the_store(tmp_path, monkeypatch) -> None:
+    path = write_model(tmp_path / "m.gguf")
+
+    def full(*_: object) -> None:
+        raise kvik.StorageError("no space left")
+
+    with monkeypatch.context() as m:
+        m.setattr("kvik.models.loading.save_json", full)
+        with pytest.raises(kvik.StorageError):
+            kvik.LLM(path)
+    assert not list((tmp_path / "store" / "packed").iterdir())
+    with monkeypatch.context() as m:
+        m.setattr("kvik.models.loading.load_packed", full)
+        with pytest.raises(kvik.StorageError):
+            kvik.LLM(path)
+    assert ModelStore().list() == []
+    answer(path)
+    before = sorted(ModelStore().folder_for(path).rglob("*"))
+    with monkeypatch.context() as m:
+        m.setattr("kvik.models.loading.load_packed", full)
+        with pytest.raises(kvik.StorageError):
+            kvik.LLM(path, weights="int8")
+    assert sorted(ModelStore().folder_for(path).rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["model.json", "tokenizer/kvik_tokenizer.json", "tokenizer/kvik_tokenizer.bin"])
+def test_a_folder_in_place_of_a_file_of_the_store_is_made_again(tmp_path, name) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    expected = answer(path)
+    kept = ModelStore().folder_for(path) / name
+    whole = kept.read_bytes()
+    kept.unlink()
+    (kept / "inner").mkdir(parents=True)
+    assert answer(path) == expected and kept.read_bytes() == whole
+
+
+def test_a_file_in_place_of_the_tokenizer_s_folder(tmp_path) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    expected = answer(path)
+    kept = ModelStore().folder_for(path) / "tokenizer"
+    kept.rename(tmp_path / "away")
+    kept.write_text("x")
+    assert answer(path) == expected
+
+
+def test_names_and_licences_steer_no_terminal(tmp_path) -> None:
+    about = {"general.name": "a\x1b[2Jb", "general.license": "mit\r\n\x9b"}
+    loaded = load_model(write_model(tmp_path / "m.gguf", about=about), "auto", lambda *_: None)
+    assert (loaded.name, loaded.license) == (r"a\x1b[2Jb", r"mit\r\n\x9b")
+    refused = write_model(tmp_path / "n.gguf", about=about, more=("blk.9.attn_norm",))
+    facts = read_facts(refused, "auto")
+    assert facts.refused and (facts.name, facts.license) == (r"a\x1b[2Jb", r"mit\r\n\x9b")
 
 
 @pytest.mark.parametrize("name", ["blk.0.attn_q_norm", "blk.1.attn_norm", "token_embd_norm"])

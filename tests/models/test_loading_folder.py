@@ -237,6 +237,28 @@ def test_the_licence_of_the_model_card(tmp_path: Path, readme: str, license: str
     assert load(path).license == license
 
 
+def test_a_model_card_that_is_no_file_says_no_licence(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m", license="mit")
+    (path / "README.md").mkdir()
+    assert load(path).license == "mit"
+    loop = write_model(tmp_path / "n")
+    (loop / "README.md").symlink_to("README.md")
+    assert load(loop).license is None
+
+
+def test_names_and_licences_steer_no_terminal(tmp_path: Path) -> None:
+    loaded = load(write_model(tmp_path / "a\x1b[2Jb\nc", license="mit\x1b]0;title\x07\x9b"))
+    assert (loaded.name, loaded.license) == (r"a\x1b[2Jb\nc", r"mit\x1b]0;title\x07\x9b")
+
+
+def test_a_faulty_chat_template_names_the_model(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m")
+    (path / "chat_template.jinja").write_text("{% if %}")
+    llm = kvik.LLM(path, engine=kvik.EngineParams(threads=1))
+    with pytest.raises(kvik.DataError, match=r"/m: chat template: .*line 1"):
+        llm.chat([{"role": "user", "content": "a"}])
+
+
 def test_the_name_of_a_folder_of_the_hub(tmp_path: Path) -> None:
     path = write_model(tmp_path / "models--org--tiny-model" / "snapshots" / "0f3a", _name_or_path="/home/me/base")
     assert load(path).name == "org/tiny-model"
@@ -271,6 +293,7 @@ def test_generation_defaults(
         ({"temperature": "0.5"}, "temperature: temperature must be a number"),
         ({"top_p": 2}, "top_p: top_p must be finite and in"),
         ({"top_k": 1.5}, "top_k: top_k must be an integer"),
+        ({"top_k": 10**400}, "top_k: top_k must be in .*, got an integer of 1329 bits"),
         ({"min_p": True}, "min_p: min_p must be a number"),
         ({"do_sample": "yes"}, "do_sample must be true or false"),
     ],
@@ -315,6 +338,10 @@ def test_configurations_that_are_refused(tmp_path: Path, config: dict[str, Any],
 
 def test_a_vocabulary_smaller_than_the_tokenizer_s(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m", tensors(vocab=90), vocab_size=90, bos_token_id=None, eos_token_id=None)
+    refused(
+        path, r"added_tokens\[0\] is '<s>' with id 96, but the model's vocab_size is 90 and tokenizer_config.json: bos"
+    )
+    (path / "tokenizer_config.json").unlink()
     refused(path, r"tokenizer\.json: has 96 tokens but the model weights for 90")
     larger = write_model(tmp_path / "n", tensors(vocab=128), vocab_size=128)
     assert load(larger).tokenizer.vocab_size == len(TOKENS)

@@ -160,6 +160,10 @@ def test_conversations_have_the_ids_of_transformers(tmp_path: Path, family: str,
     assert [token for token in hostile if token in special] == [token for token in honest if token in special]
 
 
+ROW = 987654
+"""Stands for the first id without a row."""
+
+
 class TestFilesBeside:
     def read(self, folder: Path, family: str = "qwen2", **files: Any) -> Tokenizer:
         return Tokenizer.from_hub(write_folder(folder, reference(family), **files))
@@ -258,6 +262,27 @@ class TestFilesBeside:
         tokenizer = self.read(tmp_path, "gemma", config={"text_config": {"vocab_size": rows}})
         assert tokenizer.vocab_size == rows
         assert tokenizer.decode(tokenizer.encode("<table>", add_special=False)) == "<table>"
+
+    @pytest.mark.parametrize(
+        ("files", "user"),
+        [
+            ({"tokenizer_config": {"pad_token": "<table>"}}, "tokenizer_config.json: pad_token"),
+            ({"generation_config": {"eos_token_id": [ROW]}}, r"generation_config.json: eos_token_id"),
+            ({"config": {"pad_token_id": ROW}}, "config.json: pad_token_id"),
+            ({"tokenizer_config": {"chat_template": "<bos>{{ x }}<table>"}}, "the chat template"),
+        ],
+    )
+    def test_tokens_without_a_row_that_are_used_are_refused(
+        self, tmp_path: Path, files: dict[str, Any], user: str
+    ) -> None:
+        rows = reference("gemma").token_to_id("<table>")
+        known = json.loads(json.dumps(files).replace(str(ROW), str(rows)))
+        known["config"] = {"vocab_size": rows} | known.get("config", {})
+        with pytest.raises(
+            DataError,
+            match=rf"tokenizer\.json: added_tokens\[\d+\] is '<table>' with id {rows}, .* is {rows} and {user}",
+        ):
+            self.read(tmp_path, "gemma", **known)
 
     def test_ids_without_a_token(self, tmp_path: Path) -> None:
         whole = json.loads(reference("qwen2").to_str())
@@ -366,6 +391,9 @@ class TestRefusals:
             ({"tokenizer_config": {"add_bos_token": True}}, r"tokenizer_config.json: add_bos_token is set but there is no"),
             ({"tokenizer_config": {"add_bos_token": 1}}, r"tokenizer_config.json: add_bos_token is 1: not true or false"),
             ({"tokenizer_config": {"eos_token": 7}}, r"tokenizer_config.json: eos_token is 7: not a string"),
+            ({"tokenizer_config": {"eos_token": "<nowhere>"}},
+             r"tokenizer_config.json: eos_token is '<nowhere>', which is no token of tokenizer.json"),
+            ({"tokenizer_config": {"bos_token": {"content": "<nowhere>"}}}, r"bos_token is '<nowhere>', which is no"),
             ({"tokenizer_config": {"chat_template": 7}}, r"tokenizer_config.json: chat_template is 7: not a string"),
             ({"tokenizer_config": {"chat_template": [{"name": "x", "template": "y"}]}}, r"no template is named default"),
             ({"tokenizer_config": {"chat_template": "\ud800"}}, r"chat_template is .*: no valid Unicode"),

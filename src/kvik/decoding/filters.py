@@ -41,11 +41,6 @@ MOST_TEMPERATURE = 1e30
 WEIGHT_BITS = 42
 MAX_VOCABULARY = 2**20
 
-NOT_FINITE = (
-    "the model's weights are damaged, or its keys and values overflow the KV cache's f16 (kv=\"f32\" holds them)"
-)
-"""Why a model's logits may be NaN or infinite, for messages."""
-
 
 def checked(logits: npt.ArrayLike) -> Float64:
     """A float64 copy of logits [V], 1 <= V <= 2^20; -inf is allowed, NaN and +inf raise DataError naming the token."""
@@ -55,7 +50,7 @@ def checked(logits: npt.ArrayLike) -> Float64:
     bad = np.isnan(row) | (row == np.inf)
     if bad.any():
         token = int(bad.argmax())
-        raise DataError(f"the logit of token {token} is {row[token]}: {NOT_FINITE}")
+        raise DataError(f"the logit of token {token} is {row[token]}")
     return row
 
 

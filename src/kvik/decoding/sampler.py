@@ -118,8 +118,7 @@ def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest]
         reals.append((params.temperature, params.top_p, params.min_p))
         processed = params.logprobs_mode == "processed"
         top = min(params.logprobs or 0, logits.shape[1])
-        top_k = min(params.top_k, noise.MAX_TOKEN)
-        whole.append((seed, sample_index, position, top_k, top, processed, len(ban)))
+        whole.append((seed, sample_index, position, params.top_k, top, processed, len(ban)))
         banned += ban
         most = max(most, top)
     outcomes, tokens, logprobs = np.empty(rows, np.uint8), np.empty(rows, np.int32), np.empty(rows, np.float64)

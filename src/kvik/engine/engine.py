@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 
 from kvik.cache.blocks import BlockPool, BlockTable
 from kvik.cache.layout import BLOCK_TOKENS, KVLayout
-from kvik.decoding.filters import NOT_FINITE
 from kvik.decoding.sampler import Sampler, sample_rows
 from kvik.engine.request import Chunk, Request, ScoreRequest, ScoreResult, Usage
 from kvik.engine.runner import RowLogits, run_step
@@ -68,9 +68,7 @@ class Score:
             top = rows.max(axis=1)
             total = np.log(np.exp(rows - top[:, None]).sum(axis=1, dtype=np.float64))
             if not np.isfinite(total).all():
-                raise DataError(
-                    f"the logits after token {first + int(np.isfinite(total).argmin())} are not finite: {NOT_FINITE}"
-                )
+                raise DataError(f"the logits after token {first + int(np.isfinite(total).argmin())} are not finite")
             chosen = rows[np.arange(len(rows)), targets].astype(np.float64)
             self.logprobs[first : first + len(rows)] = chosen - top - total
 
@@ -87,6 +85,7 @@ class Engine:
         tokenizer: its text side.
         layout: bytes of its cache; num_blocks of them.
         vocab_size, context_length: of the model.
+        path: the model's, for messages.
     """
 
     def __init__(
@@ -99,7 +98,9 @@ class Engine:
         vocab_size: int,
         context_length: int,
         max_batch_tokens: int,
+        path: Path | None = None,
     ) -> None:
+        self.path = path
         self.executor, self.tokenizer, self.layout = executor, tokenizer, layout
         self.vocab_size, self.context_length = vocab_size, context_length
         self.scheduler = Scheduler(BlockPool(num_blocks), max_batch_tokens)
@@ -216,6 +217,15 @@ class Engine:
 
     def _compute(self, step: list[Scheduled]) -> None:
         computed = run_step(self.executor, step)
+        try:
+            self._use(computed)
+        except DataError as error:  # knows the token, not the model
+            f16 = ', or its keys and values overflow the KV cache\'s f16 (kv="f32" holds them)'
+            reason = "the model's weights are damaged" + (f16 if self.layout.format == "f16" else "")
+            raise DataError(f"{error}: {reason}", path=self.path) from None
+
+    def _use(self, computed: list[RowLogits]) -> None:
+        """Draw from and note logits. DataError where some are not finite."""
         self._draw([r for r in computed if isinstance(r.sequence, Generating)])
         for row in computed:
             if isinstance(row.sequence, Scoring):

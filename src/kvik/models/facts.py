@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kvik.cache.layout import kv_layout
-from kvik.errors import DataError, ParameterError
+from kvik.errors import DataError, ParameterError, one_line
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig
-from kvik.models.reading import MAX_JSON_BYTES, Described, describe
+from kvik.models.reading import MAX_JSON_BYTES, Described, describe, said_text
 from kvik.models.tensors import open_source, wanted_tensors
 from kvik.text.chat_template import ChatTemplate
 from kvik.text.tokenizer import Tokenizer
@@ -126,15 +126,11 @@ def _refused(file: TensorFile, weights: Weights, reason: str) -> ModelFacts:
     said: Mapping[str, object] = file.metadata if isinstance(file, GGUFFile) else {}
     groups = (TensorGroup(name, None, held.tensors, held.nbytes) for name, held in file.types().items())
     return ModelFacts(
-        name=_text(said.get("general.name")) or model_name(file.path), path=file.path, bytes=file.size,
-        architecture=_text(said.get("general.architecture")) or _folder_architecture(file.path), family=None,
+        name=said_text(said.get("general.name")) or one_line(model_name(file.path)), path=file.path, bytes=file.size,
+        architecture=said_text(said.get("general.architecture")) or _folder_architecture(file.path), family=None,
         refused=reason, parameters=sum(math.prod(tensor.shape) for tensor in file.tensors.values()), weights=weights,
-        groups=tuple(groups), packed_bytes=None, license=_text(said.get("general.license")),
+        groups=tuple(groups), packed_bytes=None, license=said_text(said.get("general.license")),
     )  # fmt: skip
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 def _folder_architecture(folder: Path) -> str | None:
@@ -143,7 +139,7 @@ def _folder_architecture(folder: Path) -> str | None:
         names = read_json_object(folder / "config.json", MAX_JSON_BYTES).get("architectures")
     except DataError:
         return None
-    return _text(names[0]) if isinstance(names, list) and names else None
+    return said_text(names[0]) if isinstance(names, list) and names else None
 
 
 def _described(file: TensorFile, weights: Weights, said: Described, errors: Mapping[str, float] | None) -> ModelFacts:
@@ -212,7 +208,7 @@ def _template(tokenizer: Tokenizer) -> TemplateFacts | None:
     template = tokenizer.make_chat_template()
     if template is None:
         return None
-    first = next((line.strip() for line in template.source.splitlines() if line.strip()), "")
+    first = one_line(next((line.strip() for line in template.source.splitlines() if line.strip()), ""))
     try:
         return TemplateFacts(first, tuple(role for role in _CONVERSATIONS if _writes(template, role)))
     except DataError as error:

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kvik.errors import DataError
+from kvik.errors import DataError, StorageError
+from kvik.files import remove, storage_errors
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig, RopeConfig
 from kvik.models.tensors import SourceFacts, open_source, wanted_tensors
@@ -27,7 +28,7 @@ from kvik.weights.store import ModelStore
 
 __all__ = ["LoadedModel", "load_model"]
 
-FORMAT = 4
+FORMAT = 5
 """Of model.json; another number there means it is written anew."""
 
 
@@ -71,6 +72,18 @@ def load_model(
     store = store or ModelStore()
     path = store.resolve(ref, progress).path
     folder = store.folder_for(path)
+    new = not folder.exists()
+    try:
+        return _load(path, folder, weights, progress, store)
+    except (DataError, StorageError) as error:
+        # A refused source, or a first start that failed, leaves nothing in the store, unless there are weights or
+        # another process is writing some.
+        if (new or isinstance(error, DataError)) and not (any(folder.glob("*.kvik")) or any(folder.glob(".*.tmp"))):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _load(path: Path, folder: Path, weights: Weights, progress: Progress, store: ModelStore) -> LoadedModel:
     noted = read_json(folder / "model.json")
     if not isinstance(noted, dict) or noted.get("format") != FORMAT:
         noted = _read_source(path, store)
@@ -82,12 +95,7 @@ def load_model(
         config, facts = _config(noted["config"]), _facts(noted["source"])
         tokenizer = Tokenizer.load(folder / "tokenizer")
     wanted = wanted_tensors(MODELS[config.family].tensors(config), noted["base"])
-    try:
-        packed = load_packed(folder / f"weights-{weights}.kvik", lambda: open_source(path), wanted, weights, progress)
-    except DataError:
-        if not any(folder.glob("weights-*.kvik")):  # a refused file leaves nothing in the store
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    packed = load_packed(folder / f"weights-{weights}.kvik", lambda: open_source(path), wanted, weights, progress)
     return LoadedModel(
         noted["name"], path, config, packed, tokenizer,
         defaults=noted["defaults"], unused_defaults=tuple(noted["unused_defaults"]), license=noted["license"],
@@ -100,6 +108,7 @@ def _read_source(path: Path, store: ModelStore) -> dict[str, Any]:
     from kvik.models.reading import describe
 
     found = describe(path)
+    _clear(store.folder_for(path))
     folder = store.make_folder(path)
     found.tokenizer.save(folder / "tokenizer")
     specs = MODELS[found.config.family].tensors(found.config)
@@ -116,6 +125,17 @@ def _read_source(path: Path, store: ModelStore) -> dict[str, Any]:
     }
     save_json(folder / "model.json", noted)
     return noted
+
+
+def _clear(folder: Path) -> None:
+    """Remove what stands where _read_source writes and is of another kind: folders for files, a file for the folder."""
+    tokenizer = folder / "tokenizer"
+    with storage_errors(folder):
+        if not tokenizer.is_dir():
+            remove(tokenizer)
+        for path in (folder / "model.json", folder / "source.json", *tokenizer.glob("*")):
+            if path.is_dir():
+                remove(path)
 
 
 def _config(plain: Mapping[str, Any]) -> ModelConfig:

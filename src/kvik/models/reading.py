@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvik.errors import DataError, ParameterError
+from kvik.errors import DataError, ParameterError, one_line
 from kvik.files import open_regular
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig
@@ -24,7 +24,7 @@ from kvik.weights.safetensors import read_safetensors
 from kvik.weights.sources import model_name
 from kvik.weights.tensor_file import TensorFile
 
-__all__ = ["Described", "describe"]
+__all__ = ["Described", "describe", "said_text"]
 
 MAX_JSON_BYTES = 1 << 20
 MAX_README_BYTES = 1 << 16
@@ -78,8 +78,7 @@ def _describe_gguf(path: Path) -> Described:
         refuse_unused(file, MODELS[config.family].tensors(config), config, None)
         name, licence = file.metadata.get("general.name"), file.metadata.get("general.license")
         return Described(
-            name if isinstance(name, str) and name else model_name(path),
-            licence if isinstance(licence, str) else None,
+            said_text(name) or one_line(model_name(path)), said_text(licence),
             config, tokenizer, _defaults(file.metadata, _GGUF_SAMPLING, path), (), None,
             _facts(file, str(file.metadata["general.architecture"]), "gguf"),
         )  # fmt: skip
@@ -106,9 +105,14 @@ def _describe_folder(folder: Path) -> Described:
         refuse_unused(file, specs, config, base)
         facts = _facts(file, str(plain["architectures"][0]), "safetensors")
     return Described(
-        model_name(folder), licence if isinstance(licence, str) else None,
+        one_line(model_name(folder)), said_text(licence),
         config, tokenizer, defaults, unused, base, facts,
     )  # fmt: skip
+
+
+def said_text(value: object) -> str | None:
+    """A name or licence that a file says, fit to be printed; None where it says none."""
+    return one_line(value) if isinstance(value, str) and value else None
 
 
 def _facts(file: TensorFile, architecture: str, kind: SourceKind) -> SourceFacts:
@@ -153,11 +157,15 @@ def _hub_defaults(values: Mapping[str, object], path: Path) -> tuple[dict[str, A
 
 
 def _readme_licence(path: Path) -> str | None:
-    """The licence in the front matter of a model card, as `license: apache-2.0` or a list of one; None without."""
-    if not os.path.lexists(path):
+    """The licence in the front matter of a model card, as `license: apache-2.0` or a list of one; None without.
+
+    A card that cannot be read says no licence: the model runs without it.
+    """
+    try:
+        with open(open_regular(path), "rb") as file:
+            text = file.read(MAX_README_BYTES).decode("utf-8", "replace")
+    except (DataError, OSError):
         return None
-    with open(open_regular(path), "rb") as file:
-        text = file.read(MAX_README_BYTES).decode("utf-8", "replace")
     front = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
     found = (
         re.search(r"^license:[ \t]*(?:\r?\n[ \t]*-[ \t]*)?([\w.+-]{1,64})[ \t]*\r?$", front[1], re.M) if front else None

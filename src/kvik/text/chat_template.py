@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvik.errors import DataError, KvikError, ParameterError
@@ -40,6 +41,7 @@ class ChatTemplate:
         *,
         max_seconds: float = MAX_SECONDS,
         tool_source: str | None = None,
+        path: Path | None = None,
     ) -> None:
         """
         Args:
@@ -47,14 +49,16 @@ class ChatTemplate:
             bos_token, eos_token: texts of these tokens, empty where the model has none.
             max_seconds: wall-clock time for compiling and, again, for each rendering.
             tool_source: the template for conversations with tools, where the model has one of its own for them.
+            path: the model it is of, for messages.
         """
+        self.path = path
         self.source, self.bos_token, self.eos_token, self.max_seconds = source, bos_token, eos_token, max_seconds
         self._lock = threading.Lock()
         self._compiled: tuple[TemplateEnvironment, Any] | None = None
         self._shield: Shield | None = None
         self._with_tools = self
         if tool_source is not None:
-            self._with_tools = ChatTemplate(tool_source, bos_token, eos_token, max_seconds=max_seconds)
+            self._with_tools = ChatTemplate(tool_source, bos_token, eos_token, max_seconds=max_seconds, path=path)
 
     def encode(
         self,
@@ -132,7 +136,7 @@ class ChatTemplate:
                 template, variables, Meter(self.max_seconds, largest, _OWN_TOTAL + _TOTAL_GROWTH * largest)
             )
         except Exception as error:  # a faulty template can raise anything
-            raise _explained(error) from error
+            raise _explained(error, self.path) from error
 
     def _refusal(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, generate: bool, words: str, mark: str
@@ -164,7 +168,7 @@ class ChatTemplate:
                     meter = Meter(self.max_seconds, _OWN_LENGTH, _OWN_TOTAL)
                     self._compiled = environment, environment.compile_metered(self.source, meter)
                 except Exception as error:  # likewise
-                    raise _explained(error) from error
+                    raise _explained(error, self.path) from error
             return self._compiled
 
     def _shield_for(self, special: tuple[str, ...]) -> Shield:
@@ -174,7 +178,7 @@ class ChatTemplate:
         return self._shield
 
 
-def _explained(error: Exception) -> KvikError:
+def _explained(error: Exception, path: Path | None) -> KvikError:
     from kvik.text.sandbox import TemplateRaised
 
     words = " ".join(str(error).split())[:500]
@@ -184,4 +188,4 @@ def _explained(error: Exception) -> KvikError:
         words = "nests too deeply"
     line = getattr(error, "lineno", None)
     where = f" (line {line})" if isinstance(line, int) else ""
-    return DataError(f"chat template: {words or type(error).__name__}{where}")
+    return DataError(f"chat template: {words or type(error).__name__}{where}", path=path)

@@ -19,6 +19,7 @@ class HubConfig(NamedTuple):
     Attributes:
         path: of tokenizer_config.json.
         named: texts of the tokens that have a part: `eos_token` to text.
+        ids: token ids that generation_config.json or config.json give a part, to the places that do.
         ends: `eos_token_id` of generation_config.json or else of config.json, one place for each id.
         add: whether `bos` and `eos` are put around a text, where tokenizer_config.json says so.
         vocab_size: rows of the model's embedding, where config.json says so.
@@ -27,6 +28,7 @@ class HubConfig(NamedTuple):
 
     path: Path
     named: dict[str, str]
+    ids: dict[int, str]
     ends: list[Node]
     add: dict[str, bool]
     vocab_size: int | None
@@ -49,6 +51,7 @@ def read_config(folder: Path) -> HubConfig:
     return HubConfig(
         path=folder / "tokenizer_config.json",
         named={name: text for name in _NAMES if (text := _token(tokenizer[name])) is not None},
+        ids=_ids(model) | _ids(generation),
         ends=[] if ends is None else list(ends) if isinstance(ends.value, list) else [ends],
         add={
             name: node.flag() for name in ("bos", "eos") if (node := tokenizer[f"add_{name}_token"]).value is not None
@@ -64,6 +67,16 @@ def _inner(model: Node) -> Node:
     text = model["text_config"]
     outer = model["eos_token_id"].value
     return Node(text.object() | ({} if outer is None else {"eos_token_id": outer}), text.place, text.path)
+
+
+def _ids(file: Node) -> dict[int, str]:
+    """Ids that have a part, one or a list of them, to `file: place`. What is no id is left to those who use it."""
+    found = {}
+    for node in (file[f"{name}_id"] for name in _NAMES):
+        for token in node.value if isinstance(node.value, list) else [node.value]:
+            if type(token) is int:
+                found[token] = f"{node.path.name}: {node.place}"
+    return found
 
 
 def _token(node: Node) -> str | None:

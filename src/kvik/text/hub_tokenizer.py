@@ -106,7 +106,8 @@ def _vocab(node: Node) -> dict[str, int]:
 def _literals(top: Node, vocab: dict[str, int], config: HubConfig) -> tuple[list[Literal], set[int]]:
     """The tokens found in text as a whole, and which of them are special.
 
-    Those the model has no row for are left out (Gemma 3's text models have an image token beyond their embedding).
+    Those the model has no row for are left out (Gemma 3's text models have an image token beyond their embedding), but
+    for those that the folder's other files make use of, which are refused.
     """
     literals: dict[int, Literal] = {}
     special: set[int] = set()
@@ -121,18 +122,32 @@ def _literals(top: Node, vocab: dict[str, int], config: HubConfig) -> tuple[list
             raise node["content"].error("there already")
         flags = [node[name].flag(False) for name in ("normalized", "lstrip", "rstrip", "single_word", "special")]
         if text not in vocab and config.vocab_size is not None and token >= config.vocab_size:
+            _refuse_used(node, text, token, config)
             continue
         literals[token] = Literal(text, token, *flags[:4])
         if flags[4]:
             special.add(token)
     if len({entry.text for entry in literals.values()}) != len(literals):
         raise top["added_tokens"].error("one text with two ids")
-    for text in config.named.values():  # these are special whatever the list says
+    for name, text in config.named.items():  # these are special whatever the list says
         token = vocab.get(text, next((t for t, entry in literals.items() if entry.text == text), -1))
         if token >= 0:
             literals.setdefault(token, Literal(text, token))
             special.add(token)
+        elif name in ("bos_token", "eos_token"):
+            raise DataError(f"{name} is {text!r:.60}, which is no token of tokenizer.json", path=config.path)
     return list(literals.values()), special
+
+
+def _refuse_used(node: Node, text: str, token: int, config: HubConfig) -> None:
+    """Refuse an added token that the model has no row for where a text could come to need it."""
+    named = (f"{config.path.name}: {name}" for name, other in config.named.items() if other == text)
+    user = next(named, config.ids.get(token))
+    if user is None and any(text in template for template in (config.chat_template, config.tool_template) if template):
+        user = "the chat template"
+    if user is not None:
+        rows = f"the model's vocab_size is {config.vocab_size}"
+        raise DataError(f"{node.place} is {text!r:.60} with id {token}, but {rows} and {user} uses it", path=node.path)
 
 
 def _end_of_text(name: str, put: int | None, known: dict[str, int], config: HubConfig) -> tuple[int | None, bool]:

@@ -117,8 +117,9 @@ class Tokenizer:
             if settings["crc32"] != _checksum(settings, tables):
                 raise DataError(f"the saved tokenizer is damaged; {_REMEDY}", path=folder)
             return cls(BPE(tables), settings, tables)
-        except FileNotFoundError as error:
-            raise DataError(f"no saved tokenizer: {Path(error.filename).name} is missing", path=folder) from None
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            reason = f"{Path(error.filename).name} is missing or no file"
+            raise DataError(f"no saved tokenizer: {reason}; {_REMEDY}", path=folder) from None
         except OSError as error:
             raise StorageError(f"{folder}: cannot read the tokenizer: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -201,8 +202,8 @@ class Tokenizer:
         """The texts of the special tokens."""
         return self._special_texts
 
-    def make_chat_template(self) -> ChatTemplate | None:
-        """The model's chat template, ready to use; None when it has none."""
+    def make_chat_template(self, path: Path | None = None) -> ChatTemplate | None:
+        """The model's chat template, ready to use; None when it has none. path: the model's, for messages."""
         if self.chat_template is None:
             return None
         from kvik.text.chat_template import ChatTemplate
@@ -211,7 +212,7 @@ class Tokenizer:
             "" if token is None else self._texts.get(token) or self.token_text(token)
             for token in (self.bos_id, self._eos_id)
         )
-        return ChatTemplate(self.chat_template, bos, eos, tool_source=self.tool_template)
+        return ChatTemplate(self.chat_template, bos, eos, tool_source=self.tool_template, path=path)
 
     def _finder(self, kind: str) -> LiteralFinder:
         """Of the literals looked for in "raw" text, in "normalized" text, or of "all" by their own text."""

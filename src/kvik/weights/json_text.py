@@ -110,9 +110,14 @@ class Scanner:
         self.next()
         found = _OBJECT.match(self.source, self.position, self.end)
         if found is None:
-            self.fail(f"{self.what}: an object of at most 4096 bytes, without objects in it, belongs here")
+            begin = self.position
+            self.skip_value()  # what is no JSON at all is called that, with its byte
+            self.fail(f"{self.what}: an object of at most 4096 bytes, without objects in it, belongs here", begin)
+        text = found.group().decode()
         try:
-            value = json.loads(found.group().decode(), object_pairs_hook=_distinct)
+            value = json.loads(text, object_pairs_hook=_distinct)
+        except json.JSONDecodeError as error:
+            self.fail(f"{self.what} is not JSON: {error.msg}", self.position + len(text[: error.pos].encode()))
         except (ValueError, RecursionError) as error:
             self.fail(f"{self.what} is not JSON: {_reason(error)}")
         self.position = found.end()

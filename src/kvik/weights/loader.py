@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.errors import DataError, StorageError
+from kvik.files import remove
 from kvik.weights.fetch import Progress
 from kvik.weights.layouts import Weights
 from kvik.weights.packed import PackedWeights, PackedWriter, read_packed
@@ -37,19 +38,10 @@ def load_packed(
         try:
             return _checked(read_packed(path, progress=progress), wanted, path)
         except (DataError, ValueError, KeyError, TypeError):
-            _remove(path)  # damaged or of another version: made again below
+            remove(path)  # damaged or of another version: made again below
     with open_source() as file:
         pack(path, file, wanted, weights, progress)
     return _checked(read_packed(path, verify=False), wanted, path)
-
-
-def _remove(path: Path) -> None:
-    import shutil
-
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _checked(packed: PackedWeights, wanted: Sequence[WantedTensor], path: Path) -> PackedWeights:
@@ -102,10 +94,10 @@ def save_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `save_json` wrote, or None where the file is missing or damaged."""
+    """What `save_json` wrote, or None where the file is missing, damaged or no file."""
     try:
         whole = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
         return None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error

@@ -241,7 +241,7 @@ def _size(path: Path) -> int | None:
 def _source_of(folder: Path) -> Path | None:
     try:
         return Path(json.loads((folder / _SOURCE_FILE).read_bytes())["path"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
         return None
 
 
