@@ -475,3 +475,11 @@ class TestRefusals:
             tokenizer.decode(tokenizer.encode("hello \n world 12", parse_special=True))
         except KvikError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["pad_token", "sep_token", "unk_token"])
+def test_a_character_that_also_serves_as_a_special_token_can_be_typed(tmp_path: Path, name: str) -> None:
+    folder = write_folder(tmp_path / "m", reference("gpt2"), tokenizer_config={name: "!"})
+    tokenizer = Tokenizer.from_hub(folder)
+    assert tokenizer.encode("hello!", add_special=False) == reference("gpt2").encode("hello!").ids
+    assert tokenizer.decode(tokenizer.encode("hello!", add_special=False)) == "hello!"

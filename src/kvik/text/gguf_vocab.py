@@ -36,9 +36,8 @@ def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
     ends = turn_ends(own)
     eos_ids = ends | {t for name in ("eos", "eot", "eom") if (t := ids[name]) is not None}
     special = ends | {token for token, kind_of in enumerate(types) if kind_of in (_UNKNOWN, _CONTROL)}
-    # A piece of ordinary text that also serves for padding, say, must stay within reach of text.
-    named = {t for t in ids.values() if t is not None}
-    special |= {t for t in named if types[t] != _NORMAL or MARKUP.fullmatch(tokens[t])}
+    # A character that also serves for padding, say, must stay within reach of text.
+    special |= {t for t in ids.values() if t is not None and (types[t] != _NORMAL or len(tokens[t]) > 1)}
     special |= {t for t, kind_of in enumerate(types) if kind_of == _USER_DEFINED and MARKUP.fullmatch(tokens[t])}
     literals = {t: tokens[t] for t in range(len(tokens)) if (t in special or types[t] == _USER_DEFINED) and tokens[t]}
     if kind == "llama":  # older converters leave the marks of spaces in what users defined

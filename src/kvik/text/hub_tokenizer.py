@@ -129,11 +129,13 @@ def _literals(top: Node, vocab: dict[str, int], config: HubConfig) -> tuple[list
             special.add(token)
     if len({entry.text for entry in literals.values()}) != len(literals):
         raise top["added_tokens"].error("one text with two ids")
-    for name, text in config.named.items():  # these are special whatever the list says
+    for name, text in config.named.items():  # these are special even where the list does not say so
         token = vocab.get(text, next((t for t, entry in literals.items() if entry.text == text), -1))
         if token >= 0:
-            literals.setdefault(token, Literal(text, token))
-            special.add(token)
+            # A character that also serves for padding, say, must stay within reach of text.
+            if token in literals or len(text) > 1:
+                literals.setdefault(token, Literal(text, token))
+                special.add(token)
         elif name in ("bos_token", "eos_token"):
             raise DataError(f"{name} is {text!r:.60}, which is no token of tokenizer.json", path=config.path)
     return list(literals.values()), special
