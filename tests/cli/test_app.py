@@ -24,7 +24,7 @@ def raising(monkeypatch, error):
     ("error", "code", "line"),
     [
         (DataError("is broken", path="m.gguf", offset=7), 65, "m.gguf: is broken (at byte 7)"),
-        (StorageError("no space\nleft"), 74, "no space left"),
+        (StorageError("no space\nleft"), 74, r"no space\nleft"),
         (TryAgainError("later"), 75, "later"),
         (OSError(28, "No space left on device", "/full"), 74, "/full: No space left on device"),
         (MemoryError(), 75, "out of memory"),

@@ -110,7 +110,7 @@ def test_cut_answer_says_so(kvik):
     [
         (["--temperature", "-1"], ("--temperature", "at least 0", "-1")),
         (["--top-p", "1.5"], ("--top-p", "[0, 1]", "1.5")),
-        (["--top-k", "-2"], ("--top-k", "at least 0")),
+        (["--top-k", "-2"], ("--top-k", "[0, 2147483647]")),
         (["--min-p", "nan"], ("--min-p", "[0, 1]")),
         (["--n", "0"], ("--n", "[1, 128]")),
         (["--max-tokens", "0"], ("--max-tokens", "at least 1")),
