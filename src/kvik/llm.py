@@ -104,7 +104,7 @@ class LLM:
         max_rows = min(engine.max_batch_tokens, config.context_length)
         built = build_executor(made_by, loaded, layout, num_blocks, threads=threads, max_rows=max_rows, device=device)
         self.tokenizer: Tokenizer = loaded.tokenizer
-        self.chat_template: ChatTemplate | None = loaded.tokenizer.make_chat_template(loaded.path)
+        self.chat_template: ChatTemplate | None = ChatTemplate.of(loaded.tokenizer, loaded.path)
         self.engine = Engine(
             built, loaded.tokenizer, layout, num_blocks,
             vocab_size=config.vocab_size, context_length=config.context_length,

@@ -96,12 +96,12 @@ def test_honest_conversations_have_the_ids_of_transformers(
 
 
 def test_the_default_models_own_template(smollm: Tokenizer, smollm_reference: Any) -> None:
-    template = smollm.make_chat_template()
+    template = ChatTemplate.of(smollm)
     assert template is not None and smollm.chat_template is not None
     for conversation in CONVERSATIONS:
         expected = transformers_ids(smollm_reference, smollm.chat_template, conversation, True)
         assert template.encode(smollm, conversation) == expected
-    assert Tokenizer.from_gguf(byte_level()).make_chat_template() is None
+    assert ChatTemplate.of(Tokenizer.from_gguf(byte_level())) is None
 
 
 class TestSpecialTextInMessages:

@@ -14,6 +14,7 @@ from text.hub_folders import FAMILIES, MARKED, reference, write_folder
 from text.vocabularies import HARD_TEXTS
 
 from kvik.errors import DataError, KvikError
+from kvik.text.chat_template import ChatTemplate
 from kvik.text.tokenizer import Tokenizer
 
 MORE_TEXTS = [
@@ -144,7 +145,7 @@ def test_conversations_have_the_ids_of_transformers(tmp_path: Path, family: str,
     )
     reference(family).encode_special_tokens = False
     library = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **names)
-    made = tokenizer.make_chat_template()
+    made = ChatTemplate.of(tokenizer)
     assert made is not None
     messages = [
         {"role": "user", "content": " hello  world\n\n\nagain"},
@@ -253,7 +254,7 @@ class TestFilesBeside:
             "chat_template": "{{ bos_token }}|{{ eos_token }}",
         }
         for family in ("llama2", "llama2_normalized", "mistral", "metaspace"):
-            template = self.read(tmp_path / family, family, tokenizer_config=names).make_chat_template()
+            template = ChatTemplate.of(self.read(tmp_path / family, family, tokenizer_config=names))
             assert template is not None
             assert template.render([{"role": "user", "content": "a"}]) == "<s>|</s>"
 

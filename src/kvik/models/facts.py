@@ -205,7 +205,7 @@ def _note_error(group: TensorGroup, plan: PlannedTensor, errors: Mapping[str, fl
 
 def _template(tokenizer: Tokenizer) -> TemplateFacts | None:
     """The template's first line, and the roles whose words it writes, found by asking it."""
-    template = tokenizer.make_chat_template()
+    template = ChatTemplate.of(tokenizer)
     if template is None:
         return None
     first = one_line(next((line.strip() for line in template.source.splitlines() if line.strip()), ""))

@@ -60,6 +60,14 @@ class ChatTemplate:
         if tool_source is not None:
             self._with_tools = ChatTemplate(tool_source, bos_token, eos_token, max_seconds=max_seconds, path=path)
 
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, path: Path | None = None) -> ChatTemplate | None:
+        """The template of a tokenizer's model; None when it has none. path: the model's, for messages."""
+        if tokenizer.chat_template is None:
+            return None
+        bos, eos = tokenizer.end_texts()
+        return cls(tokenizer.chat_template, bos, eos, tool_source=tokenizer.tool_template, path=path)
+
     def encode(
         self,
         tokenizer: Tokenizer,

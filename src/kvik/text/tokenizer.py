@@ -17,7 +17,6 @@ from kvik.text.cutting import Prefix, TextSteps
 from kvik.text.literals import Literal, LiteralFinder
 
 if TYPE_CHECKING:
-    from kvik.text.chat_template import ChatTemplate
     from kvik.text.vocabulary import Vocabulary
 
 __all__ = ["Tokenizer", "check_text"]
@@ -202,17 +201,13 @@ class Tokenizer:
         """The texts of the special tokens."""
         return self._special_texts
 
-    def make_chat_template(self, path: Path | None = None) -> ChatTemplate | None:
-        """The model's chat template, ready to use; None when it has none. path: the model's, for messages."""
-        if self.chat_template is None:
-            return None
-        from kvik.text.chat_template import ChatTemplate
-
+    def end_texts(self) -> tuple[str, str]:
+        """The texts of the tokens that begin and end a text, empty where there is none: what templates are given."""
         bos, eos = (
             "" if token is None else self._texts.get(token) or self.token_text(token)
             for token in (self.bos_id, self._eos_id)
         )
-        return ChatTemplate(self.chat_template, bos, eos, tool_source=self.tool_template, path=path)
+        return bos, eos
 
     def _finder(self, kind: str) -> LiteralFinder:
         """Of the literals looked for in "raw" text, in "normalized" text, or of "all" by their own text."""
