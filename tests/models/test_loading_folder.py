@@ -313,6 +313,8 @@ def test_json_files_that_are_refused(tmp_path: Path) -> None:
             (b"{", "is not JSON"), (b"[]", "must hold a JSON object"), (b'{"a":"\xff"}', r"not UTF-8.*at byte 6"),
             (b'{"a":1,"a":2}', "key 'a' stands twice"), (b'{"a":' + b"[" * 9999, "nested deeper"),
             (b" " * (1 << 20) + b"{}", "at most 1048576 are allowed"), (b"", "is empty"),
+            (b"\xef\xbb\xbf{}", r"begins with a byte order mark.*at byte 0"),
+            (b'{"a":' + b"9" * 4400 + b"}", r"has over 4300 digits \(at byte 5\)"),
         ):  # fmt: skip
             (path / name).write_bytes(bad)
             refused(path, rf"{name}: .*{match}")
@@ -398,6 +400,11 @@ def test_a_head_of_its_own_is_used_whatever_the_configuration_says(tmp_path: Pat
     copy = {"lm_head.weight": weights["model.embed_tokens.weight"]}
     model = load(write_model(tmp_path / "copy", weights | copy, tie_word_embeddings=tied))
     assert model.config.tied_embeddings is tied
+
+
+def test_a_head_of_the_embedding_s_bytes_in_another_shape_does_not_fit(tmp_path: Path) -> None:
+    head = tensors()["model.embed_tokens.weight"].reshape(HIDDEN, -1)
+    refused(write_model(tmp_path / "m", tensors() | {"lm_head.weight": head}), "shape", "lm_head.weight")
 
 
 def test_a_dtype_that_is_needed_and_not_read(tmp_path: Path) -> None:

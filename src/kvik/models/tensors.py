@@ -129,7 +129,8 @@ def has_own_head(file: TensorFile, specs: Sequence[TensorSpec], base: str) -> bo
     head, embedding = _outer(base, own) + _HEAD + "weight", base + rest
     if head not in file.tensors or embedding not in file.tensors:
         return False
-    if file.tensors[head].type != file.tensors[embedding].type:
+    one, other = file.tensors[head], file.tensors[embedding]
+    if one.type != other.type or one.shape != other.shape:  # of another shape it is then refused as a misfit
         return True
     return not np.array_equal(file.data(head), file.data(embedding))
 
