@@ -421,9 +421,10 @@ class TestRefusals:
             (b"", "is not JSON"),
             (b"{", "is not JSON"),
             (b"\xff{}", r"is not UTF-8: .* \(at byte 0\)"),
+            (b"\xef\xbb\xbf{}", r"begins with a byte order mark.* \(at byte 0\)"),
             (b"[" * 100_000, "nests too deeply"),
             (b'{"model": {"vocab": {"a": 0, "a": 1}}}', "is not JSON: the key 'a' stands twice in one object"),
-            (b'{"model": 1' + b"0" * 5000 + b"}", "is not JSON: Exceeds the limit"),
+            (b'{"model": 1' + b"0" * 5000 + b"}", "a number in it has over 4300 digits"),
         ],
     )
     def test_of_what_is_no_json(self, tmp_path: Path, content: bytes, words: str) -> None:

@@ -347,7 +347,7 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
         ('{"metadata":' + "[" * 50000 + "]" * 50000 + "}", "nested deeper than 32", None),
         ('{"metadata":{"a":[1,2,{"b":"c"}],"d":-1.5e3},"weight_map":nul}', "is not JSON", None),
         ("", "the file is empty", None),
-        ("\ufeff{}", "is not JSON", None),
+        ("\ufeff{}", "begins with a byte order mark", None),
     ],
 )
 def test_indices_that_are_refused(tmp_path: Path, text: str, match: str, tensor: str | None) -> None:
@@ -381,7 +381,7 @@ def test_an_index_of_many_tensors_names_each_file_once(tmp_path: Path) -> None:
         ('{"a":1}{', "goes on after its end"),
         ('{"a":1,"b":{"c":1,"c":2}}', "key 'c' stands twice"),
         ('{"a":' + "[" * 40 + "]" * 40 + "}", "nested deeper than 32"),
-        ('{"a":' + "9" * 5000 + "}", "is not JSON"),
+        ('{"a":' + "9" * 5000 + "}", "a number of the file has over 4300 digits"),
         ('{"a":"' + "x" * 1000 + '"}', "has 1008 bytes, at most 1000 are allowed"),
     ],
 )

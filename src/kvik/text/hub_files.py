@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,15 +96,24 @@ def read_json(path: Path, most: int) -> Node | None:
     source = read_text(path, most)
     if source is None:
         return None
+    if source.startswith("\ufeff"):
+        message = "begins with a byte order mark, which JSON must not have; save it without one"
+        raise DataError(message, path=path, offset=0)
     try:
         value = json.loads(source, object_pairs_hook=_object)
     except RecursionError:
         raise DataError("nests too deeply", path=path) from None
-    except ValueError as error:
+    except (json.JSONDecodeError, _Twice) as error:
         raise DataError(f"is not JSON: {error}", path=path) from None
+    except ValueError:  # the one that is left: Python makes no integer of so many digits
+        raise DataError(f"a number in it has over {sys.get_int_max_str_digits()} digits", path=path) from None
     node = Node(value, "", path)
     node.object()
     return node
+
+
+class _Twice(ValueError):
+    """A key that an object has more than once."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -111,5 +121,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r:.60} stands twice in one object")
+        raise _Twice(f"the key {twice!r:.60} stands twice in one object")
     return made

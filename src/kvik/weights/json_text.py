@@ -22,6 +22,7 @@ __all__ = ["MAX_DEPTH", "Scanner", "read_json_object"]
 
 MAX_DEPTH = 32
 MAX_STRING_BYTES = 1 << 20
+MAX_NUMBER_BYTES = 4300  # of more digits Python makes no integer
 _UTF8_STEP = 1 << 16
 
 _SPACE = re.compile(rb"[ \t\n\r]*+")
@@ -41,6 +42,8 @@ class Scanner:
     def __init__(self, source: mmap.mmap, path: Path, begin: int, end: int, what: str) -> None:
         """what: how messages call the text."""
         self.source, self.path, self.position, self.end, self.what = source, path, begin, end, what
+        if source[begin : min(begin + 3, end)] == codecs.BOM_UTF8:
+            self.fail(f"{what} begins with a byte order mark, which JSON must not have; save it without one")
         decoder = codecs.getincrementaldecoder("utf-8")()
         for at in range(begin, end, _UTF8_STEP):
             piece = source[at : min(at + _UTF8_STEP, end)]
@@ -140,6 +143,8 @@ class Scanner:
             found = _SCALAR.match(self.source, self.position, self.end)
             if found is None:
                 self.fail(f"{self.what} is not JSON: no value begins here")
+            if found.end() - found.start() > MAX_NUMBER_BYTES:
+                self.fail(f"a number of {self.what} has over {MAX_NUMBER_BYTES} digits")
             self.position = found.end()
 
     def _skip_array(self, depth: int) -> None:
