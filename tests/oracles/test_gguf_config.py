@@ -301,6 +301,7 @@ def test_more_tokens_than_rows_are_refused() -> None:
         ({"rope_freqs.weight": (32,)}, {}, "'rope_freqs.weight': its values are needed"),
         ({"rope_freqs.weight": (31,)}, {"rope_divisors": [1.0] * 31}, "must hold 32"),
         ({"rope_freqs.weight": (32,)}, {"rope_divisors": [0.0] * 32}, "must hold 32"),
+        ({"rope_freqs.weight": (32,)}, {"rope_divisors": [1e-9] * 32}, "above 0.01"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(shapes: dict[str, Any], options: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -330,11 +331,37 @@ def test_two_descriptions_of_rotation_must_agree() -> None:
         config_from_hf(LLAMA | new | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "config.json")
 
 
+@pytest.mark.parametrize(
+    ("scaling", "top"),
+    [({"rope_theta": 3e5}, ABSENT), ({}, 3e5), ({}, ABSENT)],
+    ids=["inside", "at the top", "default"],
+)
+def test_two_descriptions_of_rotation_must_agree_on_its_base(scaling: dict[str, Any], top: Any) -> None:
+    both = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": top}
+    both["rope_scaling"] = {"rope_type": "default"} | scaling
+    taken = transformers.LlamaConfig(**copy.deepcopy({k: v for k, v in both.items() if v is not ABSENT}))
+    assert taken.rope_parameters["rope_theta"] == (1e4 if top is ABSENT and not scaling else 3e5)
+    with pytest.raises(DataError, match=r"rope_scaling is .*, rope_parameters says"):
+        read(both)
+
+
 @pytest.mark.parametrize("factor", [1e-300, 1e-9, 0.01])
 def test_factors_that_stretch_nothing_are_refused(factor: float) -> None:
     for kind in ("linear", "yarn"):
         with pytest.raises(DataError, match=r"factor must be above 0\.01"):
             config_from_hf(LLAMA | {"rope_scaling": {"rope_type": kind, "factor": factor}}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"factor": 4.0, "attention_factor": 1e-9}, r"attention_factor must be above 0\.01"),
+        ({"original_max_position_embeddings": 1 << 28}, r"factor must be above 0\.01 .*, follows as 3\.05176e-05"),
+    ],
+)
+def test_factors_of_yarn_are_bounded(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read({"rope_scaling": {"rope_type": "yarn"} | own})
 
 
 def test_aliases_and_long_numbers() -> None:
@@ -348,5 +375,9 @@ def test_a_quantized_multimodal_model_is_refused_by_name() -> None:
     text = {key: value for key, value in (LLAMA | GEMMA3).items() if key != "architectures"}
     outer = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
     assert config_from_hf(outer, "config.json").family == "gemma3"
+    named = outer | {"text_config": text | {"model_type": "gemma3_text"}}
+    assert config_from_hf(named, "config.json").family == "gemma3"
+    with pytest.raises(DataError, match=r"text_config\.model_type is 'llama', but architectures says"):
+        config_from_hf(outer | {"text_config": text | {"model_type": "llama"}}, "config.json")
     with pytest.raises(DataError, match="quantization_config is"):
         config_from_hf(outer | {"quantization_config": {"quant_method": "fp8"}}, "config.json")

@@ -76,6 +76,8 @@ def yarn(
     fields: Fields, theta: float, factor: float, original: int | None, attention: float | None, betas: tuple[str, str]
 ) -> RopeConfig:
     """YaRN, with the keys of its band edges, fast and slow."""
+    if not MIN_FACTOR < factor <= MAX_FACTOR:  # one that follows from two contexts
+        raise fields.error("factor", f"must be above {MIN_FACTOR:g} and at most {MAX_FACTOR:g}, follows as {factor:g}")
     fast = fields.real_or_none(betas[0], 0.0, MAX_FACTOR) or 32.0
     slow = fields.real_or_none(betas[1], 0.0, MAX_FACTOR) or 1.0
     if fast <= slow:

@@ -255,8 +255,9 @@ def _rope(h: Header, head_size: int) -> RopeConfig:
     if kind != "yarn":
         f.refuse_unless({"attn_factor": 1.0, "yarn_attn_factor": 1.0})
     if divisors is not None:
-        if len(divisors) != head_size // 2 or not all(math.isfinite(x) and x > 0.0 for x in divisors):
-            raise DataError(f"must hold {head_size // 2} finite positive numbers", path=f.path, tensor=tensor)
+        if len(divisors) != head_size // 2 or not all(check.MIN_FACTOR < x < math.inf for x in divisors):
+            what = f"must hold {head_size // 2} finite positive numbers above {check.MIN_FACTOR}"
+            raise DataError(what, path=f.path, tensor=tensor)
         if kind != "none":
             raise f.error("type", f"is {kind!r} beside the tensor {tensor}; only one can scale")
         return RopeConfig(theta=theta, divisors=divisors)
@@ -268,7 +269,7 @@ def _rope(h: Header, head_size: int) -> RopeConfig:
     # llama.cpp multiplies these with the factor that YaRN derives, where transformers replaces it.
     scale = 1.0
     for key in ("attn_factor", "yarn_attn_factor"):
-        scale *= f.real_or_none(key, 0.0, check.MAX_FACTOR) or 1.0
+        scale *= f.real_or_none(key, check.MIN_FACTOR, check.MAX_FACTOR) or 1.0
     original = f.integer_or_none("original_context_length", 1, check.MAX_CONTEXT)
     betas = ("yarn_beta_fast", "yarn_beta_slow")
     return check.yarn(f, theta, factor, original, scale * yarn_attention_factor(factor), betas)

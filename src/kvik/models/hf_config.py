@@ -1,7 +1,8 @@
 """What a Hugging Face folder's config.json says about its model, checked and turned into a `ModelConfig`.
 
-Sizes must be there; what else a file leaves out is what transformers 5 takes for it. Every field is validated here, once: a wrong one is a
-DataError that names key and file, and a feature that this version does not compute is refused by name, never ignored.
+Sizes must be there; what else a file leaves out is what transformers 5 takes for it. Every field is validated here,
+once: a wrong one is a DataError that names key and file, and a feature that this version does not compute is refused
+by name, never ignored.
 """
 
 from __future__ import annotations
@@ -61,11 +62,15 @@ def config_from_hf(config: Mapping[str, object], path: Path) -> ModelConfig:
     if not isinstance(names, list | tuple) or len(names) != 1 or not isinstance(names[0], str):
         raise fields.error("architectures", f"must be a list of one name, got {short(names)}")
     architecture = check.known(fields, "architectures", names[0], READERS)
-    kind = fields.text_or_none("model_type")
-    if kind is not None and kind != MODEL_TYPES[architecture]:
-        known = MODEL_TYPES[architecture]
-        raise fields.error("model_type", f"is {short(kind)}, but architectures says {architecture}, which is {known!r}")
+    _check_type(fields, architecture, MODEL_TYPES[architecture])
     return READERS[architecture](fields)
+
+
+def _check_type(f: Fields, architecture: str, known: str) -> None:
+    """`model_type`, which a file may leave out, must not contradict `architectures`."""
+    kind = f.text_or_none("model_type")
+    if kind is not None and kind != known:
+        raise f.error("model_type", f"is {short(kind)}, but architectures says {architecture}, whose is {known!r}")
 
 
 def _llama(f: Fields) -> ModelConfig:
@@ -148,6 +153,7 @@ def _gemma3_multimodal(f: Fields) -> ModelConfig:
     """Its text model; the tower that sees images is left alone."""
     f.refuse_unless({"quantization_config": None})
     text = f.required("text_config", f.inside("text_config"))
+    _check_type(text, "Gemma3ForConditionalGeneration", MODEL_TYPES["Gemma3ForCausalLM"])
     return _gemma3(text.with_defaults({"tie_word_embeddings": f.flag("tie_word_embeddings", True)}))
 
 
@@ -214,8 +220,8 @@ def _transformer(
 ) -> ModelConfig:
     """What the architectures have in common.
 
-    activation: its key and the value it may have, or several for the same. tied, theta: taken where the file says nothing.
-    rope: where it is not read in the common way. own: further fields of ModelConfig.
+    activation: its key and the value it may have, or several for the same. tied, theta: taken where the file says
+    nothing. rope: where it is not read in the common way. own: further fields of ModelConfig.
     """
     f.refuse_unless({**NEUTRAL, activation[0]: activation[1]})
     hidden, heads, context = _hidden(f), f.integer("num_attention_heads", 1, check.MAX_HEADS), _context(f)
@@ -224,7 +230,7 @@ def _transformer(
         head_size = check.divided(f, "hidden_size", hidden, "num_attention_heads", heads)
     if rope is None:
         theta = f.real_or_none("rope_theta", 1.0, check.MAX_THETA) or theta
-        rope = rope_from_hf(_rope_object(f), f, theta, context)
+        rope = rope_from_hf(_rope_object(f, theta), f, theta, context)
     return ModelConfig(
         family=family,
         vocab_size=f.integer("vocab_size", 1, check.MAX_VOCAB),
@@ -243,10 +249,14 @@ def _transformer(
     )
 
 
-def _rope_object(f: Fields) -> Fields | None:
-    """`rope_parameters`, as transformers 5 writes it, or `rope_scaling` of older files; both must say the same."""
+def _rope_object(f: Fields, theta: float) -> Fields | None:
+    """`rope_parameters`, as transformers 5 writes it, or `rope_scaling` of older files; both must say the same.
+
+    theta: the base where the object names none. It counts: transformers 5 takes rope_scaling where there are both.
+    """
     new, old = f.inside("rope_parameters"), f.inside("rope_scaling")
-    if new is not None and old is not None and new.without("rope_theta") != old.without("rope_theta"):
+    base = {"rope_theta": theta}
+    if new is not None and old is not None and base | new.without() != base | old.without():
         problem = f"is {short(f.get('rope_scaling'))}, rope_parameters says {short(f.get('rope_parameters'))}"
         raise f.error("rope_scaling", problem + "; only one can say how positions turn")
     return new or old

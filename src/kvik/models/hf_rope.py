@@ -59,7 +59,7 @@ def _llama3(fields: Fields, theta: float, original: int) -> RopeConfig:
 def _yarn(fields: Fields, theta: float, original: int, context: int) -> RopeConfig:
     fields.refuse_unless({"truncate": True})
     factor = fields.real_or_none("factor", check.MIN_FACTOR, check.MAX_FACTOR) or context / original
-    attention = fields.real_or_none("attention_factor", 0.0, check.MAX_FACTOR)
+    attention = fields.real_or_none("attention_factor", check.MIN_FACTOR, check.MAX_FACTOR)
     mscale, all_dim = (fields.real_or_none(key, -1.0, check.MAX_FACTOR) for key in ("mscale", "mscale_all_dim"))
     if attention is None and mscale and all_dim:
         attention = yarn_attention_factor(factor, mscale) / yarn_attention_factor(factor, all_dim)
