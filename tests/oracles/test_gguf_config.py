@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from oracles.configurations import LLAMA
 
 from kvik.errors import DataError
-from kvik.models.config import ModelConfig, RopeConfig
+from kvik.models.config import RopeConfig
 from kvik.models.gguf_config import config_from_gguf
 
 SIZES: dict[str, Any] = {
@@ -25,21 +26,6 @@ SIZES: dict[str, Any] = {
     "rope.dimension_count": 64,
 }
 SHAPES_OF_TENSORS: dict[str, tuple[int, ...]] = {"token_embd.weight": (49152, 576), "output_norm.weight": (576,)}
-LLAMA = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_size=64,
-    context_length=8192,
-    norm_eps=1e-5,
-    rope=RopeConfig(theta=100000.0),
-    tied_embeddings=True,
-    windows=(None,) * 30,
-)
 S = "rope.scaling."
 ABSENT = object()
 

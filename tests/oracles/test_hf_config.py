@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import transformers
+from oracles.configurations import LLAMA as EXPECTED
 from oracles.random_models.shapes import LLAMA3
 
 from kvik.errors import DataError
@@ -31,21 +32,6 @@ LLAMA: dict[str, Any] = {
     "attention_bias": False,
     "tie_word_embeddings": True,
 }
-EXPECTED = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_size=64,
-    context_length=8192,
-    norm_eps=1e-5,
-    rope=RopeConfig(theta=100000.0),
-    tied_embeddings=True,
-    windows=(None,) * 30,
-)
 MISTRAL = {"architectures": ["MistralForCausalLM"], "sliding_window": None}
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False, "sliding_window": 4096}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "head_dim": 128}

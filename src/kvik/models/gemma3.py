@@ -4,6 +4,7 @@ norms before and after both halves of a layer (Gemma Team 2025, arXiv:2503.19786
 
 from __future__ import annotations
 
+from kvik.models.blocks import finish
 from kvik.models.config import ModelConfig, TensorSpec
 from kvik.models.rope import rope_table
 from kvik.models.specs import attention, embedding, feed_forward, of_layer, output
@@ -50,5 +51,4 @@ def forward(ops: Ops[Value], c: ModelConfig) -> None:
         h = ops.rms_norm(x, n + "ffn_norm", c.norm_eps)
         h = ops.gate(ops.linear(h, n + "gate"), ops.linear(h, n + "up"), "gelu_tanh")
         x = ops.add(x, ops.rms_norm(ops.linear(h, n + "down"), n + "ffn_post_norm", c.norm_eps))
-    x = ops.rms_norm(x, "norm", c.norm_eps)
-    ops.logits(x, "embed" if c.tied_embeddings else "head")
+    finish(ops, c, x)

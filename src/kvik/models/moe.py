@@ -5,9 +5,10 @@ Qwen3-MoE normalizes queries and keys; that tells the two apart.
 
 from __future__ import annotations
 
+from kvik.models.blocks import attention_half, finish
 from kvik.models.config import ModelConfig, Piece, TensorSpec
 from kvik.models.rope import rope_table
-from kvik.models.specs import attention, embedding, of_layer, output
+from kvik.models.specs import attention, decoder
 from kvik.ops import Experts, Ops, Value
 
 __all__ = ["forward", "tensors"]
@@ -15,14 +16,7 @@ __all__ = ["forward", "tensors"]
 
 def tensors(c: ModelConfig) -> list[TensorSpec]:
     """Every tensor of the model, in the order it is first used."""
-    width = (c.hidden_size,)
-    specs = [embedding(c)]
-    for i in range(c.num_layers):
-        specs.append(of_layer(i, "attn_norm", "attn_norm", "input_layernorm", width))
-        specs += attention(c, i, permuted=not c.qk_norm)
-        specs.append(of_layer(i, "ffn_norm", "ffn_norm", "post_attention_layernorm", width))
-        specs += _experts(c, i)
-    return specs + output(c)
+    return decoder(c, lambda i: attention(c, i, permuted=not c.qk_norm), lambda i: _experts(c, i))
 
 
 def _experts(c: ModelConfig, i: int) -> list[TensorSpec]:
@@ -54,18 +48,11 @@ def forward(ops: Ops[Value], c: ModelConfig) -> None:
     x = ops.embed("embed")
     for i in range(c.num_layers):
         n = f"layers.{i}."
-        h = ops.rms_norm(x, n + "attn_norm", c.norm_eps)
-        q, k, v = (ops.linear(h, n + w) for w in ("q", "k", "v"))
-        if c.qk_norm:
-            q = ops.rms_norm(q, n + "q_norm", c.norm_eps, c.num_heads)
-            k = ops.rms_norm(k, n + "k_norm", c.norm_eps, c.num_kv_heads)
-        a = ops.attend(ops.rope(q, c.num_heads, table), ops.rope(k, c.num_kv_heads, table), v, i, c.windows[i])
-        x = ops.add(x, ops.linear(a, n + "o"))
+        x = attention_half(ops, c, x, i, table)
         h = ops.rms_norm(x, n + "ffn_norm", c.norm_eps)
         experts = Experts(
             gate=n + "experts_gate", up=n + "experts_up", down=n + "experts_down",
             count=c.num_experts, used=c.experts_used, normalize=c.normalize_experts, activation="silu",
         )  # fmt: skip
         x = ops.add(x, ops.experts(h, ops.linear(h, n + "router"), experts))
-    x = ops.rms_norm(x, "norm", c.norm_eps)
-    ops.logits(x, "embed" if c.tied_embeddings else "head")
+    finish(ops, c, x)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from kvik.models.config import ModelConfig, TensorSpec
 
-__all__ = ["attention", "embedding", "feed_forward", "of_layer", "output", "qkv_biases"]
+__all__ = ["attention", "decoder", "embedding", "feed_forward", "of_layer", "output", "qkv_biases"]
 
 
 def of_layer(i: int, name: str, gguf: str, hf: str, shape: tuple[int, ...], **options: Any) -> TensorSpec:
@@ -14,6 +15,20 @@ def of_layer(i: int, name: str, gguf: str, hf: str, shape: tuple[int, ...], **op
     return TensorSpec(
         f"layers.{i}.{name}", f"blk.{i}.{gguf}.weight", f"model.layers.{i}.{hf}.weight", shape, **options
     )  # fmt: skip
+
+
+def decoder(
+    c: ModelConfig, attention: Callable[[int], list[TensorSpec]], feed_forward: Callable[[int], list[TensorSpec]]
+) -> list[TensorSpec]:
+    """A whole model in the order of first use; each half of a layer has a norm before it and is given by its number."""
+    width = (c.hidden_size,)
+    specs = [embedding(c)]
+    for i in range(c.num_layers):
+        specs.append(of_layer(i, "attn_norm", "attn_norm", "input_layernorm", width))
+        specs += attention(i)
+        specs.append(of_layer(i, "ffn_norm", "ffn_norm", "post_attention_layernorm", width))
+        specs += feed_forward(i)
+    return specs + output(c)
 
 
 def embedding(c: ModelConfig) -> TensorSpec:
