@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -31,6 +32,7 @@ using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = Array<uint8_t>;
 using MutableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Copies = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void require(bool ok, const std::string& what) {
     if (!ok) throw std::invalid_argument(what);
@@ -307,15 +309,16 @@ NB_MODULE(_native, m) {
 
     nb::class_<PyProgram>(m, "Program")
         .def("__init__",
-             [](PyProgram* self, nb::object pool, const std::string& isa, int32_t max_rows, int32_t layers, int32_t heads,
-                int32_t kv_heads, int32_t head_size, int32_t kv_type, MutableBytes kv, int32_t num_blocks) {
+             [](PyProgram* self, nb::object pool, const std::string& isa, int32_t max_rows, const std::vector<int32_t>& groups,
+                int32_t heads, int32_t kv_heads, int32_t head_size, int32_t kv_type, MutableBytes kv, int32_t num_blocks) {
                  require(kv_type == 0 || kv_type == 1, "unknown KV format");
-                 require(num_blocks > 0 && layers > 0 && kv_heads > 0 && head_size > 0, "sizes must be positive");
-                 require(int64_t(layers) * kv_heads <= 1 << 20 && head_size <= kMaxHeadSize, "too many layers and heads");
-                 const size_t bytes = size_t(num_blocks) * size_t(layers) * size_t(kv_heads) * 2 * size_t(head_size) *
+                 require(num_blocks > 0 && kv_heads > 0 && head_size > 0, "sizes must be positive");
+                 require(int64_t(groups.size()) * kv_heads <= 1 << 20 && head_size <= kMaxHeadSize, "too many layers and heads");
+                 const size_t layers = size_t(std::count(groups.begin(), groups.end(), 0));
+                 const size_t bytes = size_t(num_blocks) * layers * size_t(kv_heads) * 2 * size_t(head_size) *
                                       kBlockTokens * kv_element(KV(kv_type));
                  require(kv.size() == bytes, "cache bytes do not fit its blocks");
-                 auto program = std::make_unique<Program>(nb::cast<Pool&>(pool), kernels_named(isa), max_rows, layers, heads,
+                 auto program = std::make_unique<Program>(nb::cast<Pool&>(pool), kernels_named(isa), max_rows, groups, heads,
                                                           kv_heads, head_size, KV(kv_type), kv.data(), num_blocks);
                  new (self) PyProgram{std::move(program), {pool, nb::cast(kv)}};
              })
@@ -364,15 +367,16 @@ NB_MODULE(_native, m) {
             p.program->logits(row_op_of(p, in), matrix_of(p.keep(data), layout, n, k), fine);
         })
         .def("run", [](PyProgram& p, Array<int32_t> tokens, Array<int32_t> positions, Array<int32_t> slots, Array<int32_t> spans,
-                       Array<int32_t> blocks, Array<int32_t> block_spans, Array<int32_t> logit_rows, Floats2 logits) {
+                       Array<int32_t> blocks, Array<int32_t> block_spans, Array<int32_t> logit_rows, Copies copies, Floats2 logits) {
             require(positions.size() == tokens.size() && slots.size() == tokens.size(), "tokens, positions and slots differ in length");
-            require(spans.size() >= 2 && block_spans.size() == spans.size(), "spans do not match");
-            require(block_spans.data()[spans.size() - 1] == int64_t(blocks.size()), "block spans do not cover the blocks");
+            require(spans.size() >= 2 && block_spans.size() == (spans.size() - 1) * size_t(p.program->groups()) + 1, "spans do not match");
+            require(block_spans.data()[block_spans.size() - 1] == int64_t(blocks.size()), "block spans do not cover the blocks");
+            require(copies.shape(1) == 3, "copies must be [C, 3]");
             require(logits.shape(0) >= logit_rows.size() && int32_t(logits.shape(1)) == p.program->logits_width(),
                     "logits array has the wrong shape");
             const PassView pass{tokens.data(), positions.data(), slots.data(), int32_t(tokens.size()), spans.data(),
                                 int32_t(spans.size()) - 1, blocks.data(), block_spans.data(), logit_rows.data(),
-                                int32_t(logit_rows.size()), logits.data()};
+                                int32_t(logit_rows.size()), logits.data(), copies.data(), int32_t(copies.shape(0))};
             nb::gil_scoped_release release;
             p.program->run(pass);
         })

@@ -204,8 +204,10 @@ void Program::look_ahead(uint32_t phase, uint32_t thread) const {
 // ---- attention -------------------------------------------------------------------------------------------------------
 
 Cache Program::cache(int32_t sequence, int32_t layer, int32_t head) const {
-    const size_t at = (size_t(layer) * size_t(kv_heads_) + size_t(head)) * head_bytes_;
-    return {kv_ + at, block_bytes_, pass_.blocks + pass_.block_spans[sequence], kv_type_, head_size_};
+    const size_t at = (size_t(place_[size_t(layer)]) * size_t(kv_heads_) + size_t(head)) * head_bytes_;
+    const int32_t group = group_of_[size_t(layer)];
+    return {kv_ + at, groups_[size_t(group)].block_bytes,
+            pass_.blocks + pass_.block_spans[group * pass_.sequences + sequence], kv_type_, head_size_};
 }
 
 // Rows from..to of the KV heads first..last and their query heads: norms, rotation, and the append to the cache.
@@ -287,10 +289,19 @@ void Program::phase_done(void* self, uint32_t phase) {
     }
 }
 
+void Program::copy_blocks(const PassView& pass) {
+    for (int32_t i = 0; i < pass.copy_count; ++i) {
+        const int32_t* copy = pass.copies + 3 * size_t(i);
+        const size_t bytes = groups_[size_t(copy[0])].block_bytes;
+        std::memcpy(kv_ + size_t(copy[2]) * bytes, kv_ + size_t(copy[1]) * bytes, bytes);
+    }
+}
+
 void Program::run(const PassView& pass) {
     check(pass);
     require(!nodes_.empty() && nodes_.front().kind == Kind::embed, "a program begins with embed");
     const double begun = now();
+    copy_blocks(pass);
     plan(pass);
     ++passes_;
     times_ = {};

@@ -24,10 +24,12 @@ struct PassView {
     const int32_t* spans;  // [sequences + 1]
     int32_t sequences;
     const int32_t* blocks;
-    const int32_t* block_spans;  // [sequences + 1]
+    const int32_t* block_spans;  // [groups * sequences + 1]
     const int32_t* logit_rows;
     int32_t logit_count;
     float* logits;  // [logit_count][logits_width]
+    const int32_t* copies;  // [copy_count][3]: group, block to copy, block that becomes the copy
+    int32_t copy_count;
 };
 
 struct Times {
@@ -36,9 +38,10 @@ struct Times {
 
 class Program {
   public:
-    // heads and head_size shape the cache: `kv` bytes lie as [block][layer][KV head][keys, values].
-    Program(Pool& pool, const Kernels& kernels, int32_t max_rows, int32_t layers, int32_t heads, int32_t kv_heads,
-            int32_t head_size, KV kv_type, uint8_t* kv, int32_t num_blocks);
+    // groups: of each layer, the group whose block tables it reads. A group's blocks lie in `kv` as [block][layer of the
+    // group][KV head][keys, values]; all groups share the memory. num_blocks: of the first group.
+    Program(Pool& pool, const Kernels& kernels, int32_t max_rows, const std::vector<int32_t>& groups, int32_t heads,
+            int32_t kv_heads, int32_t head_size, KV kv_type, uint8_t* kv, int32_t num_blocks);
 
     // Recording. Buffers hold max_rows * copies rows of f32, padded to 32 columns with zeros.
     int32_t buffer(int32_t width, int32_t copies = 1);
@@ -59,6 +62,7 @@ class Program {
     int32_t phases() const { return int32_t(phases_.size()); }  // of the last pass: how often its threads met
     int32_t logits_width() const { return logits_width_; }
     int32_t head_size() const { return head_size_; }
+    int32_t groups() const { return int32_t(groups_.size()); }
     const char* isa() const { return kernels_.name; }
 
   private:
@@ -75,6 +79,11 @@ class Program {
         // of the few rows there are, because that is shorter than a meeting of the threads.
         uint32_t begin, end;
         const Node* prepare = nullptr;  // rows: then the linear's input, into the shared activations
+    };
+    struct Group {
+        int32_t layers = 0, num_blocks = 0;
+        size_t block_bytes = 0;
+        int32_t window = -1;  // of the layer that sees farthest; 0: everything; -1: none recorded yet
     };
     struct Free {
         void operator()(float* p) const { std::free(p); }
@@ -143,6 +152,8 @@ class Program {
 
     // a pass
     void check(const PassView& pass) const;
+    void check_table(const PassView& pass, int32_t group, int32_t sequence) const;
+    void copy_blocks(const PassView& pass);
     void plan(const PassView& pass);
     void plan_small(const Node& node);
     void plan_linear(const Node& node);
@@ -178,8 +189,10 @@ class Program {
     const int32_t max_rows_, layers_, heads_, kv_heads_, head_size_;
     const KV kv_type_;
     uint8_t* const kv_;
-    const int32_t num_blocks_;
-    const size_t head_bytes_, block_bytes_;
+    const size_t head_bytes_;
+    const std::vector<int32_t> group_of_;  // by layer
+    std::vector<int32_t> place_;           // by layer: which of its group's
+    std::vector<Group> groups_;
 
     std::vector<Buffer> buffers_;
     std::vector<Rotations> rotations_;

@@ -12,24 +12,40 @@ uint32_t tiles_for(int32_t n, int32_t each) { return uint32_t((n + each - 1) / e
 
 }  // namespace
 
+// A sequence's table in a group: it covers the slots, and blocks may be missing only where no row looks.
+void Program::check_table(const PassView& p, int32_t group, int32_t s) const {
+    const Group& g = groups_[size_t(group)];
+    const int32_t begin = p.block_spans[group * p.sequences + s], end = p.block_spans[group * p.sequences + s + 1];
+    require(begin <= end, "spans must ascend");
+    require(p.slots[p.spans[s + 1] - 1] < int64_t(end - begin) * kBlockTokens, "slot outside its sequence's blocks");
+    const int32_t first = g.window ? std::max(0, p.slots[p.spans[s]] + 1 - g.window) / kBlockTokens : 0;
+    for (int32_t b = begin; b < end; ++b)
+        require(p.blocks[b] >= (b - begin < first ? -1 : 0) && p.blocks[b] < g.num_blocks, "block id out of range");
+}
+
 void Program::check(const PassView& p) const {
     require(p.rows > 0 && p.rows <= max_rows_, "rows of the pass out of range");
     require(p.sequences > 0 && p.spans[0] == 0 && p.spans[p.sequences] == p.rows, "spans do not cover the rows");
     require(p.block_spans[0] == 0, "block spans must begin at 0");
-    for (int32_t s = 0; s < p.sequences; ++s)
-        require(p.spans[s] < p.spans[s + 1] && p.block_spans[s] <= p.block_spans[s + 1], "spans must ascend");
     for (int32_t s = 0; s < p.sequences; ++s) {
-        const int64_t capacity = int64_t(p.block_spans[s + 1] - p.block_spans[s]) * kBlockTokens;
+        require(p.spans[s] < p.spans[s + 1], "spans must ascend");
         for (int32_t r = p.spans[s]; r < p.spans[s + 1]; ++r) {
-            require(p.slots[r] >= 0 && p.slots[r] < capacity, "slot outside its sequence's blocks");
+            require(p.slots[r] >= 0, "slot must not be negative");
             require(r == p.spans[s] || p.slots[r] == p.slots[r - 1] + 1, "slots of a sequence must be consecutive");
             require(p.positions[r] >= 0, "position must not be negative");
             require(p.positions[r] < positions_, "position outside the table of positions");
             require(p.tokens[r] >= 0 && p.tokens[r] < vocabulary_, "token id outside the vocabulary");
         }
     }
-    for (int32_t b = 0; b < p.block_spans[p.sequences]; ++b)
-        require(p.blocks[b] >= 0 && p.blocks[b] < num_blocks_, "block id out of range");
+    for (int32_t g = 0; g < groups(); ++g)
+        for (int32_t s = 0; s < p.sequences; ++s) check_table(p, g, s);
+    for (int32_t i = 0; i < p.copy_count; ++i) {
+        const int32_t* copy = p.copies + 3 * size_t(i);
+        require(copy[0] >= 0 && copy[0] < groups(), "group of a copy out of range");
+        const int32_t blocks = groups_[size_t(copy[0])].num_blocks;
+        require(copy[1] >= 0 && copy[1] < blocks && copy[2] >= 0 && copy[2] < blocks, "block of a copy out of range");
+        require(copy[1] != copy[2], "a block must be copied to another");
+    }
     for (int32_t r = 0; r < p.logit_count; ++r)
         require(p.logit_rows[r] >= 0 && p.logit_rows[r] < p.rows, "logit row out of range");
 }

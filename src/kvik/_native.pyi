@@ -75,7 +75,7 @@ class Program:
         pool: Pool,
         isa: str,
         max_rows: int,
-        layers: int,
+        groups: Sequence[int],
         heads: int,
         kv_heads: int,
         head_size: int,
@@ -119,6 +119,7 @@ class Program:
         blocks: NDArray[np.int32],
         block_spans: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
+        copies: NDArray[np.int32],
         logits: NDArray[np.float32],
         /,
     ) -> None: ...

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
+from kvik import __version__
 from kvik.cache.layout import kv_layout, parse_kv
-from kvik.cache.storage import num_blocks_for
-from kvik.engine.engine import Engine
+from kvik.cache.storage import num_slabs_for
+from kvik.engine.engine import Engine, Model
 from kvik.engine.executors import EXECUTORS, build_executor, check_device
-from kvik.engine.request import Chunk, Completion, Request, ScoreResult, Usage
-from kvik.engine.sequence import Generating
+from kvik.engine.request import Chunk, Completion, Receipt, Request, ScoreRequest, ScoreResult
+from kvik.engine.sequence import Generating, Group, Scoring
 from kvik.errors import ParameterError
 from kvik.models.loading import load_model
-from kvik.params import EngineParams, SamplingParams, choose
+from kvik.params import MAX_LOGPROBS, EngineParams, SamplingParams, choose
 from kvik.text.chat_template import ChatTemplate, Tools
 from kvik.text.conversation import Message
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.fetch import Progress
 from kvik.weights.layouts import parse_weights
 
-__all__ = ["LLM", "ModelInfo"]
+__all__ = ["LLM", "ModelInfo", "as_prompts", "params_as_used", "score_result"]
 
 Prompt = str | Sequence[int]
+Key = TypeVar("Key", bound=Hashable)
 Params = SamplingParams | Sequence[SamplingParams] | None
 
 _FALLBACK = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
@@ -39,6 +41,7 @@ class ModelInfo:
 
     name: str
     path: str
+    digest: str
     family: str
     parameters: int
     license: str | None
@@ -99,24 +102,29 @@ class LLM:
         loaded = load_model(model, kept, report)
         config = loaded.config
         layout = kv_layout(config, kv_format)
-        num_blocks = num_blocks_for(layout, config.context_length, engine.kv_bytes)
+        num_slabs = num_slabs_for(layout, config.context_length, engine.max_sequences, engine.kv_bytes)
         threads = engine.threads or len(os.sched_getaffinity(0))
-        max_rows = min(engine.max_batch_tokens, config.context_length)
-        built = build_executor(made_by, loaded, layout, num_blocks, threads=threads, max_rows=max_rows, device=device)
+        max_rows = min(engine.max_batch_tokens, config.context_length * engine.max_sequences)
+        built = build_executor(made_by, loaded, layout, num_slabs, threads=threads, max_rows=max_rows, device=device)
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.chat_template: ChatTemplate | None = ChatTemplate.of(loaded.tokenizer, loaded.path)
+        self._identity = {
+            "name": loaded.name, "path": str(loaded.path), "digest": loaded.digest, "weights": kept, "kv": kv_format,
+            "executor": executor, "device": device, "isa": built.isa,
+        }  # fmt: skip
         self.engine = Engine(
-            built, loaded.tokenizer, layout, num_blocks,
-            vocab_size=config.vocab_size, context_length=config.context_length,
-            max_batch_tokens=engine.max_batch_tokens, path=loaded.path,
+            built,
+            Model(loaded.tokenizer, config.vocab_size, config.context_length, loaded.path, loaded.digest),
+            layout, num_slabs, engine,
         )  # fmt: skip
         self._defaults = dict(loaded.defaults)
         self.info = ModelInfo(
-            name=loaded.name, path=str(loaded.path), family=config.family, parameters=loaded.parameters,
+            name=loaded.name, path=str(loaded.path), digest=loaded.digest, family=config.family,
+            parameters=loaded.parameters,
             license=loaded.license, context_length=config.context_length, vocab_size=config.vocab_size,
             layouts=loaded.weights.bytes_by_layout(), weights=kept, weights_bytes=loaded.weights.nbytes,
             matrix_bytes=loaded.matrix_bytes, kv=kv_format,
-            kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=num_blocks * layout.block_bytes,
+            kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=num_slabs * layout.slab_bytes,
             executor=executor, isa=built.isa, threads=threads,
             load_seconds=perf_counter() - begun,
         )  # fmt: skip
@@ -126,18 +134,50 @@ class LLM:
         return SamplingParams(**(self._defaults or _FALLBACK))
 
     def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[Completion]:
-        """One Completion a prompt, in order.
+        """One Completion a prompt, in order; all run together as far as the engine has room.
 
         prompts: a string, a list of token ids, or a list of those. params: one for all or one a prompt; None is
         SamplingParams(). Everything is checked before anything is computed.
         """
-        many = _as_prompts(prompts)
-        requests = [self._request(p, q) for p, q in zip(many, _as_params(params, len(many)), strict=True)]
-        return [self._complete(request) for request in requests]
+        many = as_prompts(prompts)
+        requests = [self.request(p, q) for p, q in zip(many, _as_params(params, len(many)), strict=True)]
+        found: list[Completion | None] = [None] * len(requests)
+        for index, result in self.complete_each(enumerate(requests)):
+            if isinstance(result, Exception):
+                raise result
+            found[index] = result
+        return [one for one in found if one is not None]
+
+    def complete_each(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Completion | Exception]]:
+        """Answers as they finish, each with its request's key; an Exception for a request that failed by itself.
+
+        requests: from `request`; taken one by one while the engine has room, so that there may be any number of them.
+        Closing the iterator cancels what runs.
+        """
+        source, more = iter(requests), True
+        running: dict[Key, tuple[Request, Group]] = {}
+        try:
+            while True:
+                while more and self.engine.has_room:
+                    following = next(source, None)
+                    if following is None:
+                        more = False
+                        break
+                    key, request = following
+                    running[key] = (request, self.engine.add(request, _unheard))
+                if not running:
+                    return
+                self.engine.step()
+                for key in [key for key, (_, group) in running.items() if group.done]:
+                    request, group = running.pop(key)
+                    yield key, group.error or self.completion(request, group)
+        finally:
+            for _, group in running.values():
+                self.engine.cancel(group)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
-        """The answer's chunks as they come, sample after sample. Closing the iterator cancels."""
-        return self._stream(self._request(prompt, params or SamplingParams()))
+        """The answer's chunks as they come, those of its samples in turn. Closing the iterator cancels."""
+        return self._stream(self.request(prompt, params or SamplingParams()))
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, tools: Tools | None = None
@@ -147,30 +187,61 @@ class LLM:
         messages and tools as `ChatTemplate.encode` takes them. The answer is text: a call of a tool stands in it as the
         model writes it.
         """
-        return self._complete(self._request(self._chat_ids(messages, tools), params or SamplingParams()))
+        return self.generate([self.chat_ids(messages, tools)], params)[0]
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, tools: Tools | None = None
     ) -> Iterator[Chunk]:
         """`chat`, streamed."""
-        return self.stream(self._chat_ids(messages, tools), params)
+        return self.stream(self.chat_ids(messages, tools), params)
 
-    def score(self, inputs: Prompt | Sequence[Prompt], return_logits: bool = False) -> list[ScoreResult]:
-        """Log-probabilities of given texts or token ids, without generating. See ScoreResult for shapes."""
-        requests = [self.engine.score_request(self._ids(p, "input"), return_logits) for p in _as_prompts(inputs)]
+    def score(
+        self, inputs: Prompt | Sequence[Prompt], return_logits: bool = False, top: int = 0
+    ) -> list[ScoreResult]:
+        """Log-probabilities of given texts or token ids, without generating. See ScoreResult for shapes.
+
+        top: how many of the best tokens to report at each place, 0 to 1,024.
+        """
+        requests = [self.score_request(p, return_logits, top) for p in as_prompts(inputs)]
+        waiting, running = deque(requests), deque[Group]()
         results = []
-        for request in requests:
-            sequence = self.engine.add_score(request)
-            try:
-                while sequence.pending:
+        try:
+            while waiting or running:
+                while waiting and self.engine.has_room:
+                    running.append(self.engine.add_score(waiting.popleft()))
+                while running and running[0].done:
+                    results.append(score_result(running.popleft()))
+                if running:
                     self.engine.step()
-            except BaseException:
-                self.engine.cancel(sequence)
-                raise
-            results.append(self.engine.score_result(sequence))
+        finally:
+            for group in running:
+                self.engine.cancel(group)
         return results
 
-    def _chat_ids(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
+    def request(self, prompt: Prompt, params: SamplingParams, salt: str = "") -> Request:
+        """A checked request for `complete_each`. salt: only requests with the same one share cached prefixes."""
+        return self.engine.request(self._ids(prompt, "prompt"), params, salt)
+
+    def score_request(self, text: Prompt, return_logits: bool = False, top: int = 0) -> ScoreRequest:
+        """A checked request to score a text."""
+        if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= MAX_LOGPROBS:
+            raise ParameterError(f"top must be an integer in [0, {MAX_LOGPROBS}], got {top!r}")
+        return self.engine.score_request(self._ids(text, "input"), return_logits, top)
+
+    def completion(self, request: Request, group: Group) -> Completion:
+        """The answer of a request that is done."""
+        samples: tuple[Generating, ...] = group.samples
+        choices = tuple(s.choice() for s in samples)
+        usage, stats = next((s.usage, s.stats) for s in samples if s.usage is not None)
+        assert usage is not None
+        receipt = Receipt(
+            __version__, self._identity, params_as_used(request), request.prompt,
+            tuple(c.token_ids for c in choices), tuple(c.finish_reason for c in choices),
+        )  # fmt: skip
+        return Completion(choices[0].text, choices, request.prompt, usage, stats, receipt)
+
+    def chat_ids(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
+        """A conversation as token ids, by the model's chat template, with the beginning of an answer."""
         if self.chat_template is None:
             raise ParameterError(f"{self.info.name} has no chat template; use generate, or kvik run --raw")
         return self.chat_template.encode(self.tokenizer, messages, tools=tools)
@@ -184,48 +255,40 @@ class LLM:
                 raise ParameterError(f"{what} must be a string or a list of token ids, got an item {token!r}")
         return ids
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        return self.engine.request(self._ids(prompt, "prompt"), params)
-
-    def _complete(self, request: Request) -> Completion:
-        sequences = self._add(request, lambda chunk: None)
-        self._finish(sequences)
-        choices = tuple(s.choice() for s in sequences)
-        return Completion(choices[0].text, choices, request.prompt, _total(sequences))
-
-    def _add(self, request: Request, emit: Callable[[Chunk], None]) -> list[Generating]:
-        return [self.engine.add(request, index, emit) for index in range(request.params.n)]
-
-    def _finish(self, sequences: list[Generating]) -> None:
-        try:
-            while any(s.finish_reason is None for s in sequences):
-                self.engine.step()
-        except BaseException:
-            self._cancel(sequences)
-            raise
-
-    def _cancel(self, sequences: list[Generating]) -> None:
-        for sequence in sequences:
-            if sequence.finish_reason is None:
-                self.engine.cancel(sequence)
-
     def _stream(self, request: Request) -> Iterator[Chunk]:
         ready: deque[Chunk] = deque()
-        sequences = self._add(request, ready.append)
+        group = self.engine.add(request, ready.append)
         try:
-            left = len(sequences)
-            while left:
-                self.engine.step()
+            while ready or not group.done:
+                if not ready:
+                    self.engine.step()
                 while ready:
                     chunk = ready.popleft()
-                    left -= chunk.finish_reason is not None
-                    usage = _total(sequences) if not left and not ready else None
-                    yield replace(chunk, usage=usage)
+                    if group.error is not None and chunk.finish_reason == "error":
+                        raise group.error
+                    yield chunk
         finally:
-            self._cancel(sequences)
+            self.engine.cancel(group)
 
 
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def score_result(group: Group) -> ScoreResult:
+    """The result of a scoring request that is done; raises what it failed with."""
+    if group.error is not None:
+        raise group.error
+    sequence: Scoring = group.samples[0]
+    return sequence.result()
+
+
+def params_as_used(request: Request) -> dict[str, Any]:
+    """The request's parameters by name, with the seed that was used."""
+    return {**asdict(request.params), "seed": request.seed}
+
+
+def _unheard(chunk: Chunk) -> None:
+    """Chunks of an answer that is read when it is whole."""
+
+
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Sequence):
@@ -251,16 +314,3 @@ def _as_params(params: Params, count: int) -> list[SamplingParams]:
     if len(listed) != count:
         raise ParameterError(f"params has {len(listed)} entries for {count} prompts; give one, or one a prompt")
     return listed
-
-
-def _total(sequences: list[Generating]) -> Usage:
-    """The request's usage: samples run one after another, so their bytes do not add up."""
-    each = [s.usage for s in sequences if s.usage is not None]
-    return Usage(
-        len(sequences[0].request.prompt),
-        sum(s.num_generated for s in sequences),
-        0,
-        each[-1].kv_bytes_now if each else 0,
-        max((u.kv_bytes_peak for u in each), default=0),
-        each[-1].kv_tokens_kept if each else 0,
-    )

@@ -99,7 +99,7 @@ def executor(
     layout = kv_layout(c, kv)  # type: ignore[arg-type]
     return NativeExecutor(
         c, forward, tensors, pool=_native.Pool(threads),
-        kv=allocate_cache(num_blocks * layout.block_bytes), kv_format=kv, num_blocks=num_blocks, max_rows=max_rows, isa=isa,
+        kv=allocate_cache(num_blocks * layout.block_bytes[0]), kv_format=kv, num_blocks=num_blocks, max_rows=max_rows, isa=isa,
     )  # fmt: skip
 
 

@@ -1,99 +1,199 @@
-"""Which blocks of the cache are free and which sequence holds which. No bytes here: storage belongs to the executor."""
+"""Which blocks of the cache are free and who holds which. No bytes here: storage belongs to the executor."""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Sequence
 
-from kvik.cache.layout import BLOCK_TOKENS
+from kvik.cache.prefix import BlockKey, PrefixIndex
 from kvik.errors import KvikError
 
-__all__ = ["BlockPool", "BlockTable"]
+__all__ = ["BlockPool"]
+
+_NOBODY = -1
 
 
 class BlockPool:
-    """Free blocks and reference counts. A block is given back when its last holder frees it."""
+    """Slabs of equal bytes, each carved into blocks of one group at a time, with a reference count for every block.
 
-    def __init__(self, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self._free = list(range(num_blocks - 1, -1, -1))
-        self._holders = [0] * num_blocks
+    A block is *held* by block tables, or *kept* only to be found by the prefix index, or free. A slab none of whose blocks
+    is held or kept can serve any group.
+
+    Args:
+        num_slabs: of the pool.
+        slab_blocks: blocks that a slab has, by group (`KVLayout.slab_blocks`).
+        index: of full blocks; None keeps nothing.
+    """
+
+    def __init__(self, num_slabs: int, slab_blocks: Sequence[int] = (1,), index: PrefixIndex | None = None) -> None:
+        self.num_slabs, self.slab_blocks, self.index = num_slabs, tuple(slab_blocks), index
+        self._free_slabs = list(range(num_slabs - 1, -1, -1))
+        self._owner = [_NOBODY] * num_slabs
+        self._held_in = [0] * num_slabs  # blocks of the slab that are held
+        self._spare: list[list[int]] = [[] for _ in range(num_slabs)]  # free blocks of an owned slab
+        self._holders: list[dict[int, int]] = [{} for _ in slab_blocks]  # by group, block: tables that hold it
+        self._open: list[dict[int, None]] = [{} for _ in slab_blocks]  # by group: owned slabs with free blocks
+        self._loose = [0] * len(self.slab_blocks)  # by group: blocks not held, in slabs with blocks that are
+        self._idle = 0  # owned slabs none of whose blocks is held
 
     @property
-    def num_free(self) -> int:
-        return len(self._free)
+    def num_held(self) -> int:
+        """Blocks that tables hold, each counted once."""
+        return sum(map(len, self._holders))
 
     @property
-    def num_used(self) -> int:
-        return self.num_blocks - len(self._free)
+    def num_free_slabs(self) -> int:
+        """Slabs that can be had at once, those that are only kept to be found among them."""
+        return len(self._free_slabs) + self._idle
 
-    def take(self) -> int:
-        """A block for one holder. KvikError when none is free: the scheduler must not have admitted this."""
-        if not self._free:
-            raise KvikError(f"all {self.num_blocks} blocks of the KV cache are in use")
-        block = self._free.pop()
-        self._holders[block] = 1
+    def held_blocks(self) -> tuple[int, ...]:
+        """Blocks that tables hold, by group, each counted once."""
+        return tuple(map(len, self._holders))
+
+    def can_take(self, blocks: Sequence[int]) -> bool:
+        """Whether so many more blocks of each group can be had."""
+        slabs = 0
+        for group, count in enumerate(blocks):
+            more = count - self._loose[group]
+            if more > 0:
+                slabs += -(-more // self.slab_blocks[group])
+        return slabs <= len(self._free_slabs) + self._idle
+
+    def take(self, group: int) -> int:
+        """A block for one holder. KvikError when none can be had: the scheduler must not have admitted this."""
+        each = self.slab_blocks[group]
+        while True:
+            if self._open[group]:
+                slab = next(reversed(self._open[group]))
+                spare = self._spare[slab]
+                block = spare.pop()
+                if not spare:
+                    del self._open[group][slab]
+            elif self._free_slabs:
+                slab = self._free_slabs.pop()
+                self._owner[slab] = group
+                self._idle += 1
+                block = slab * each
+                if each > 1:
+                    self._spare[slab] = list(range(block + each - 1, block, -1))
+                    self._open[group][slab] = None
+            elif self._give_up_oldest():
+                continue
+            else:
+                raise KvikError(f"all {self.num_slabs} slabs of the KV cache are in use")
+            self._count_held(group, slab)
+            self._holders[group][block] = 1
+            return block
+
+    def share(self, group: int, block: int) -> None:
+        """One more holder of a block that is held already."""
+        self._holders[group][block] += 1
+
+    def claim(self, group: int, key: BlockKey) -> int | None:
+        """A holder for the block with this content, where there is one."""
+        block = None if self.index is None else self.index.find(group, key)
+        if block is None or self.index is None:
+            return None
+        holders = self._holders[group]
+        if block in holders:
+            holders[block] += 1
+        else:
+            self.index.held(group, block)
+            self._count_held(group, block // self.slab_blocks[group])
+            holders[block] = 1
         return block
 
-    def release(self, block: int) -> None:
-        """One holder gives the block up."""
-        if self._holders[block] < 1:
-            raise KvikError(f"block {block} is released more often than it is held")
-        self._holders[block] -= 1
-        if self._holders[block] == 0:
-            self._free.append(block)
+    def is_shared(self, group: int, block: int) -> bool:
+        """Whether a held block has several holders."""
+        return self._holders[group][block] > 1
 
-    def check_integrity(self, tables: list[BlockTable]) -> None:
-        """Raise KvikError unless free + used = total and every count equals the tables that hold the block."""
-        held = [0] * self.num_blocks
+    def sole(self, group: int, block: int) -> bool:
+        """Whether its one holder may write to the block; it can no longer be found by what it held."""
+        if self._holders[group][block] > 1:
+            return False
+        if self.index is not None:
+            self.index.forget(group, block)
+        return True
+
+    def release(self, group: int, block: int) -> None:
+        """One holder gives the block up."""
+        holders = self._holders[group]
+        count = holders.get(block, 0)
+        if count < 1:
+            raise KvikError(f"block {block} of group {group} is released more often than it is held")
+        if count > 1:
+            holders[block] = count - 1
+            return
+        del holders[block]
+        slab = block // self.slab_blocks[group]
+        self._count_released(group, slab)
+        if self.index is None or not self.index.unheld(group, block):
+            self._spare_block(group, slab, block)
+
+    def _count_held(self, group: int, slab: int) -> None:
+        """A block of the slab that was not held is held from now on."""
+        if self._held_in[slab] == 0:
+            self._idle -= 1
+            self._loose[group] += self.slab_blocks[group]
+        self._held_in[slab] += 1
+        self._loose[group] -= 1
+
+    def _count_released(self, group: int, slab: int) -> None:
+        self._held_in[slab] -= 1
+        self._loose[group] += 1
+        if self._held_in[slab] == 0:
+            self._idle += 1
+            self._loose[group] -= self.slab_blocks[group]
+
+    def _spare_block(self, group: int, slab: int, block: int) -> None:
+        """The block is neither held nor kept; a slab of which that is true altogether belongs to nobody."""
+        spare = self._spare[slab]
+        spare.append(block)
+        if len(spare) == self.slab_blocks[group]:
+            self._spare[slab] = []
+            self._open[group].pop(slab, None)
+            self._owner[slab] = _NOBODY
+            self._idle -= 1
+            self._free_slabs.append(slab)
+        else:
+            self._open[group][slab] = None
+
+    def _give_up_oldest(self) -> bool:
+        oldest = None if self.index is None else self.index.oldest()
+        if oldest is None:
+            return False
+        group, block = oldest
+        self._spare_block(group, block // self.slab_blocks[group], block)
+        return True
+
+    def check_integrity(self, tables: Iterable[Iterable[tuple[int, int]]]) -> None:
+        """Raise KvikError unless held + kept + free = total and every count is that of the tables' (group, block) pairs."""
+        held: list[dict[int, int]] = [{} for _ in self.slab_blocks]
         for table in tables:
-            for block in table.blocks:
-                held[block] += 1
+            for group, block in table:
+                held[group][block] = held[group].get(block, 0) + 1
         if held != self._holders:
             raise KvikError("block counts differ from the block tables")
-        free = set(self._free)
-        if len(free) != len(self._free) or any((b in free) != (held[b] == 0) for b in range(self.num_blocks)):
-            raise KvikError("free list differs from the block counts")
-
-
-class BlockTable:
-    """The blocks of one sequence, in order of slot. Slot s lies in block s // 16."""
-
-    def __init__(self, pool: BlockPool) -> None:
-        self._pool = pool
-        self._blocks = np.empty(8, np.int32)
-        self._count = 0
-        self.num_tokens = 0  # slots in use
-
-    @property
-    def blocks(self) -> NDArray[np.int32]:
-        """Block ids [blocks in use]; a view."""
-        return self._blocks[: self._count]
-
-    @property
-    def capacity(self) -> int:
-        """Slots the blocks have."""
-        return self._count * BLOCK_TOKENS
-
-    def append(self, tokens: int) -> None:
-        """Make room for `tokens` more slots and count them as used."""
-        self.num_tokens += tokens
-        while self.capacity < self.num_tokens:
-            if self._count == len(self._blocks):
-                self._blocks = np.concatenate((self._blocks, np.empty_like(self._blocks)))
-            self._blocks[self._count] = self._pool.take()
-            self._count += 1
-
-    def truncate(self, num_tokens: int) -> None:
-        """Keep the first `num_tokens` slots; blocks that hold none of them are given back."""
-        if not 0 <= num_tokens <= self.num_tokens:
-            raise KvikError(f"cannot truncate {self.num_tokens} tokens to {num_tokens}")
-        self.num_tokens = num_tokens
-        keep = -(-num_tokens // BLOCK_TOKENS)
-        while self._count > keep:
-            self._count -= 1
-            self._pool.release(int(self._blocks[self._count]))
-
-    def free(self) -> None:
-        """Give every block back."""
-        self.truncate(0)
+        kept: list[set[int]] = [set() for _ in self.slab_blocks]
+        for group, block in self.index.unheld_blocks() if self.index is not None else ():
+            if block in held[group]:
+                raise KvikError(f"block {block} of group {group} is held and kept to be found at once")
+            kept[group].add(block)
+        idle, loose = 0, [0] * len(self.slab_blocks)
+        for slab, owner in enumerate(self._owner):
+            if owner == _NOBODY:
+                if self._spare[slab] or self._held_in[slab]:
+                    raise KvikError(f"slab {slab} belongs to nobody and has blocks")
+                continue
+            each = self.slab_blocks[owner]
+            blocks = range(slab * each, (slab + 1) * each)
+            used = sum(block in held[owner] for block in blocks)
+            spare = set(self._spare[slab])
+            if used != self._held_in[slab] or spare != {b for b in blocks if b not in held[owner] and b not in kept[owner]}:
+                raise KvikError(f"the books of slab {slab} are wrong")
+            if len(spare) != len(self._spare[slab]) or len(spare) == each or bool(spare) != (slab in self._open[owner]):
+                raise KvikError(f"the free blocks of slab {slab} are wrong")
+            idle += used == 0
+            loose[owner] += each - used if used else 0
+        free = [slab for slab, owner in enumerate(self._owner) if owner == _NOBODY]
+        if sorted(self._free_slabs) != free or idle != self._idle or loose != self._loose:
+            raise KvikError("the counts of free slabs are wrong")

@@ -1,4 +1,4 @@
-"""The cache's memory: how many blocks, and the pages behind them, which cost nothing until they are written."""
+"""The cache's memory: how many slabs, and the pages behind them, which cost nothing until they are written."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ from kvik.errors import ParameterError, StorageError
 # Linux's value: Python 3.11 does not name it. Without it a long context's reservation may be refused.
 _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
-__all__ = ["allocate_cache", "num_blocks_for"]
+__all__ = ["allocate_cache", "num_slabs_for"]
 
 
-def num_blocks_for(layout: KVLayout, context_length: int, kv_bytes: int | None) -> int:
-    """Blocks of the pool: what kv_bytes holds, else one sequence of the whole context, at most half of the memory."""
+def num_slabs_for(layout: KVLayout, context_length: int, max_sequences: int, kv_bytes: int | None) -> int:
+    """Slabs of the pool: what kv_bytes holds, else what max_sequences whole contexts need, within the machine's memory.
+
+    That is a quarter of it; for a single context up to half.
+    """
     if kv_bytes is None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return max(1, min(layout.blocks_for(context_length), memory // 2 // layout.block_bytes))
-    if kv_bytes < layout.block_bytes:
-        raise ParameterError(f"kv_bytes is {kv_bytes}; one block of 16 tokens takes {layout.block_bytes}")
-    return kv_bytes // layout.block_bytes
+        context = layout.slabs_for(layout.sequence_blocks(context_length, context_length))
+        one = min(context, memory // 2 // layout.slab_bytes)
+        return max(1, one, min(max_sequences * context, memory // 4 // layout.slab_bytes))
+    if kv_bytes < layout.slab_bytes:
+        raise ParameterError(f"kv_bytes is {kv_bytes}; one slab of blocks of 16 tokens takes {layout.slab_bytes}")
+    return kv_bytes // layout.slab_bytes
 
 
 def allocate_cache(nbytes: int) -> NDArray[np.uint8]:

@@ -114,13 +114,16 @@ class Answer:
     @property
     def usage_so_far(self) -> Usage:
         """The request's own, or what it has taken when it was interrupted: its last token was drawn, not computed."""
+        from kvik.cache.layout import BLOCK_TOKENS
         from kvik.engine.request import Usage
 
         if self.usage is not None:
             return self.usage
         samples = [len(self.prompt) + len(sample.token_ids) - 1 for _, sample in sorted(self.samples.items())]
-        held = [self.kv.blocks_for(tokens) * self.kv.block_bytes for tokens in samples] or [0]
-        return Usage(len(self.prompt), self.generated, 0, held[-1], max(held), samples[-1] if samples else 0)
+        shared = len(self.prompt) // BLOCK_TOKENS if len(samples) > 1 else 0
+        blocks = [self.kv.sequence_blocks(tokens, 1) for tokens in samples]
+        held = sum(self.kv.held_bytes(each) for each in blocks) - (len(blocks) - 1) * shared * sum(self.kv.block_bytes)
+        return Usage(len(self.prompt), self.generated, 0, max(0, held), max(0, held), samples[-1] if samples else 0)
 
     def summary(self, llm: LLM, *, since_start: bool = False) -> str:
         """The one line: tokens, time to the first one (and to it from the process's start), speed, bytes."""

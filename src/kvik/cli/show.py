@@ -157,9 +157,10 @@ def _print(report: dict[str, Any], facts: ModelFacts) -> None:
 
 def _sizes(c: ModelConfig) -> list[tuple[str, str | None]]:
     from kvik.cache.layout import kv_layout
+    from kvik.params import EngineParams
 
     layout = kv_layout(c, "f16")
-    whole = layout.blocks_for(c.context_length) * layout.block_bytes
+    whole = layout.held_bytes(layout.sequence_blocks(c.context_length, EngineParams.max_batch_tokens))
     experts = f"{c.experts_used} of {c.num_experts} experts" if c.num_experts else None
     attention = f"{c.num_heads} heads of {c.head_size}, {c.num_kv_heads} of keys and values"
     feed_forward = f"{c.intermediate_size} wide" + (f", {experts} a token" if experts else "")

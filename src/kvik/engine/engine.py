@@ -12,246 +12,324 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from kvik.cache.blocks import BlockPool, BlockTable
+from kvik.cache.blocks import BlockPool
 from kvik.cache.layout import BLOCK_TOKENS, KVLayout
-from kvik.decoding.sampler import Sampler, sample_rows
-from kvik.engine.request import Chunk, Request, ScoreRequest, ScoreResult, Usage
+from kvik.cache.prefix import PrefixIndex
+from kvik.cache.sequence_cache import SequenceCache
+from kvik.decoding.sampler import Drawn, Sampler, sample_rows
+from kvik.engine.request import Chunk, Request, ScoreRequest, Usage
 from kvik.engine.runner import RowLogits, run_step
-from kvik.engine.scheduler import Scheduled, Scheduler
-from kvik.engine.sequence import Generating, Scoring, Sequence
-from kvik.errors import DataError, ParameterError
+from kvik.engine.scheduler import Scheduler, Step
+from kvik.engine.sequence import Generating, Group, Scoring, Timeline
+from kvik.engine.stats import EngineStats, StepStats
+from kvik.errors import DataError, ParameterError, TryAgainError
 from kvik.ops import Executor
-from kvik.params import SamplingParams
+from kvik.params import EngineParams, SamplingParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
 from kvik.text.tokenizer import Tokenizer
 
-__all__ = ["Engine", "EngineStats", "Score"]
-
-SCORE_ROWS = 64
-"""Rows of logits a scoring step builds at most: 64 x V floats, whatever the text's length."""
+__all__ = ["Engine", "Model"]
 
 
-@dataclass
-class EngineStats:
-    """Totals since the engine began (or `reset`). Seconds by where a step's time goes; python is what remains."""
+@dataclass(frozen=True)
+class Model:
+    """What the engine knows of a model beside its executor. identity: what decides the bytes of a cached block."""
 
-    steps: int = 0
-    tokens: int = 0
-    matrices: float = 0.0
-    attention: float = 0.0
-    rest: float = 0.0
-    python: float = 0.0
-
-    def reset(self) -> None:
-        """Count from zero again."""
-        self.steps = self.tokens = 0
-        self.matrices = self.attention = self.rest = self.python = 0.0
-
-
-class Score:
-    """A score request under way: fills as its sequence is computed."""
-
-    def __init__(self, request: ScoreRequest, vocab_size: int) -> None:
-        self.request = request
-        count = len(request.token_ids)
-        self.logprobs = np.empty(count - 1, np.float64)
-        self.logits = np.empty((count, vocab_size), np.float32) if request.return_logits else None
-
-    def note(self, first: int, logits: NDArray[np.float32]) -> None:
-        """Rows of logits from token index `first` on. DataError where one is not finite."""
-        if self.logits is not None:
-            self.logits[first : first + len(logits)] = logits
-        targets = np.array(self.request.token_ids[first + 1 : first + 1 + len(logits)], np.int64)
-        rows = logits[: len(targets)]
-        if len(rows):
-            top = rows.max(axis=1)
-            total = np.log(np.exp(rows - top[:, None]).sum(axis=1, dtype=np.float64))
-            if not np.isfinite(total).all():
-                raise DataError(f"the logits after token {first + int(np.isfinite(total).argmin())} are not finite")
-            chosen = rows[np.arange(len(rows)), targets].astype(np.float64)
-            self.logprobs[first : first + len(rows)] = chosen - top - total
-
-    def result(self) -> ScoreResult:
-        """All log-probabilities; valid once the sequence is computed."""
-        return ScoreResult(self.request.token_ids, self.logprobs, self.logits)
+    tokenizer: Tokenizer
+    vocab_size: int
+    context_length: int
+    path: Path | None = None
+    identity: str = ""
 
 
 class Engine:
     """Requests in, chunks out.
 
+    Several threads may call it: each call waits for the step under way.
+
     Args:
-        executor: the model.
-        tokenizer: its text side.
-        layout: bytes of its cache; num_blocks of them.
-        vocab_size, context_length: of the model.
-        path: the model's, for messages.
+        executor: computes passes.
+        model: its sizes and its text side.
+        layout: bytes of its cache; num_slabs of them.
+        params: the machine's share.
     """
 
     def __init__(
-        self,
-        executor: Executor,
-        tokenizer: Tokenizer,
-        layout: KVLayout,
-        num_blocks: int,
-        *,
-        vocab_size: int,
-        context_length: int,
-        max_batch_tokens: int,
-        path: Path | None = None,
+        self, executor: Executor, model: Model, layout: KVLayout, num_slabs: int, params: EngineParams
     ) -> None:
-        self.path = path
-        self.executor, self.tokenizer, self.layout = executor, tokenizer, layout
-        self.vocab_size, self.context_length = vocab_size, context_length
-        self.scheduler = Scheduler(BlockPool(num_blocks), max_batch_tokens)
+        self.executor, self.model, self.layout, self.params = executor, model, layout, params
+        index = PrefixIndex(f"{model.identity} {layout}".encode()) if params.prefix_sharing else None
+        pool = BlockPool(num_slabs, layout.slab_blocks, index)
+        self.scheduler = Scheduler(pool, params.max_batch_tokens, params.max_sequences)
         self.stats = EngineStats()
-        self._scores: dict[Sequence, Score] = {}
-        self._turn = threading.RLock()  # callers of several threads take turns, a step at a time
+        self.on_step: Callable[[StepStats], None] | None = None
+        self._turn = threading.RLock()
 
-    def request(self, prompt: tuple[int, ...], params: SamplingParams) -> Request:
+    # ---- requests
+
+    def request(self, prompt: tuple[int, ...], params: SamplingParams, salt: str = "") -> Request:
         """Check a prompt against the model and the cache. ParameterError says what does not fit, with both numbers."""
+        context = self.model.context_length
         self._check_ids(prompt, "the prompt")
-        room = self.context_length - len(prompt)
+        room = context - len(prompt)
         if room < 1:
             raise ParameterError(
-                f"the prompt has {len(prompt)} tokens; the context holds {self.context_length}, one of them generated"
+                f"the prompt has {len(prompt)} tokens; the context holds {context}, one of them generated"
             )
         if params.min_tokens > room:
             raise ParameterError(f"min_tokens is {params.min_tokens}; after the prompt the context holds {room}")
+        if params.n > self.params.max_sequences:
+            raise ParameterError(f"n is {params.n}; max_sequences allows {self.params.max_sequences} at once")
         # Without max_tokens an answer ends where the context or the pool does.
-        self._check_fits(len(prompt) + (1 if params.max_tokens is None else min(room, params.max_tokens)))
-        outside = [token for token in params.stop_token_ids if token >= self.vocab_size]
+        self._check_fits(len(prompt), 1 if params.max_tokens is None else min(room, params.max_tokens), params.n)
+        outside = [token for token in params.stop_token_ids if token >= self.model.vocab_size]
         if outside:
-            raise ParameterError(f"stop_token_ids must be in [0, {self.vocab_size - 1}], got {outside[0]}")
+            raise ParameterError(f"stop_token_ids must be in [0, {self.model.vocab_size - 1}], got {outside[0]}")
         seed = params.seed if params.seed is not None else secrets.randbits(64)
-        return Request(prompt, params, seed)
+        return Request(prompt, params, seed, salt)
+
+    def score_request(self, token_ids: tuple[int, ...], return_logits: bool = False, top: int = 0) -> ScoreRequest:
+        """Check a text to be scored, as `request` does a prompt."""
+        self._check_ids(token_ids, "the text to score")
+        if len(token_ids) > self.model.context_length:
+            raise ParameterError(
+                f"the text to score has {len(token_ids)} tokens; the context holds {self.model.context_length}"
+            )
+        self._check_fits(len(token_ids), 0, 1)
+        return ScoreRequest(token_ids, return_logits, top)
 
     def _check_ids(self, ids: tuple[int, ...], what: str) -> None:
         if not ids:
             raise ParameterError(f"{what} is empty: it needs at least one token")
         for place, token in enumerate(ids):
-            if not 0 <= token < self.vocab_size:
-                raise ParameterError(
-                    f"{what} has token id {token} at index {place}, outside [0, {self.vocab_size - 1}]"
-                )
+            if not 0 <= token < self.model.vocab_size:
+                last = self.model.vocab_size - 1
+                raise ParameterError(f"{what} has token id {token} at index {place}, outside [0, {last}]")
 
-    def _check_fits(self, tokens: int) -> None:
-        need = self.layout.blocks_for(tokens) * self.layout.block_bytes
-        have = self.scheduler.pool.num_blocks * self.layout.block_bytes
-        if need > have:
+    def _slabs(self, prompt: int, answer: int, n: int) -> int:
+        """Most slabs that n samples of a prompt hold at once: what they share, and the rest n times."""
+        whole = self.layout.sequence_blocks(prompt + answer, self.params.max_batch_tokens)
+        shared = prompt // BLOCK_TOKENS if len(self.layout.groups) == 1 else 0
+        return self.layout.slabs_for([shared + n * (blocks - shared) for blocks in whole])
+
+    def _check_fits(self, prompt: int, answer: int, n: int) -> None:
+        slabs = self._slabs(prompt, answer, n)
+        have = self.scheduler.pool.num_slabs
+        if slabs > have:
+            samples = f" of {n} samples" if n > 1 else ""
             raise ParameterError(
-                f"{tokens} tokens need {need} bytes of KV cache and kv_bytes allows {have}; "
-                "lower max_tokens or raise kv_bytes"
+                f"{prompt + answer} tokens{samples} need {slabs * self.layout.slab_bytes} bytes of KV cache and kv_bytes "
+                f"allows {have * self.layout.slab_bytes}; lower max_tokens or raise kv_bytes"
             )
 
-    def add(self, request: Request, index: int, emit: Callable[[Chunk], None]) -> Generating:
-        """Queue one sample of a request. emit gets its chunks, from inside `step`."""
-        ends = self.tokenizer.eos_ids
-        pool = self.scheduler.pool.num_blocks * BLOCK_TOKENS
-        sequence = Generating(
-            list(request.prompt), BlockTable(self.scheduler.pool), request=request, index=index,
-            sampler=Sampler(self.vocab_size, request.params, request.seed, index, ends),
-            detokenizer=Detokenizer(self.tokenizer, after=request.prompt[-1]), stop=StopChecker(request.params.stop),
-            end_ids=ends, most_tokens_held=min(self.context_length, pool), emit=emit,
-        )  # fmt: skip
-        with self._turn:
-            self.scheduler.add(sequence)
-        return sequence
+    def _most_tokens(self, prompt: int, n: int) -> int:
+        """Tokens a sample can have, by the context and the pool."""
+        low, high = prompt + 1, self.model.context_length
+        if self._slabs(prompt, high - prompt, n) <= self.scheduler.pool.num_slabs:
+            return high
+        while low < high:  # the largest that fits; `request` has made sure of the first
+            middle = (low + high + 1) // 2
+            fits = self._slabs(prompt, middle - prompt, n) <= self.scheduler.pool.num_slabs
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
 
-    def score_request(self, token_ids: tuple[int, ...], return_logits: bool = False) -> ScoreRequest:
-        """Check a text to be scored, as `request` does a prompt."""
-        self._check_ids(token_ids, "the text to score")
-        if len(token_ids) > self.context_length:
-            raise ParameterError(
-                f"the text to score has {len(token_ids)} tokens; the context holds {self.context_length}"
+    def add(self, request: Request, emit: Callable[[Chunk], None]) -> Group:
+        """Queue a request. emit gets its chunks, from inside `step`. TryAgainError where too many wait already."""
+        tokenizer, params = self.model.tokenizer, request.params
+        most = self._most_tokens(len(request.prompt), params.n)
+        samples = [
+            Generating(
+                list(request.prompt), self._cache(), request=request, index=index,
+                sampler=Sampler(self.model.vocab_size, params, request.seed, index, tokenizer.eos_ids),
+                detokenizer=Detokenizer(tokenizer, after=request.prompt[-1]), stop=StopChecker(params.stop),
+                end_ids=tokenizer.eos_ids, most_tokens_held=most, emit=emit,
             )
-        self._check_fits(len(token_ids))
-        return ScoreRequest(token_ids, return_logits)
+            for index in range(params.n)
+        ]  # fmt: skip
+        return self._queue(samples, len(request.prompt), request.salt)
 
-    def add_score(self, request: ScoreRequest) -> Scoring:
-        """Queue a text to be scored; `score_result` has the result when its sequence is computed."""
-        sequence = Scoring(
-            list(request.token_ids), BlockTable(self.scheduler.pool), request=request, most_rows=SCORE_ROWS
-        )
+    def add_score(self, request: ScoreRequest) -> Group:
+        """Queue a text to be scored; its one sequence, a `Scoring`, has the result when the group is done."""
+        sequence = Scoring(list(request.token_ids), self._cache(), request=request, vocab_size=self.model.vocab_size)
+        return self._queue([sequence], len(request.token_ids), "")
+
+    def _cache(self) -> SequenceCache:
+        return SequenceCache(self.scheduler.pool, self.layout)
+
+    def _queue(self, sequences: list[Generating] | list[Scoring], shared: int, salt: str) -> Group:
+        index = self.scheduler.pool.index
+        root = b"" if index is None else index.root(salt)
+        group = Group(list(sequences), shared, root, Timeline(perf_counter()))
         with self._turn:
-            self._scores[sequence] = Score(request, self.vocab_size)
-            self.scheduler.add(sequence)
-        return sequence
+            if not self.has_room:
+                raise TryAgainError(f"{len(self.scheduler.waiting)} requests wait already, max_waiting allows no more")
+            self.scheduler.add(group)
+            self.stats.requests += 1
+        return group
 
-    def score_result(self, sequence: Scoring) -> ScoreResult:
-        """The finished result of a scoring sequence; it is forgotten here."""
-        return self._scores.pop(sequence).result()
+    @property
+    def has_room(self) -> bool:
+        """Whether a further request would be queued: max_waiting beside those that the next step may let run."""
+        free = self.params.max_sequences - self.scheduler.num_running
+        return len(self.scheduler.waiting) < self.params.max_waiting + max(0, free)
 
-    def cancel(self, sequence: Sequence) -> None:
-        """End a sequence early and free its blocks."""
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def cancel(self, group: Group) -> None:
+        """End a request early and free its blocks; samples under way say "cancelled"."""
         with self._turn:
-            self.scheduler.end(sequence)
-            self._scores.pop(sequence, None)
-            if isinstance(sequence, Generating) and sequence.finish_reason is None:
-                sequence.finish("cancelled")
+            if not group.done:
+                self.stats.cancelled += 1
+                self._end(group, "cancelled")
 
-    def usage(self, sequence: Generating) -> Usage:
-        """What a sequence has taken so far; asked before its blocks are freed."""
-        held = len(sequence.table.blocks) * self.layout.block_bytes
-        prompt = len(sequence.request.prompt)
-        return Usage(prompt, sequence.num_generated, 0, held, held, sequence.table.num_tokens)
+    def _end(self, group: Group, reason: str) -> None:
+        """End what is left of a request between two tokens."""
+        left, held = list(group.sequences), group.held_bytes()
+        now = perf_counter()
+        for place, sequence in enumerate(left):
+            if isinstance(sequence, Generating):
+                if place == len(left) - 1:
+                    self._settle(group, sequence, held, now)
+                sequence.end("error" if reason == "error" else "cancelled")
+        self.scheduler.end(group)
+
+    def _fail(self, group: Group, error: Exception) -> None:
+        """End a request that cannot go on; others are not concerned."""
+        if not group.done:
+            group.error = error
+            self.stats.failed += 1
+            self._end(group, "error")
+
+    # ---- the loop
 
     def step(self) -> bool:
-        """One step of the loop. False when there was nothing to do. What fails ends the step's sequences, cancelled."""
+        """One step of the loop. False when there was nothing to do. What fails ends the requests it concerns."""
         with self._turn:
             return self._step()
 
     def _step(self) -> bool:
         begun = perf_counter()
         step = self.scheduler.schedule()
-        if not step:
+        if not step.work:
             return False
+        for _, _, group in step.work:
+            if group.times.started is None:
+                group.times.started = begun
         try:
-            self._compute(step)
-        except BaseException:  # Ctrl-C among them: what is between two tokens now could neither go on nor end
-            for sequence, _ in step:
-                self.cancel(sequence)
+            logits, rows = run_step(self.executor, step)
+        except Exception as error:
+            for _, _, group in step.work:
+                self._fail(group, error)
+            return True
+        except BaseException:  # Ctrl-C: what is between two tokens now could neither go on nor end
+            for _, _, group in step.work:
+                self.cancel(group)
             raise
-        self._count(sum(s.tokens for s in step), perf_counter() - begun)
+        self.scheduler.commit(step)
+        generated = self._use(logits, rows)
+        self._count(step, generated, begun)
         return True
 
-    def _compute(self, step: list[Scheduled]) -> None:
-        computed = run_step(self.executor, step)
-        try:
-            self._use(computed)
-        except DataError as error:  # knows the token, not the model
-            f16 = ', or its keys and values overflow the KV cache\'s f16 (kv="f32" holds them)'
-            reason = "the model's weights are damaged" + (f16 if self.layout.format == "f16" else "")
-            raise DataError(f"{error}: {reason}", path=self.path) from None
-
-    def _use(self, computed: list[RowLogits]) -> None:
-        """Draw from and note logits. DataError where some are not finite."""
-        self._draw([r for r in computed if isinstance(r.sequence, Generating)])
-        for row in computed:
+    def _use(self, logits: NDArray[np.float32], rows: list[RowLogits]) -> int:
+        """Draw from and note logits; tokens drawn."""
+        drawing: list[tuple[Group, Generating, int]] = []
+        for row in rows:
             if isinstance(row.sequence, Scoring):
-                self._scores[row.sequence].note(row.first, row.logits)
-                if row.sequence.pending == 0:
-                    self.scheduler.end(row.sequence)
+                self._note(row, logits)
+                continue
+            drawing.append((row.group, row.sequence, row.first_row))  # type: ignore[arg-type]
+            for other in row.group.sequences[1:]:  # samples draw their first token from the first one's logits
+                if row.sequence is row.group.sequences[0] and len(other.tokens) == row.group.shared_tokens:
+                    drawing.append((row.group, other, row.first_row))
+        if drawing:
+            self._draw(logits, drawing)
+        return len(drawing)
 
-    def _draw(self, rows: list[RowLogits]) -> None:
-        if not rows:
+    def _note(self, row: RowLogits, logits: NDArray[np.float32]) -> None:
+        sequence = row.sequence
+        assert isinstance(sequence, Scoring)
+        try:
+            sequence.note(row.first, logits[row.first_row : row.first_row + row.count])
+        except DataError as error:
+            self._fail(row.group, self._damaged(error))
             return
-        generating = [r.sequence for r in rows if isinstance(r.sequence, Generating)]
-        logits = rows[0].logits if len(rows) == 1 else np.concatenate([r.logits for r in rows])
-        for sequence, drawn in zip(
-            generating, sample_rows(logits, [s.draw_request() for s in generating]), strict=True
-        ):
-            sequence.take(drawn)
-            if sequence.finish_reason is not None:
-                sequence.usage = self.usage(sequence)
-                self.scheduler.end(sequence)
+        if sequence.pending == 0:
+            self.stats.finished += 1
+            self.scheduler.end(row.group)
 
-    def _count(self, tokens: int, seconds: float) -> None:
+    def _draw(self, logits: NDArray[np.float32], drawing: list[tuple[Group, Generating, int]]) -> None:
+        wanted = [row for _, _, row in drawing]
+        if len(wanted) == len(logits) and wanted == list(range(len(wanted))):
+            chosen = logits
+        else:
+            chosen = logits[wanted]
+        requests = [sequence.draw_request() for _, sequence, _ in drawing]
+        drawn: list[Drawn | DataError]
+        try:
+            drawn = [*sample_rows(chosen, requests)]
+        except DataError:  # some row is not finite: the others go on
+            drawn = []
+            for place, request in enumerate(requests):
+                try:
+                    drawn += sample_rows(chosen[place : place + 1], [request])
+                except DataError as error:
+                    drawn.append(error)
+        now = perf_counter()
+        for (group, sequence, _), outcome in zip(drawing, drawn, strict=True):
+            if isinstance(outcome, DataError):
+                self._fail(group, self._damaged(outcome))
+            elif not group.done:
+                group.times.token(now)
+                self._take(group, sequence, outcome, now)
+
+    def _take(self, group: Group, sequence: Generating, drawn: Drawn, now: float) -> None:
+        text, reason = sequence.readable(drawn, sequence.outcome(drawn))
+        tokens = () if drawn.token_id is None else (drawn.token_id,)
+        if reason is None:
+            sequence.say(text, tokens, None)
+            return
+        held = group.held_bytes()
+        group.peak_bytes = max(group.peak_bytes, held)
+        if len(group.sequences) == 1:
+            self.stats.finished += 1
+            self._settle(group, sequence, held, now)
+        sequence.say(text, tokens, reason)
+        self.scheduler.end_sequence(group, sequence)
+
+    def _settle(self, group: Group, sequence: Generating, held: int, now: float) -> None:
+        """The last sample knows what its request took; asked for before its blocks are freed."""
+        group.peak_bytes = max(group.peak_bytes, held)
+        sequence.stats = group.times.stats(now)
+        generated = sum(sample.num_generated for sample in group.samples)
+        sequence.usage = Usage(
+            len(sequence.request.prompt), generated, group.times.cached_tokens, held, group.peak_bytes,
+            sequence.cache.num_tokens,
+        )  # fmt: skip
+
+    def _damaged(self, error: DataError) -> DataError:
+        """The error of a row of logits, which knows the token, with the model's file and what may be wrong."""
+        f16 = ', or its keys and values overflow the KV cache\'s f16 (kv="f32" holds them)'
+        reason = "the model's weights are damaged" + (f16 if self.layout.format == "f16" else "")
+        return DataError(f"{error}: {reason}", path=self.model.path)
+
+    def _count(self, step: Step, generated: int, begun: float) -> None:
+        pool, running = self.scheduler.pool, self.scheduler.running
+        unshared = unused = 0
+        for group in running:
+            for sequence in group.sequences:
+                cache = sequence.cache
+                unshared += cache.num_held
+                unused += cache.unused_slots * len(cache.tables)
         matrices, attention, rest = self.executor.times()
-        stats = self.stats
-        stats.steps += 1
-        stats.tokens += tokens
-        stats.matrices += matrices
-        stats.attention += attention
-        stats.rest += rest
-        stats.python += max(0.0, seconds - matrices - attention - rest)
+        seconds = perf_counter() - begun
+        stats = StepStats(
+            step.tokens, step.prompt_tokens, generated, self.scheduler.num_running, len(self.scheduler.waiting),
+            step.prefix_hit_tokens, step.preemptions, len(step.copies), pool.num_held, unshared, unused,
+            matrices, attention, rest, max(0.0, seconds - matrices - attention - rest),
+        )  # fmt: skip
+        self.stats.add(stats)
+        if self.on_step is not None:
+            self.on_step(stats)

@@ -33,20 +33,27 @@ def build_executor(
     executor: ExecutorName,
     loaded: LoadedModel,
     layout: KVLayout,
-    num_blocks: int,
+    num_slabs: int,
     *,
     threads: int,
     max_rows: int,
     device: str,
 ) -> Executor:
-    """The model on an executor, with storage for num_blocks blocks. max_rows: most tokens of a pass (native).
+    """The model on an executor, with storage for num_slabs slabs. max_rows: most tokens of a pass (native).
 
     Raises ParameterError (PyTorch or device missing, unknown KVIK_ISA), DataError (sizes the native kernels lack) or
     TryAgainError (the system gives no more threads).
     """
+    num_blocks = num_slabs * layout.slab_blocks[0]
     if executor == "native":
         return _native_executor(loaded, layout, num_blocks, threads, max_rows)
     return _torch_executor(loaded, layout, num_blocks, threads, device)
+
+
+def _groups(layout: KVLayout) -> list[int]:
+    """Of each layer, its group."""
+    group_of = {layer: number for number, group in enumerate(layout.groups) for layer in group.layers}
+    return [group_of[layer] for layer in range(layout.layers)]
 
 
 def _native_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, threads: int, max_rows: int) -> Executor:
@@ -60,11 +67,12 @@ def _native_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, thr
         pool = _native.Pool(threads)
     except RuntimeError as error:  # the system gives no more threads
         raise TryAgainError(f"{error}; fewer threads may do") from None
-    storage = allocate_cache(num_blocks * layout.block_bytes)
+    storage = allocate_cache(num_blocks * layout.block_bytes[0])
     try:
         return NativeExecutor(
             loaded.config, MODELS[loaded.config.family].forward, loaded.weights.tensors,
             pool=pool, kv=storage, kv_format=layout.format, num_blocks=num_blocks, max_rows=max_rows,
+            groups=_groups(layout),
         )  # fmt: skip
     except ValueError as error:  # sizes its kernels do not have
         raise DataError(f'the native executor cannot run it: {error}; executor "torch" may', path=loaded.path) from None
@@ -91,5 +99,5 @@ def _torch_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, thre
     return TorchExecutor(
         loaded.config, MODELS[loaded.config.family].forward, {n: t.floats() for n, t in tensors.items()},
         rounding=input_roundings(tensors),
-        kv=layout.format, num_blocks=num_blocks, device=device,
+        kv=layout.format, num_blocks=num_blocks, groups=_groups(layout), device=device,
     )  # fmt: skip

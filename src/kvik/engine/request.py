@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ __all__ = [
     "Chunk",
     "Completion",
     "FinishReason",
+    "Receipt",
     "Request",
+    "RequestStats",
     "ScoreRequest",
     "ScoreResult",
     "TokenLogprob",
@@ -24,24 +27,29 @@ __all__ = [
     "Usage",
 ]
 
-FinishReason = Literal["stop", "length", "cancelled", "no_token"]
+FinishReason = Literal["stop", "length", "cancelled", "no_token", "error"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to continue. seed is params.seed, or one drawn for a request without."""
+    """A prompt to continue.
+
+    seed is params.seed, or one drawn for a request without. salt: only requests with the same one share cached prefixes.
+    """
 
     prompt: tuple[int, ...]
     params: SamplingParams
     seed: int
+    salt: str = ""
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Token ids whose log-probabilities are asked for."""
+    """Token ids whose log-probabilities are asked for. top: of how many best tokens at each place besides."""
 
     token_ids: tuple[int, ...]
     return_logits: bool = False
+    top: int = 0
 
 
 class TokenLogprobs(NamedTuple):
@@ -60,9 +68,9 @@ class Usage:
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens generated, all samples together.
         cached_tokens: prompt tokens that were in the cache already.
-        kv_bytes_now: bytes of the sequence's blocks when it ended, just before they were freed.
-        kv_bytes_peak: most bytes its blocks took.
-        kv_tokens_kept: tokens whose keys and values were still held at the end.
+        kv_bytes_now: bytes of the request's blocks when its last sample ended, just before they were freed.
+        kv_bytes_peak: most bytes its blocks took, those that samples share counted once.
+        kv_tokens_kept: tokens of the last sample whose keys and values were still held at the end.
     """
 
     prompt_tokens: int
@@ -71,6 +79,49 @@ class Usage:
     kv_bytes_now: int
     kv_bytes_peak: int
     kv_tokens_kept: int
+
+
+@dataclass(frozen=True)
+class RequestStats:
+    """Where a request's time went, in seconds.
+
+    Attributes:
+        queue: from its arrival until its first token was computed.
+        prefill: from then until its first token was out.
+        decode: from then to its end.
+        first_token: from its arrival to its first token; None where it had none.
+        inter_token: between tokens that follow each other; samples of a request come together.
+        cached_tokens: prompt tokens that were in the cache already.
+        preemptions: how often its blocks were taken from it.
+    """
+
+    queue: float
+    prefill: float
+    decode: float
+    first_token: float | None
+    inter_token: tuple[float, ...]
+    cached_tokens: int
+    preemptions: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What makes a completion repeatable, and what it said.
+
+    Attributes:
+        version: of Kvik.
+        model: name, path, digest of packed weights and configuration, weights, kv, executor, device, isa.
+        params: every field of SamplingParams; seed is the one that was used.
+        prompt: token ids.
+        outputs: token ids of each choice. finish_reasons: of each choice.
+    """
+
+    version: str
+    model: Mapping[str, Any]
+    params: Mapping[str, Any]
+    prompt: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
+    finish_reasons: tuple[FinishReason, ...]
 
 
 @dataclass(frozen=True)
@@ -96,13 +147,14 @@ class Completion:
     choices: tuple[Choice, ...]
     prompt_tokens: tuple[int, ...]
     usage: Usage
+    stats: RequestStats | None = None
+    receipt: Receipt | None = None
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A piece of a sample as it comes. text may be empty while characters or stop strings are incomplete.
 
-    finish_reason is None until the sample's last chunk, usage until the request's last.
+    finish_reason is None until the sample's last chunk, usage and stats until the request's last.
     """
 
     index: int
@@ -111,15 +163,18 @@ class Chunk:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    stats: RequestStats | None = None
 
 
 @dataclass(frozen=True)
 class ScoreResult:
     """Log-probabilities of given tokens.
 
-    token_ids [N]; logprobs [N - 1] float64, logprobs[i] is that of token i + 1; logits [N, V] float32 or None.
+    token_ids [N]; logprobs [N - 1] float64, logprobs[i] is that of token i + 1; logits [N, V] float32 or None. top [N - 1]:
+    the best tokens at the place of token i + 1, falling; empty unless asked for.
     """
 
     token_ids: tuple[int, ...]
     logprobs: NDArray[np.float64]
     logits: NDArray[np.float32] | None
+    top: tuple[tuple[TokenLogprob, ...], ...] = ()

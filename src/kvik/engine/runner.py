@@ -1,4 +1,4 @@
-"""From scheduled sequences to a pass, and from its logits to the sequences they belong to."""
+"""From a step's work to a pass, and from its logits to the rows they belong to."""
 
 from __future__ import annotations
 
@@ -7,51 +7,60 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvik.engine.scheduler import Scheduled
-from kvik.engine.sequence import Sequence
+from kvik.engine.scheduler import Step
+from kvik.engine.sequence import Group, Sequence
 from kvik.ops import Executor, Pass
 
 __all__ = ["RowLogits", "build_pass", "run_step"]
 
 
 class RowLogits(NamedTuple):
-    """Logits [rows, V] of a sequence's rows; first is the token index of the first. Valid until the next step."""
+    """Rows of the step's logits that belong to a sequence: first_row to first_row + count.
+
+    first: token index of the first. group: the sequence's.
+    """
 
     sequence: Sequence
+    group: Group
     first: int
-    logits: NDArray[np.float32]
+    first_row: int
+    count: int
 
 
-def build_pass(step: list[Scheduled]) -> Pass:
+def build_pass(step: Step) -> Pass:
     """The step as arrays: rows of each sequence one after another, position and slot counted from its start."""
     tokens: list[int] = []
     slots: list[int] = []
-    spans, block_spans, logit_rows = [0], [0], []
-    for sequence, count in step:
+    spans, logit_rows = [0], []
+    for sequence, count, _ in step.work:
         start, first_row = sequence.num_computed, len(tokens)
-        tokens += sequence.tokens[start : start + count]
-        slots += range(start, start + count)
+        if count == 1:
+            tokens.append(sequence.tokens[start])
+            slots.append(start)
+        else:
+            tokens += sequence.tokens[start : start + count]
+            slots += range(start, start + count)
         logit_rows += [first_row + r for r in sequence.logit_rows(count)]
         spans.append(len(tokens))
-        block_spans.append(block_spans[-1] + len(sequence.table.blocks))
-    blocks = step[0].sequence.table.blocks
-    if len(step) > 1:
-        blocks = np.concatenate([s.sequence.table.blocks for s in step])
-    places = np.array(slots, np.int32)  # nothing is evicted yet, so a token's position is its slot
+    tables = [s.cache.tables for s, _, _ in step.work]
+    blocks = [of[group].blocks for group in range(len(tables[0])) for of in tables]
+    block_spans = np.zeros(len(blocks) + 1, np.int32)
+    np.cumsum([len(table) for table in blocks], out=block_spans[1:])
+    places = np.array(slots, np.int32)  # nothing is moved yet, so a token's position is its slot
     return Pass(
-        np.array(tokens, np.int32), places, places, np.array(spans, np.int32), blocks,
-        np.array(block_spans, np.int32), np.array(logit_rows, np.int32),
+        np.array(tokens, np.int32), places, places, np.array(spans, np.int32),
+        blocks[0] if len(blocks) == 1 else np.concatenate(blocks), block_spans, np.array(logit_rows, np.int32),
+        np.array(step.copies, np.int32).reshape(-1, 3),
     )  # fmt: skip
 
 
-def run_step(executor: Executor, step: list[Scheduled]) -> list[RowLogits]:
-    """Compute the step and advance its sequences; logits for those that have rows that need them."""
+def run_step(executor: Executor, step: Step) -> tuple[NDArray[np.float32], list[RowLogits]]:
+    """Compute the step: logits [R, V], valid until the next one, and whose they are."""
     logits = executor.run(build_pass(step))
-    results, at = [], 0
-    for sequence, count in step:
-        rows = sequence.logit_rows(count)
-        if rows:
-            results.append(RowLogits(sequence, sequence.num_computed + rows[0], logits[at : at + len(rows)]))
-            at += len(rows)
-        sequence.num_computed += count
-    return results
+    rows, at = [], 0
+    for sequence, count, group in step.work:
+        wanted = sequence.logit_rows(count)
+        if wanted:
+            rows.append(RowLogits(sequence, group, sequence.num_computed + wanted[0], at, len(wanted)))
+            at += len(wanted)
+    return logits, rows

@@ -1,14 +1,32 @@
-"""Which sequences a step computes, and how many tokens of each. Knows blocks and counts, no model."""
+"""Which sequences a step computes, and how many tokens of each. Knows blocks and counts, no model.
+
+First come, first served: a step goes through the running requests, oldest first, then admits waiting ones while tokens,
+sequences and blocks allow; the first that does not fit holds up those behind it, so that none starves. When blocks run out
+the youngest request gives up its blocks and waits again, in front; what it had computed is computed again, with the same
+bits (recomputation of Kwon et al. 2023, section 4.5).
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvik.cache.blocks import BlockPool
-from kvik.engine.sequence import Sequence
+from kvik.cache.layout import BLOCK_TOKENS
+from kvik.cache.prefix import block_keys
+from kvik.cache.sequence_cache import BlockCopy
+from kvik.engine.sequence import Group, Sequence
+from kvik.errors import KvikError
 
-__all__ = ["Scheduled", "Scheduler"]
+__all__ = ["Scheduled", "Scheduler", "Step"]
+
+SCORE_ROWS = 64
+"""Rows of logits that scoring asks of a step at most: 64 x V floats, whatever the length and number of texts."""
+
+PROMPT_TOKENS_BESIDE = 64
+"""Prompt tokens of a step at most while others are waiting for their next token (time between tokens against time to the
+first one; docs/performance.md)."""
 
 
 class Scheduled(NamedTuple):
@@ -16,42 +34,172 @@ class Scheduled(NamedTuple):
 
     sequence: Sequence
     tokens: int
+    group: Group
+
+
+@dataclass
+class Step:
+    """A step's work; block tables have room for it. copies come first, in order."""
+
+    work: list[Scheduled] = field(default_factory=list)
+    copies: list[BlockCopy] = field(default_factory=list)
+    tokens: int = 0
+    prompt_tokens: int = 0
+    score_rows: int = 0
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
 
 
 class Scheduler:
-    """First come, first served, within a budget of tokens a step. One sequence runs at a time so far."""
+    """Running and waiting requests over a pool of blocks.
 
-    def __init__(self, pool: BlockPool, max_batch_tokens: int) -> None:
+    Args:
+        pool: of blocks.
+        max_batch_tokens: of a step.
+        max_sequences: that run at once.
+        prompt_tokens_beside: prompt tokens of a step at most, beside sequences that decode.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_batch_tokens: int,
+        max_sequences: int,
+        prompt_tokens_beside: int = PROMPT_TOKENS_BESIDE,
+    ) -> None:
         self.pool = pool
-        self.max_batch_tokens = max_batch_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
+        self.prompt_tokens_beside = min(prompt_tokens_beside, max_batch_tokens)
+        self.waiting: deque[Group] = deque()
+        self.running: list[Group] = []
+        self._refused: tuple[Group, int] | None = None  # who did not fit into how many free slabs
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. The engine has made sure that it fits the pool."""
-        self.waiting.append(sequence)
+    @property
+    def num_running(self) -> int:
+        """Sequences that run."""
+        return sum(len(group.sequences) for group in self.running)
 
-    def schedule(self) -> list[Scheduled]:
-        """The step's work; block tables have room for it afterwards. Empty when nothing is left to do."""
-        if not self.running and self.waiting:
-            self.running.append(self.waiting.popleft())
-        step, budget = [], self.max_batch_tokens
-        for sequence in self.running:
-            count = min(sequence.most_tokens, budget)
-            if count:
-                sequence.table.append(count)
-                step.append(Scheduled(sequence, count))
-                budget -= count
+    def add(self, group: Group) -> None:
+        """Queue a request. The engine has made sure that it fits the pool."""
+        self.waiting.append(group)
+
+    def schedule(self) -> Step:
+        """The step's work. Without any when nothing is left to do."""
+        step = Step()
+        decoding = any(s.pending == 1 for group in self.running for s in group.sequences)
+        prompts = self.prompt_tokens_beside if decoding else self.max_batch_tokens
+        at = 0
+        while at < len(self.running):
+            self._advance(self.running[at], step, prompts)
+            at += 1
+        free = self.max_sequences - self.num_running
+        while self.waiting and step.tokens < self.max_batch_tokens and step.prompt_tokens < prompts:
+            group = self.waiting[0]
+            free -= len(group.sequences)
+            if free < 0 or step.preemptions or not self._admit(group, step):
+                break
+            self._advance(group, step, prompts)
+        if not step.work and (self.running or self.waiting):
+            raise KvikError(f"the pool of {self.pool.num_slabs} slabs cannot hold a request it has accepted")
         return step
 
-    def end(self, sequence: Sequence) -> None:
-        """Forget a sequence, finished or cancelled, and free its blocks."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
-        sequence.table.free()
+    def _advance(self, group: Group, step: Step, prompts: int) -> None:
+        """The group's next tokens into the step, as far as its budget goes."""
+        first_work, first_copy, tokens_before, prompt_before = len(step.work), len(step.copies), step.tokens, step.prompt_tokens
+        for place, sequence in enumerate(group.sequences):
+            if place and not sequence.num_computed:  # waits for the first to compute what they share
+                continue
+            count = min(sequence.pending, self.max_batch_tokens - step.tokens)
+            is_prompt = sequence.pending > 1
+            if is_prompt:
+                count = min(count, prompts - step.prompt_tokens)
+            if sequence.every_row:
+                count = min(count, SCORE_ROWS - step.score_rows)
+            if count <= 0:
+                continue
+            while not sequence.cache.can_append(count):
+                victim = self.running[-1]
+                self._preempt(victim, step)
+                if victim is group:
+                    del step.work[first_work:], step.copies[first_copy:]
+                    step.tokens, step.prompt_tokens = tokens_before, prompt_before
+                    return
+            sequence.cache.append(count, step.copies)
+            step.work.append(Scheduled(sequence, count, group))
+            step.tokens += count
+            step.prompt_tokens += count if is_prompt else 0
+            step.score_rows += count if sequence.every_row else 0
+
+    def _admit(self, group: Group, step: Step) -> bool:
+        """Let the first waiting request run if its blocks are there, and one more for every running sequence."""
+        if self.running and self._refused == (group, self.pool.num_free_slabs):
+            return False
+        lead = group.sequences[0]
+        hit = self._claim_prefix(lead, group.root)
+        needs = lead.cache.most_to_append(lead.pending - hit, self.max_batch_tokens)
+        spare = self.num_running + len(group.sequences) - 1
+        if not self.pool.can_take([need + spare for need in needs]) and self.running:
+            lead.cache.free()
+            self._refused = (group, self.pool.num_free_slabs)
+            return False
+        lead.num_computed = hit
+        step.prefix_hit_tokens += hit
+        group.times.cached_tokens = max(group.times.cached_tokens, min(hit, group.shared_tokens))
+        self.waiting.popleft()
+        self.running.append(group)
+        group.fork_ready()
+        return True
+
+    def _claim_prefix(self, sequence: Sequence, root: bytes) -> int:
+        """Tokens the cache has already. The last one is always computed: its logits are asked for."""
+        if self.pool.index is None or sequence.every_row:
+            return 0
+        count = (len(sequence.tokens) - 1) // BLOCK_TOKENS
+        block_keys(self.pool.index, root, sequence.tokens, sequence.keys, count)
+        return sequence.cache.claim_prefix(sequence.keys[:count])
+
+    def commit(self, step: Step) -> None:
+        """The step's tokens are computed: samples fork, full blocks can be found, unseen ones are freed."""
+        index = self.pool.index
+        for sequence, count, group in step.work:
+            sequence.num_computed += count
+            if len(group.sequences) > 1:
+                group.fork_ready()
+            cache = sequence.cache
+            if index is not None and (full := cache.unregistered):
+                block_keys(index, group.root, sequence.tokens, sequence.keys, full)
+                cache.register(sequence.keys[:full])
+            if cache.forgets:
+                group.peak_bytes = max(group.peak_bytes, group.held_bytes())
+                cache.evict_unseen()
+
+    def _preempt(self, group: Group, step: Step) -> None:
+        group.peak_bytes = max(group.peak_bytes, group.held_bytes())
+        for sequence in group.sequences:
+            sequence.restart()
+        group.times.preemptions += 1
+        step.preemptions += 1
+        self.running.remove(group)
+        self.waiting.appendleft(group)
+
+    def end(self, group: Group) -> None:
+        """Forget a request, finished or cancelled, and free its blocks."""
+        if group in self.running:
+            self.running.remove(group)
+        elif group in self.waiting:
+            self.waiting.remove(group)
+        for sequence in group.sequences:
+            sequence.cache.free()
+        group.sequences = []
+
+    def end_sequence(self, group: Group, sequence: Sequence) -> None:
+        """One of a request's sequences has ended."""
+        group.sequences.remove(sequence)
+        sequence.cache.free()
+        if not group.sequences:
+            self.end(group)
 
     def check_integrity(self) -> None:
-        """Raise KvikError unless every block is free or held by exactly the tables that list it."""
-        self.pool.check_integrity([s.table for s in (*self.running, *self.waiting)])
+        """Raise KvikError unless every block is free, kept, or held by exactly the tables that list it."""
+        sequences = [s for group in (*self.running, *self.waiting) for s in group.sequences]
+        self.pool.check_integrity([s.cache.held() for s in sequences])

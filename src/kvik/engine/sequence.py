@@ -1,17 +1,33 @@
-"""One sample of a request on its way: its tokens, its place in the cache, its text so far."""
+"""One sequence on its way: its tokens, its place in the cache, its text so far; and the group its request makes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from kvik.cache.blocks import BlockTable
-from kvik.decoding.sampler import Drawn, DrawRequest, Sampler
-from kvik.engine.request import Choice, Chunk, FinishReason, Request, ScoreRequest, TokenLogprobs, Usage
+import numpy as np
+from numpy.typing import NDArray
+
+from kvik.cache.prefix import BlockKey
+from kvik.cache.sequence_cache import SequenceCache
+from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, TokenLogprob
+from kvik.engine.request import (
+    Choice,
+    Chunk,
+    FinishReason,
+    Request,
+    RequestStats,
+    ScoreRequest,
+    ScoreResult,
+    TokenLogprobs,
+    Usage,
+)
+from kvik.errors import DataError
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
 
-__all__ = ["Generating", "Scoring", "Sequence"]
+__all__ = ["Generating", "Group", "Scoring", "Sequence", "Timeline"]
 
 
 @dataclass(eq=False)
@@ -19,22 +35,148 @@ class Sequence:
     """A sequence has `tokens` it should have computed and `num_computed` it has; a step lets them catch up."""
 
     tokens: list[int]
-    table: BlockTable
+    cache: SequenceCache
     num_computed: int = 0
+    keys: list[BlockKey] = field(default_factory=list)  # of its first full blocks
+
+    every_row = False
+    """Whether each of its rows needs logits, not only the last."""
 
     @property
     def pending(self) -> int:
         """Tokens still to be computed."""
         return len(self.tokens) - self.num_computed
 
-    @property
-    def most_tokens(self) -> int:
-        """Tokens a step may compute of this sequence."""
-        return self.pending
-
     def logit_rows(self, count: int) -> range:
         """Which of the next `count` rows need logits."""
         return range(count - 1, count) if count == self.pending else range(0)
+
+    def restart(self) -> None:
+        """Give the cache back; everything is computed again."""
+        self.cache.free()
+        self.num_computed = 0
+
+
+@dataclass(eq=False)
+class Timeline:
+    """When things happened to a request, on the clock of time.perf_counter."""
+
+    arrived: float
+    started: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    gaps: list[float] = field(default_factory=list)
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+    def token(self, now: float) -> None:
+        """A token is out, or one of each sample."""
+        if self.last_token is None:
+            self.first_token = now
+        elif now != self.last_token:
+            self.gaps.append(now - self.last_token)
+        self.last_token = now
+
+    def stats(self, now: float) -> RequestStats:
+        started = now if self.started is None else self.started
+        first = now if self.first_token is None else self.first_token
+        return RequestStats(
+            queue=started - self.arrived, prefill=first - started, decode=now - first,
+            first_token=None if self.first_token is None else self.first_token - self.arrived,
+            inter_token=tuple(self.gaps), cached_tokens=self.cached_tokens, preemptions=self.preemptions,
+        )  # fmt: skip
+
+
+@dataclass(eq=False)
+class Group:
+    """The sequences of one request, scheduled, preempted and cancelled together.
+
+    The samples of a prompt share it: the first computes it, the others fork its cache. sequences: those that have not
+    ended, the first leads. root: parent of the keys of first blocks. shared_tokens: what all have in common.
+    """
+
+    sequences: list[Any]
+    shared_tokens: int
+    root: bytes
+    times: Timeline
+    error: Exception | None = None
+    peak_bytes: int = 0  # most bytes its blocks took, as far as noted
+
+    def __post_init__(self) -> None:
+        self.samples = tuple(self.sequences)  # all of them, ended ones too
+
+    @property
+    def done(self) -> bool:
+        return not self.sequences
+
+    def fork_ready(self) -> None:
+        """Where the first sequence has computed what all share, the others take it over."""
+        lead = self.sequences[0]
+        if lead.num_computed < self.shared_tokens:
+            return
+        for other in self.sequences[1:]:
+            if not other.num_computed:
+                other.cache = lead.cache.fork(self.shared_tokens)
+                other.num_computed = self.shared_tokens
+                other.keys = lead.keys[: other.cache.num_full]
+
+    def held_bytes(self) -> int:
+        """Bytes of the blocks the sequences hold, shared ones counted once."""
+        if len(self.sequences) == 1:
+            return int(self.sequences[0].cache.held_bytes)
+        cache: SequenceCache = self.sequences[0].cache
+        return cache.bytes_of({pair for sequence in self.sequences for pair in sequence.cache.held()})
+
+
+@dataclass(eq=False)
+class Scoring(Sequence):
+    """A sequence all of whose rows need logits: nothing is drawn, each token's log-probability is noted."""
+
+    request: ScoreRequest = field(kw_only=True)
+    vocab_size: int = field(kw_only=True)
+
+    every_row = True
+
+    def __post_init__(self) -> None:
+        count = len(self.tokens)
+        self._logprobs = np.empty(count - 1, np.float64)
+        self._logits = np.empty((count, self.vocab_size), np.float32) if self.request.return_logits else None
+        self._top: list[tuple[TokenLogprob, ...]] = [()] * (count - 1)
+
+    def logit_rows(self, count: int) -> range:
+        return range(count)
+
+    def note(self, first: int, logits: NDArray[np.float32]) -> None:
+        """Rows of logits from token index `first` on. DataError where one is not finite."""
+        if self._logits is not None:
+            self._logits[first : first + len(logits)] = logits
+        targets = np.array(self.tokens[first + 1 : first + 1 + len(logits)], np.int64)
+        rows = logits[: len(targets)]
+        if not len(rows):
+            return
+        top = rows.max(axis=1)
+        total = np.log(np.exp(rows - top[:, None]).sum(axis=1, dtype=np.float64))
+        if not np.isfinite(total).all():
+            raise DataError(f"the logits after token {first + int(np.isfinite(total).argmin())} are not finite")
+        chosen = rows[np.arange(len(rows)), targets].astype(np.float64)
+        self._logprobs[first : first + len(rows)] = chosen - top - total
+        if self.request.top:
+            for at, row in enumerate(rows):
+                self._top[first + at] = _best(row, self.request.top, float(top[at]) + float(total[at]))
+
+    def result(self) -> ScoreResult:
+        """All log-probabilities; valid once the sequence is computed."""
+        top = tuple(self._top) if self.request.top else ()
+        return ScoreResult(self.request.token_ids, self._logprobs, self._logits, top)
+
+
+def _best(row: NDArray[np.float32], count: int, total: float) -> tuple[TokenLogprob, ...]:
+    """The `count` best tokens of a row of logits, falling, ties to the lower id. total: logarithm of the sum of e^row."""
+    count = min(count, len(row))
+    least = np.partition(row, len(row) - count)[len(row) - count]
+    known = np.flatnonzero(row >= least)
+    order = known[np.argsort(-row[known], kind="stable")][:count]
+    return tuple(TokenLogprob(token, float(row[token]) - total) for token in order.tolist())
 
 
 @dataclass(eq=False)
@@ -49,11 +191,20 @@ class Generating(Sequence):
     end_ids: frozenset[int] = field(kw_only=True)
     most_tokens_held: int = field(kw_only=True)  # of context and pool, the smaller
     emit: Callable[[Chunk], None] = field(kw_only=True)
-    text: str = ""
+    text: list[str] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    usage: Usage | None = None
+    usage: Usage | None = None  # of the request, set before its last sample ends
+    stats: RequestStats | None = None
+
+    def __post_init__(self) -> None:
+        params = self.request.params
+        ends = frozenset(params.stop_token_ids)
+        self._ends = ends if params.ignore_eos else ends | self.end_ids
+        room = self.most_tokens_held - len(self.request.prompt)
+        most = room if params.max_tokens is None else min(room, params.max_tokens)
+        self._length = len(self.request.prompt) + most
 
     @property
     def num_generated(self) -> int:
@@ -62,73 +213,50 @@ class Generating(Sequence):
     def draw_request(self) -> DrawRequest:
         return self.sampler.request(len(self.tokens), self.num_generated)
 
-    def take(self, drawn: Drawn) -> None:
-        """Append the drawn token, or end where there is none; emits what became readable."""
-        params = self.request.params
-        if drawn.token_id is None:
-            self.finish("no_token")
-            return
+    def outcome(self, drawn: Drawn) -> FinishReason | None:
+        """Append the drawn token; what ends the sample with it, except a stop string."""
         token = drawn.token_id
+        if token is None:
+            return "no_token"
         self.tokens.append(token)
         self.cumulative_logprob += drawn.logprob
-        noted = None
-        if params.logprobs is not None:
-            noted = (TokenLogprobs(token, drawn.logprob, drawn.top),)
-            self.logprobs.extend(noted)
-        if (token in self.end_ids and not params.ignore_eos) or token in params.stop_token_ids:
-            self.finish("stop", (token,), noted)
-            return
-        emitted, matched = self.stop.add(self.detokenizer.add((token,)))
-        if matched is not None:
-            self._emit(emitted, (token,), noted, "stop")
-            return
-        full = len(self.tokens) >= self.most_tokens_held
-        if full or (params.max_tokens is not None and self.num_generated >= params.max_tokens):
-            self.finish("length", (token,), noted, emitted)
-        else:
-            self._emit(emitted, (token,), noted, None)
+        if self.request.params.logprobs is not None:
+            self.logprobs.append(TokenLogprobs(token, drawn.logprob, drawn.top))
+        if token in self._ends:
+            return "stop"
+        return "length" if len(self.tokens) >= self._length else None
 
-    def finish(
-        self,
-        reason: FinishReason,
-        tokens: tuple[int, ...] = (),
-        noted: tuple[TokenLogprobs, ...] | None = None,
-        text: str = "",
-    ) -> None:
-        """End the sample; what was held back as a possible stop string or character comes out."""
+    def readable(self, drawn: Drawn, reason: FinishReason | None) -> tuple[str, FinishReason | None]:
+        """The text that becomes readable with the token, and the reason where it ends the sample."""
+        if reason == "no_token" or reason == "stop":
+            return self._rest("", reason)
+        assert drawn.token_id is not None
+        emitted, matched = self.stop.add(self.detokenizer.add((drawn.token_id,)))
+        if matched is not None:
+            return emitted, "stop"
+        return (emitted, None) if reason is None else self._rest(emitted, reason)
+
+    def _rest(self, text: str, reason: FinishReason) -> tuple[str, FinishReason]:
+        """What was held back as a possible stop string or character comes out at the end."""
         emitted, matched = self.stop.add(self.detokenizer.finish())
         rest = "" if matched is not None else self.stop.finish()
-        self._emit(text + emitted + rest, tokens, noted, "stop" if matched is not None else reason)
+        return text + emitted + rest, "stop" if matched is not None else reason
 
-    def _emit(
-        self,
-        text: str,
-        tokens: tuple[int, ...],
-        noted: tuple[TokenLogprobs, ...] | None,
-        reason: FinishReason | None,
-    ) -> None:
-        self.text += text
+    def end(self, reason: FinishReason) -> None:
+        """End the sample between two tokens."""
+        text, reason = self._rest("", reason)
+        self.say(text, (), reason)
+
+    def say(self, text: str, tokens: tuple[int, ...], reason: FinishReason | None) -> None:
+        """Hand a piece out."""
+        self.text.append(text)
         self.finish_reason = reason
-        self.emit(Chunk(self.index, text, tokens, noted, reason))
+        noted = tuple(self.logprobs[-len(tokens) :]) if self.logprobs and tokens else None
+        self.emit(Chunk(self.index, text, tokens, noted, reason, self.usage, self.stats))
 
     def choice(self) -> Choice:
         """The finished sample."""
         assert self.finish_reason is not None
         logprobs = tuple(self.logprobs) if self.request.params.logprobs is not None else None
         token_ids = tuple(self.tokens[len(self.request.prompt) :])
-        return Choice(self.index, self.text, token_ids, self.finish_reason, self.cumulative_logprob, logprobs)
-
-
-@dataclass(eq=False)
-class Scoring(Sequence):
-    """A sequence all of whose rows need logits: nothing is drawn, each token's log-probability is noted."""
-
-    request: ScoreRequest = field(kw_only=True)
-    most_rows: int = field(kw_only=True)
-
-    @property
-    def most_tokens(self) -> int:
-        return min(self.pending, self.most_rows)
-
-    def logit_rows(self, count: int) -> range:
-        return range(count)
+        return Choice(self.index, "".join(self.text), token_ids, self.finish_reason, self.cumulative_logprob, logprobs)

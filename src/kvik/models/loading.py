@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class LoadedModel:
     license: str | None
     parameters: int
     source: SourceFacts
+
+    @property
+    def digest(self) -> str:
+        """Of the packed weights and the configuration: two models with the same one compute the same."""
+        return blake2b(f"{self.weights.digest} {self.config}".encode(), digest_size=16).hexdigest()
 
     @property
     def matrix_bytes(self) -> int:

@@ -23,20 +23,27 @@ Activation = Literal["silu", "gelu_tanh"]
 Value = TypeVar("Value")
 
 
+_NO_COPIES = np.empty((0, 3), np.int32)
+
+
 class Pass(NamedTuple):
     """One forward pass of one model: plain data, whatever mixture of prompts and single tokens it holds.
 
     Rows of one sequence are consecutive, in order of slot. A token's *position* drives rotary embedding, its *slot*
     drives attention and memory: row t attends to the slots up to its own (within the window).
+
+    Layers that forget alike are one of G groups, each with block tables of its own; -1 stands where no row of the pass
+    looks any more. `copies` are made in order, before anything is computed.
     """
 
     tokens: NDArray[np.int32]  # [T]
     positions: NDArray[np.int32]  # [T]
     slots: NDArray[np.int32]  # [T] index within the sequence's cache
     spans: NDArray[np.int32]  # [S + 1] rows of sequence s: spans[s] to spans[s + 1]
-    blocks: NDArray[np.int32]  # block ids of all sequences, one after another
-    block_spans: NDArray[np.int32]  # [S + 1] blocks of sequence s: block_spans[s] to block_spans[s + 1]
+    blocks: NDArray[np.int32]  # block ids of all groups' sequences, one table after another
+    block_spans: NDArray[np.int32]  # [G * S + 1] blocks of table i = group * S + s: block_spans[i] to block_spans[i + 1]
     logit_rows: NDArray[np.int32]  # [R] rows that need logits, ascending
+    copies: NDArray[np.int32] = _NO_COPIES  # [C, 3] group, block to copy, block that becomes the copy
 
 
 class StepTimes(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,9 @@ class NativeExecutor:
         config: the model's sizes.
         forward: its definition, `kvik.models.llama.forward` for the Llama family.
         weights: packed tensors by the definition's names.
-        kv: the cache's storage, uint8 [num_blocks * bytes of a block] (see `kvik.cache.layout`).
+        kv: the cache's storage, uint8 [num_blocks * bytes of a block of the first group] (see `kvik.cache.layout`).
         kv_format: "f16" or "f32".
+        groups: of each layer, the group whose block tables it reads; None: all the first.
         max_rows: most rows of a pass.
         isa: instruction set; "auto" takes KVIK_ISA, else the best one.
     """
@@ -39,12 +40,13 @@ class NativeExecutor:
         kv_format: str,
         num_blocks: int,
         max_rows: int,
+        groups: Sequence[int] | None = None,
         isa: str = "auto",
     ) -> None:
         recorder = NativeOps(weights)
         forward(recorder, config)
         self._program = _native.Program(
-            pool, isa, max_rows, config.num_layers, config.num_heads, config.num_kv_heads, config.head_size,
+            pool, isa, max_rows, list(groups or [0] * config.num_layers), config.num_heads, config.num_kv_heads, config.head_size,
             ("f32", "f16").index(kv_format), kv, num_blocks,
         )  # fmt: skip
         lower(self._program, config, weights, recorder.nodes)

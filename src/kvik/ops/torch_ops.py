@@ -5,7 +5,7 @@ The oracle of the native executor, and the path that runs on a GPU. Needs the ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Generic, Literal
@@ -32,12 +32,12 @@ class TorchOps:
         self, work: Pass, weights: Mapping[str, Tensor], rounding: Mapping[str, Rounding], cache: PagedKV
     ) -> None:
         self._weights, self._rounding, self._cache = weights, rounding, cache
-        self._device = cache.keys.device
+        self._device = cache.memory.device
         self._work = work
         self._tokens, self._positions, self._slots = (self._index(x) for x in work[:3])
-        self._sequences = [
-            (slice(*work.spans[s : s + 2].tolist()), self._index(work.blocks[slice(*work.block_spans[s : s + 2])]))
-            for s in range(len(work.spans) - 1)
+        self._sequences = [slice(*work.spans[s : s + 2].tolist()) for s in range(len(work.spans) - 1)]
+        self._tables = [
+            self._index(work.blocks[slice(*work.block_spans[t : t + 2])]) for t in range(len(work.block_spans) - 1)
         ]
         self._logit_rows = self._index(work.logit_rows)
         self.result: Tensor | None = None
@@ -81,12 +81,14 @@ class TorchOps:
         self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None, scale: float | None = None
     ) -> Tensor:
         with self._timed("attention"):
-            kv_heads, size = self._cache.keys.shape[-2:]
+            kv_heads, size = self._cache.kv_heads, self._cache.head_size
+            first = self._cache.group_of[layer] * len(self._sequences)
+            tables = self._tables[first : first + len(self._sequences)]
             q, k, v = (x.reshape(len(x), -1, size) for x in (q, k, v))  # [T, heads, D]
             q = q * (size**-0.5 if scale is None else scale)
             q = q.reshape(len(q), kv_heads, -1, size)  # [T, H_kv, query heads per key head, D]
             out = torch.empty_like(q)
-            for rows, blocks in self._sequences:
+            for rows, blocks in zip(self._sequences, tables, strict=True):
                 slots = self._slots[rows]
                 self._cache.append(layer, blocks, slots, k[rows], v[rows])
                 keys, values = self._cache.gather(layer, blocks, int(slots.max()) + 1)
@@ -173,7 +175,8 @@ class TorchExecutor(Generic[Config]):
         weights: float32 arrays by the definition's names; copied to the device.
         rounding: by weight, how its inputs are rounded before the product; the others are not.
         kv: format of keys and values, "f16" or "f32".
-        num_blocks, block_tokens: the cache's storage.
+        num_blocks, block_tokens: the cache's storage, in blocks of the first group.
+        groups: of each layer, the group whose block tables it reads; None: all the first.
         device: "cpu" or "cuda".
     """
 
@@ -187,6 +190,7 @@ class TorchExecutor(Generic[Config]):
         kv: Literal["f16", "f32"],
         num_blocks: int,
         block_tokens: int = 16,
+        groups: Sequence[int] | None = None,
         device: str = "cpu",
     ) -> None:
         _check_rounding(weights, rounding or {})
@@ -194,7 +198,7 @@ class TorchExecutor(Generic[Config]):
         self._config, self._forward = config, forward
         self._weights = {name: torch.tensor(w, dtype=torch.float32, device=place) for name, w in weights.items()}
         self._rounding = dict(rounding or {})
-        self.cache = PagedKV(config, kv, num_blocks, block_tokens, place)
+        self.cache = PagedKV(config, kv, num_blocks, block_tokens, place, groups)
         self._times = StepTimes(0.0, 0.0, 0.0)
 
     @property
@@ -206,6 +210,8 @@ class TorchExecutor(Generic[Config]):
         """Compute the pass. Raises ParameterError for a pass whose tokens, slots, spans or blocks do not fit."""
         _check(work, self._config.vocab_size, self.cache)
         with torch.inference_mode():
+            for copy in work.copies.tolist():
+                self.cache.copy(*copy)
             ops = TorchOps(work, self._weights, self._rounding, self.cache)
             self._forward(ops, self._config)
         if ops.result is None:
@@ -227,20 +233,27 @@ def _check_rounding(weights: Mapping[str, NDArray[np.float32]], rounding: Mappin
 def _check(work: Pass, vocab_size: int, cache: PagedKV) -> None:
     rows = len(work.tokens)
     _within("tokens", work.tokens, vocab_size)
-    _within("blocks", work.blocks, cache.num_blocks)
     _within("logit_rows", work.logit_rows, rows)
     if len(work.positions) != rows or len(work.slots) != rows:
         raise ParameterError(f"pass: {rows} tokens, {len(work.positions)} positions, {len(work.slots)} slots")
     for name, spans, end in (("spans", work.spans, rows), ("block_spans", work.block_spans, len(work.blocks))):
         if len(spans) < 2 or spans[0] != 0 or spans[-1] != end or (np.diff(spans) < (name == "spans")).any():
             raise ParameterError(f"pass: {name} must rise from 0 to {end}, got {spans.tolist()}")
-    if len(work.block_spans) != len(work.spans):
+    sequences = len(work.spans) - 1
+    if len(work.block_spans) != len(cache.num_blocks) * sequences + 1:
         raise ParameterError(f"pass: {len(work.spans)} spans, {len(work.block_spans)} block_spans")
-    for s in range(len(work.spans) - 1):
-        capacity = int(work.block_spans[s + 1] - work.block_spans[s]) * cache.block_tokens
-        _within(f"slots of sequence {s}", work.slots[work.spans[s] : work.spans[s + 1]], capacity)
+    for group, num_blocks in enumerate(cache.num_blocks):
+        for s in range(sequences):
+            table = work.blocks[slice(*work.block_spans[group * sequences + s :][:2])]
+            _within(f"blocks of sequence {s}", table, num_blocks, -1)
+            slots = work.slots[work.spans[s] : work.spans[s + 1]]
+            _within(f"slots of sequence {s}", slots, len(table) * cache.block_tokens)
+            _within(f"blocks that sequence {s} writes", table[slots // cache.block_tokens], num_blocks)
+    for group, source, target in work.copies:
+        _within("groups of copies", np.array([group]), len(cache.num_blocks))
+        _within("blocks of copies", np.array([source, target]), cache.num_blocks[group])
 
 
-def _within(name: str, values: NDArray[np.int32], end: int) -> None:
-    if len(values) and (values.min() < 0 or values.max() >= end):
-        raise ParameterError(f"pass: {name} must lie in [0, {end}), got {values.min()} to {values.max()}")
+def _within(name: str, values: NDArray[np.integer], end: int, low: int = 0) -> None:
+    if len(values) and (values.min() < low or values.max() >= end):
+        raise ParameterError(f"pass: {name} must lie in [{low}, {end}), got {values.min()} to {values.max()}")

@@ -18,6 +18,7 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,10 +69,14 @@ class PackedTensor:
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """Tensors by name, and what was noted when they were packed: "weights" as asked for, "largest_error" by tensor."""
+    """Tensors by name, and what was noted when they were packed: "weights" as asked for, "largest_error" by tensor.
+
+    digest: of the file's directory, which has the checksums of all bytes.
+    """
 
     tensors: Mapping[str, PackedTensor]
     notes: Mapping[str, Any]
+    digest: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -250,7 +255,7 @@ def read_packed(path: Path, verify: bool = True, progress: Progress | None = Non
             at = ALIGNMENT + bad
             names = [e["name"] for e in directory["tensors"] if e["offset"] < at + BLOCK]
             raise DataError("packed weights are damaged", path=path, tensor=names[-1] if names else None, offset=at)
-    return PackedWeights(tensors, directory["notes"])
+    return PackedWeights(tensors, directory["notes"], blake2b(whole[end:], digest_size=16).hexdigest())
 
 
 def _first_damage(data: NDArray[np.uint8], checksums: list[str], progress: Progress | None) -> int | None:

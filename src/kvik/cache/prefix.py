@@ -1,0 +1,124 @@
+"""Finds blocks by what they hold, so that a prompt's beginning is computed once.
+
+A full block's key is a keyed hash of its parent's key and its tokens; the first parent is a hash of everything else
+that decides a block's bytes (model, layout, format, policy) and of the request's salt. The idea is vLLM's automatic
+prefix caching (Kwon et al. 2023, section 4.4); token ids are compared on a hit, so that a collision can give wrong text to
+nobody. Blocks that no sequence holds stay findable until their memory is needed, least recently used first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+
+from kvik.cache.layout import BLOCK_TOKENS
+
+__all__ = ["BlockKey", "PrefixIndex", "block_keys"]
+
+_KEY_BYTES = 16
+
+
+class BlockKey(NamedTuple):
+    """Of a full block: the hash, its parent's, and the tokens' bytes (16 x int32)."""
+
+    hash: bytes
+    parent: bytes
+    tokens: bytes
+
+
+class _Place(NamedTuple):
+    group: int
+    block: int
+
+
+class PrefixIndex:
+    """Blocks by group and key.
+
+    identity: what decides the bytes of a block beside its tokens, the same for all requests.
+    """
+
+    def __init__(self, identity: bytes = b"") -> None:
+        self._secret = os.urandom(32)  # nobody outside can find tokens that collide
+        self._identity = identity
+        self._found: dict[tuple[int, bytes], tuple[int, BlockKey]] = {}
+        self._keys: dict[_Place, BlockKey] = {}
+        self._unheld: OrderedDict[_Place, None] = OrderedDict()  # least recently used first
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def num_unheld(self) -> int:
+        """Blocks that are kept only to be found."""
+        return len(self._unheld)
+
+    def root(self, salt: str) -> bytes:
+        """The parent of a request's first block. Requests with different salts share nothing."""
+        mixed = len(self._identity).to_bytes(8, "little") + self._identity + salt.encode("utf-8", "surrogatepass")
+        return blake2b(mixed, digest_size=_KEY_BYTES, key=self._secret).digest()
+
+    def key(self, parent: bytes, tokens: Sequence[int]) -> BlockKey:
+        """The key of the block with these 16 tokens behind `parent`."""
+        ids = np.array(tokens, np.int32).tobytes()
+        return BlockKey(blake2b(parent + ids, digest_size=_KEY_BYTES, key=self._secret).digest(), parent, ids)
+
+    def find(self, group: int, key: BlockKey) -> int | None:
+        """The block with this content, or None."""
+        found = self._found.get((group, key.hash))
+        return found[0] if found is not None and found[1] == key else None
+
+    def add(self, group: int, block: int, key: BlockKey) -> bool:
+        """Make a full block findable. False where another has the same content, or this one is known already."""
+        place = _Place(group, block)
+        if (group, key.hash) in self._found or place in self._keys:
+            return False
+        self._found[group, key.hash] = (block, key)
+        self._keys[place] = key
+        return True
+
+    def has(self, group: int, block: int) -> bool:
+        return (group, block) in self._keys
+
+    def forget(self, group: int, block: int) -> None:
+        """The block's bytes will change."""
+        place = _Place(group, block)
+        key = self._keys.pop(place, None)
+        if key is not None:
+            del self._found[group, key.hash]
+            self._unheld.pop(place, None)
+
+    def held(self, group: int, block: int) -> None:
+        """A sequence holds the block again."""
+        del self._unheld[_Place(group, block)]
+
+    def unheld(self, group: int, block: int) -> bool:
+        """Nobody holds the block any more. True where it is kept to be found."""
+        place = _Place(group, block)
+        if place not in self._keys:
+            return False
+        self._unheld[place] = None
+        return True
+
+    def oldest(self) -> tuple[int, int] | None:
+        """Forget the least recently used block that nobody holds: (group, block)."""
+        if not self._unheld:
+            return None
+        place, _ = self._unheld.popitem(last=False)
+        del self._found[place.group, self._keys.pop(place).hash]
+        return place
+
+    def unheld_blocks(self) -> list[tuple[int, int]]:
+        return list(self._unheld)
+
+
+def block_keys(index: PrefixIndex, root: bytes, tokens: Sequence[int], known: list[BlockKey], count: int) -> None:
+    """Extend `known`, the keys of a sequence's first full blocks, to its first `count` blocks."""
+    while len(known) < count:
+        at = len(known) * BLOCK_TOKENS
+        parent = known[-1].hash if known else root
+        known.append(index.key(parent, tokens[at : at + BLOCK_TOKENS]))
