@@ -18,6 +18,7 @@ FLOORS = [
     {"models", "planning"},
     {"engine", "speculation"},
     {"llm"},
+    {"async_llm"},
     {"evaluation", "prompting", "server"},
     {"tuning"},
     {"cli"},

@@ -8,35 +8,47 @@ from kvik.errors import DataError, KvikError, ParameterError, StorageError, TryA
 from kvik.params import EngineParams, SamplingParams
 
 if TYPE_CHECKING:
-    from kvik.engine.request import Choice, Chunk, Completion, ScoreResult, Usage
+    from kvik.async_llm import AsyncLLM
+    from kvik.engine.request import Choice, Chunk, Completion, Receipt, RequestStats, ScoreResult, Usage
+    from kvik.engine.stats import EngineStats, StepStats
     from kvik.llm import LLM, ModelInfo
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "Choice",
     "Chunk",
     "Completion",
     "DataError",
     "EngineParams",
+    "EngineStats",
     "KvikError",
     "ModelInfo",
     "ParameterError",
+    "Receipt",
+    "RequestStats",
     "SamplingParams",
     "ScoreResult",
+    "StepStats",
     "StorageError",
     "TryAgainError",
     "Usage",
 ]
 
 _LATER = {
+    "AsyncLLM": "kvik.async_llm",
     "LLM": "kvik.llm",
     "ModelInfo": "kvik.llm",
     "Choice": "kvik.engine.request",
     "Chunk": "kvik.engine.request",
     "Completion": "kvik.engine.request",
+    "Receipt": "kvik.engine.request",
+    "RequestStats": "kvik.engine.request",
     "ScoreResult": "kvik.engine.request",
+    "EngineStats": "kvik.engine.stats",
+    "StepStats": "kvik.engine.stats",
     "Usage": "kvik.engine.request",
 }
 

@@ -171,8 +171,12 @@ class Engine:
     @property
     def has_room(self) -> bool:
         """Whether a further request would be queued: max_waiting beside those that the next step may let run."""
+        return self.has_room_for(0)
+
+    def has_room_for(self, others: int) -> bool:
+        """`has_room`, once so many others are queued."""
         free = self.params.max_sequences - self.scheduler.num_running
-        return len(self.scheduler.waiting) < self.params.max_waiting + max(0, free)
+        return len(self.scheduler.waiting) + others < self.params.max_waiting + max(0, free)
 
     @property
     def has_work(self) -> bool:
