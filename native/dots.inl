@@ -4,6 +4,12 @@
 namespace KVIK_NS {
 using namespace kvik;
 
+// One row's integers of one group, and what its sums need.
+struct RowGroup {
+    const int8_t *q, *fine;
+    int32_t isum, fine_isum;
+};
+
 // The quant of one output (lane) and input (k) of a group.
 static inline int quant_of(int bits, const uint8_t* p, int lane, int k) {
     const int at = 4 * lane + k % 4, j = k / 4;
@@ -76,7 +82,7 @@ struct Group {
         w[J] = _mm512_ternarylogic_epi32(w[J], to_bit4<From>(high), mask, 0xf8);  // w | (high & mask)
     }
     // sum of (quant - Offset) * activation over words Begin to End; isum: of these activations
-    template <int Offset, int Begin = 0, int End = 8>
+    template <int Offset, int Begin, int End>
     I dot(const int8_t* a, int32_t isum) const {
         __m512i c = Offset ? _mm512_set1_epi32(-Offset * isum) : _mm512_setzero_si512();
         __m512i d = _mm512_setzero_si512();
@@ -87,30 +93,54 @@ struct Group {
         }
         return {_mm512_add_epi32(c, d)};
     }
+    template <int Offset, int Begin, int End, bool Fine, int M>
+    void dots(int, const RowGroup* r, F* out) const {
+        KVIK_UNROLL
+        for (int m = 0; m < M; ++m) {
+            I sum = dot<Offset, Begin, End>(r[m].q, r[m].isum);
+            if constexpr (Fine) sum = two_terms(sum, dot<Offset, Begin, End>(r[m].fine, r[m].fine_isum));
+            out[m] = to_float(sum);
+        }
+    }
 };
 
 #elif defined(KVIK_AVX2)
 
-struct I {
-    __m256i a, b;
+// Sixteen outputs are two parts of eight here, and one look at eight outputs' quants serves several rows: they are
+// unpacked once, and the multiplier, which does one instruction a cycle, has no other work.
+struct P {
+    __m256 v;
 };
-static inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-static inline I two_terms(I x, I y) {
-    return {_mm256_add_epi32(_mm256_slli_epi32(x.a, 8), y.a), _mm256_add_epi32(_mm256_slli_epi32(x.b, 8), y.b)};
-}
+constexpr int kParts = 2;
+static inline P part_zero() { return {_mm256_setzero_ps()}; }
+static inline P part_of(F x, int part) { return {part ? x.b : x.a}; }
+static inline F whole(const P* x) { return {x[0].v, x[1].v}; }
+static inline P scaled(P x, float y) { return {_mm256_mul_ps(x.v, _mm256_set1_ps(y))}; }
+static inline P fma(P x, P y, P z) { return {_mm256_fmadd_ps(x.v, y.v, z.v)}; }
+static inline P fma(P x, float y, P z) { return {_mm256_fmadd_ps(x.v, _mm256_set1_ps(y), z.v)}; }
 
 template <int Bits>
 struct Group {
     const uint8_t* p;
     explicit Group(const uint8_t* block) : p(block) {}
 
-    static __m256i load256(const uint8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+    static __m256i load256(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
+    // The same four bytes in every lane. GCC 12 would share a broadcast between parts, and spill it in between.
+    static __m256i four(const void* at) {
+        struct Four {
+            int8_t bytes[4];
+        };
+        __m256i x;
+        __asm__("vpbroadcastd %1, %0" : "=x"(x) : "m"(*static_cast<const Four*>(at)));
+        return x;
+    }
+    // GCC 12 would put sums off until all their summands are there, and those into memory meanwhile.
+    static void now(__m256i& sum) { __asm__("" : "+x"(sum)); }
     static __m256i shifted(__m256i high, int from) {
         return from < 4 ? _mm256_slli_epi16(high, 4 - from) : _mm256_srli_epi16(high, from - 4);
     }
     // word j of 8 outputs, unsigned
     static __m256i word(const uint8_t* p, int j) {
-        if constexpr (Bits == 8) return load256(p + 64 * j);
         const __m256i mask = _mm256_set1_epi8(15), b = load256(p + 64 * (j % 4));
         __m256i w = _mm256_and_si256(j < 4 ? b : _mm256_srli_epi16(b, 4), mask);
         if constexpr (Bits == 5)
@@ -121,41 +151,99 @@ struct Group {
         return w;
     }
 
-    // 8 outputs; without VNNI the 16-bit sums must not overflow
-    template <int Offset, int Begin, int End>
-    static __m256i half(const uint8_t* p, const int32_t* x, int32_t isum) {
-        const __m256i ones = _mm256_set1_epi16(1);
-        __m256i sum = _mm256_setzero_si256();
-        if constexpr (Bits < 8) {
-            // 8 words of 4 bits give at most 8 * 2 * 15 * 127 = 30480, 4 of 5 bits 31496, 2 of 6 bits 32004
-            constexpr int together = Bits == 4 ? 8 : (Bits == 5 ? 4 : 2);
+    // sums of quant * x for M rows' int8 x; the 16-bit sums must not overflow
+    template <int Begin, int End, int M>
+    static inline void sums(const uint8_t* p, const int8_t* const* x, __m256i* sum) {
+        // 8 words of 4 bits give at most 8 * 2 * 15 * 127 = 30480, 4 of 5 bits 31496, 2 of 6 bits 32004
+        constexpr int together = Bits == 4 ? 8 : (Bits == 5 ? 4 : 2);
+        KVIK_UNROLL
+        for (int from = Begin; from < End; from += together) {
+            __m256i s[M];
             KVIK_UNROLL
-            for (int from = Begin; from < End; from += together) {
-                __m256i s = _mm256_setzero_si256();
+            for (int j = from; j < (from + together < End ? from + together : End); ++j) {
+                const __m256i w = word(p, j);
                 KVIK_UNROLL
-                for (int j = from; j < (from + together < End ? from + together : End); ++j)
-                    s = _mm256_add_epi16(s, _mm256_maddubs_epi16(word(p, j), _mm256_set1_epi32(x[j])));
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(s, ones));
+                for (int m = 0; m < M; ++m) {
+                    const __m256i t = _mm256_maddubs_epi16(w, four(x[m] + 4 * j));
+                    s[m] = j == from ? t : _mm256_add_epi16(s[m], t);
+                    now(s[m]);
+                }
             }
-            return Offset ? _mm256_sub_epi32(sum, _mm256_set1_epi32(Offset * isum)) : sum;
-        } else {
-            // |quant - 128| <= 128 against the activation with the quant's sign: 2 * 128 * 127 = 32512 fits
-            const __m256i flip = _mm256_set1_epi8(-128);
             KVIK_UNROLL
-            for (int j = Begin; j < End; ++j) {
-                const __m256i b = _mm256_xor_si256(word(p, j), flip);
-                const __m256i m =
-                    _mm256_maddubs_epi16(_mm256_abs_epi8(b), _mm256_sign_epi8(_mm256_set1_epi32(x[j]), b));
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(m, ones));
+            for (int m = 0; m < M; ++m) {
+                const __m256i t = _mm256_madd_epi16(s[m], _mm256_set1_epi16(1));
+                sum[m] = from == Begin ? t : _mm256_add_epi32(sum[m], t);
             }
-            return Offset == 128 ? sum : _mm256_add_epi32(sum, _mm256_set1_epi32((128 - Offset) * isum));
         }
     }
-    template <int Offset, int Begin = 0, int End = 8>
-    I dot(const int8_t* a, int32_t isum) const {
-        int32_t x[8];
-        std::memcpy(x, a, 32);
-        return {half<Offset, Begin, End>(p, x, isum), half<Offset, Begin, End>(p + 32, x, isum)};
+
+    // One row's 32 activations as 16 bits, both terms together: word j holds inputs 4j and 4j + 2, then 4j + 1 and 4j + 3.
+    template <bool Fine>
+    static inline void widen(const RowGroup& r, int32_t* even, int32_t* odd) {
+        const __m256i q = load256(r.q);
+        __m256i e = _mm256_slli_epi16(q, 8), o;
+        if constexpr (Fine) {
+            const __m256i f = load256(r.fine);
+            e = _mm256_add_epi16(e, _mm256_srai_epi16(_mm256_slli_epi16(f, 8), 8));
+            o = _mm256_add_epi16(_mm256_and_si256(q, _mm256_set1_epi16(int16_t(0xff00))), _mm256_srai_epi16(f, 8));
+        } else {
+            e = _mm256_srai_epi16(e, 8);
+            o = _mm256_srai_epi16(q, 8);
+        }
+        _mm256_store_si256(reinterpret_cast<__m256i*>(even), e);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(odd), o);
+    }
+
+    // Sums of (quant - 128) * x over words Begin to End in 16-bit products, which takes both terms of x at once:
+    // 32 products of at most 128 * 32767 fit in 32 bits.
+    template <int Begin, int End, bool Fine, int M>
+    static inline void wide_sums(const uint8_t* p, const RowGroup* r, __m256i* sum) {
+        alignas(32) int32_t even[M][8], odd[M][8];
+        KVIK_UNROLL
+        for (int m = 0; m < M; ++m) widen<Fine>(r[m], even[m], odd[m]);
+        KVIK_UNROLL
+        for (int j = Begin; j < End; ++j) {
+            const __m256i b = _mm256_xor_si256(load256(p + 64 * j), _mm256_set1_epi8(-128));
+            const __m256i w0 = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), w1 = _mm256_srai_epi16(b, 8);
+            KVIK_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const __m256i s = _mm256_madd_epi16(w0, four(even[m] + j)), t = _mm256_madd_epi16(w1, four(odd[m] + j));
+                sum[m] = j == Begin ? s : _mm256_add_epi32(sum[m], s);
+                now(sum[m]);
+                sum[m] = _mm256_add_epi32(sum[m], t);
+                now(sum[m]);
+            }
+        }
+    }
+
+    // sums of (quant - Offset) * activation of a part's outputs for M rows
+    template <int Offset, int Begin, int End, bool Fine, int M>
+    inline void dots(int part, const RowGroup* r, P* out) const {
+        __asm__ volatile("" ::: "memory");  // each part broadcasts for itself
+        const uint8_t* at = p + 32 * part;
+        __m256i sum[M], rest[M];
+        constexpr int offset = Bits == 8 ? Offset - 128 : Offset;
+        if constexpr (Bits == 8) {
+            wide_sums<Begin, End, Fine, M>(at, r, sum);
+        } else {
+            const int8_t* x[M];
+            KVIK_UNROLL
+            for (int m = 0; m < M; ++m) x[m] = r[m].q;
+            sums<Begin, End, M>(at, x, sum);
+            if constexpr (Fine) {
+                KVIK_UNROLL
+                for (int m = 0; m < M; ++m) x[m] = r[m].fine;
+                sums<Begin, End, M>(at, x, rest);
+                KVIK_UNROLL
+                for (int m = 0; m < M; ++m) sum[m] = _mm256_add_epi32(_mm256_slli_epi32(sum[m], 8), rest[m]);
+            }
+        }
+        KVIK_UNROLL
+        for (int m = 0; m < M; ++m) {
+            const int32_t isum = Fine ? 256 * r[m].isum + r[m].fine_isum : r[m].isum;
+            if constexpr (offset != 0) sum[m] = _mm256_sub_epi32(sum[m], _mm256_set1_epi32(offset * isum));
+            out[m] = {_mm256_cvtepi32_ps(sum[m])};
+        }
     }
 };
 
@@ -182,7 +270,7 @@ struct Group {
         for (int k = 0; k < kGroup; ++k)
             for (int i = 0; i < kLanes; ++i) quants[k][i] = uint8_t(quant_of(Bits, p, i, k));
     }
-    template <int Offset, int Begin = 0, int End = 8>
+    template <int Offset, int Begin, int End>
     I dot(const int8_t* a, int32_t isum) const {
         I r;
         for (int i = 0; i < kLanes; ++i) r.v[i] = -Offset * isum;
@@ -190,8 +278,27 @@ struct Group {
             for (int i = 0; i < kLanes; ++i) r.v[i] += quants[k][i] * a[k];
         return r;
     }
+    template <int Offset, int Begin, int End, bool Fine, int M>
+    void dots(int, const RowGroup* r, F* out) const {
+        for (int m = 0; m < M; ++m) {
+            I sum = dot<Offset, Begin, End>(r[m].q, r[m].isum);
+            if constexpr (Fine) sum = two_terms(sum, dot<Offset, Begin, End>(r[m].fine, r[m].fine_isum));
+            out[m] = to_float(sum);
+        }
+    }
 };
 
+#endif
+
+#if !defined(KVIK_AVX2)
+// The sixteen outputs are one part, and rows come one by one.
+using P = F;
+constexpr int kParts = 1;
+static inline P part_zero() { return zero(); }
+static inline P part_of(const F& x, int) { return x; }
+static inline F whole(const P* x) { return *x; }
+static inline P scaled(const P& x, float y) { return mul(x, set1(y)); }
+static inline P fma(const P& x, float y, const P& z) { return fma(x, set1(y), z); }
 #endif
 
 }  // namespace KVIK_NS

@@ -9,7 +9,7 @@ using namespace kvik;
 #if defined(KVIK_AVX512)
 constexpr int kTile = 8;
 #elif defined(KVIK_AVX2)
-constexpr int kTile = 2;
+constexpr int kTile = 8;
 #else
 constexpr int kTile = 4;
 #endif
@@ -45,60 +45,81 @@ static inline Scales scales_at(const uint8_t* w, int g) {
     }
 }
 
-// One row's integers of one group, and what its sums need.
-struct RowGroup {
-    const int8_t *q, *fine;
-    int32_t isum, fine_isum;
-};
-template <int Offset, int Begin, int End, bool Fine, int Bits>
-static inline F dot_of(const Group<Bits>& group, const RowGroup& r) {
-    I dot = group.template dot<Offset, Begin, End>(r.q, r.isum);
-    if constexpr (Fine) dot = two_terms(dot, group.template dot<Offset, Begin, End>(r.fine, r.fine_isum));
-    return to_float(dot);
+// Row `row` of the activations in group g: all of its inputs, or of int6_k the first or last 16.
+enum class Span { all, low, high };
+template <Span S, bool Fine>
+static inline RowGroup row_group(const Activations& a, int row, int g) {
+    const size_t at = size_t(row) * a.ld + g * kGroup, i = size_t(row) * (a.ld / kGroup) + g;
+    RowGroup r{a.q + at, Fine ? a.fine + at : nullptr, a.isum[i], Fine ? a.fine_isum[i] : 0};
+    if constexpr (S == Span::low) {
+        r.isum = a.half_isum[i];
+        if constexpr (Fine) r.fine_isum = a.fine_half_isum[i];
+    } else if constexpr (S == Span::high) {
+        r.isum -= a.half_isum[i];
+        if constexpr (Fine) r.fine_isum -= a.fine_half_isum[i];
+    }
+    return r;
+}
+
+// One group of a part's outputs for M rows: acc += scale of the row * scale of the outputs * integer sum.
+template <Layout L, int M, bool Fine, Span S>
+static inline void add_group(const Group<bits_of(L)>& group, const Activations& a, int row, int g, int part, const F& scale,
+                             P* acc) {
+    constexpr int begin = S == Span::high ? 4 : 0, end = S == Span::low ? 4 : 8;
+    RowGroup r[M];
+    P dot[M];
+    KVIK_UNROLL
+    for (int m = 0; m < M; ++m) r[m] = row_group<S, Fine>(a, row + m, g);
+    group.template dots<offset_of(L), begin, end, Fine, M>(part, r, dot);
+    const int lg = a.ld / kGroup;
+    KVIK_UNROLL
+    for (int m = 0; m < M; ++m)
+        acc[m] = fma(scaled(dot[m], a.scale[size_t(row + m) * lg + g]), part_of(scale, part), acc[m]);
 }
 
 template <Layout L, int M, bool Fine>
-static inline void tile_integer(const uint8_t* w, int groups, const Activations& a, int row, float* out, int ldo,
+static inline void tile_integer(const uint8_t* w, int groups, const Activations& given, int row, float* out, int ldo,
                                 bool accumulate, bool ahead) {
-    constexpr int offset = offset_of(L);
+    const Activations a = given;  // not loaded again for every group
+    constexpr int together = kParts == 1 ? 1 : M;  // rows that share a look at the quants
     const int lg = a.ld / kGroup;
-    F acc[M];
+    P acc[kParts][M];
     KVIK_UNROLL
-    for (int m = 0; m < M; ++m) acc[m] = zero();
+    for (int i = 0; i < kParts; ++i)
+        KVIK_UNROLL
+        for (int m = 0; m < M; ++m) acc[i][m] = part_zero();
     for (int g = 0; g < groups; ++g) {
         const uint8_t* quants = quants_at<L>(w, g);
         if (ahead)
             for (size_t line = 0; line < unit_bytes(L) / unit_groups(L); line += 64) prefetch(quants + kAhead + line);
         const Group<bits_of(L)> group(quants);
         const Scales s = scales_at<L>(w, g);
-        if constexpr (L == Layout::int6_k) {
+        KVIK_UNROLL
+        for (int i = 0; i < kParts; ++i) {
             KVIK_UNROLL
-            for (int m = 0; m < M; ++m) {
-                const size_t at = size_t(row + m) * a.ld + g * kGroup, i = size_t(row + m) * lg + g;
-                const int32_t half = a.half_isum[i], fine_half = Fine ? a.fine_half_isum[i] : 0;
-                const RowGroup low{a.q + at, Fine ? a.fine + at : nullptr, half, fine_half};
-                const RowGroup high{low.q, low.fine, a.isum[i] - half, Fine ? a.fine_isum[i] - fine_half : 0};
-                const F x = set1(a.scale[i]);
-                acc[m] = fma(mul(dot_of<offset, 0, 4, Fine>(group, low), x), s.scale, acc[m]);
-                acc[m] = fma(mul(dot_of<offset, 4, 8, Fine>(group, high), x), s.second, acc[m]);
+            for (int m = 0; m < M; m += together) {
+                if constexpr (L == Layout::int6_k) {
+                    add_group<L, together, Fine, Span::low>(group, a, row + m, g, i, s.scale, acc[i] + m);
+                    add_group<L, together, Fine, Span::high>(group, a, row + m, g, i, s.second, acc[i] + m);
+                } else {
+                    add_group<L, together, Fine, Span::all>(group, a, row + m, g, i, s.scale, acc[i] + m);
+                }
             }
-        } else {
-            KVIK_UNROLL
-            for (int m = 0; m < M; ++m) {
-                const size_t at = size_t(row + m) * a.ld + g * kGroup, i = size_t(row + m) * lg + g;
-                const RowGroup r{a.q + at, Fine ? a.fine + at : nullptr, a.isum[i], Fine ? a.fine_isum[i] : 0};
-                acc[m] = fma(mul(dot_of<offset, 0, 8, Fine>(group, r), set1(a.scale[i])), s.scale, acc[m]);
+            if constexpr (has_minimum(L)) {
+                KVIK_UNROLL
+                for (int m = 0; m < M; ++m)
+                    acc[i][m] = fma(part_of(s.minimum, i), a.sum[size_t(row + m) * lg + g], acc[i][m]);
             }
-        }
-        if constexpr (has_minimum(L)) {
-            KVIK_UNROLL
-            for (int m = 0; m < M; ++m) acc[m] = fma(s.minimum, set1(a.sum[size_t(row + m) * lg + g]), acc[m]);
         }
     }
     KVIK_UNROLL
     for (int m = 0; m < M; ++m) {
+        P parts[kParts];
+        KVIK_UNROLL
+        for (int i = 0; i < kParts; ++i) parts[i] = acc[i][m];
+        const F y = whole(parts);
         float* o = out + size_t(m) * ldo;
-        store(o, accumulate ? add(load(o), acc[m]) : acc[m]);
+        store(o, accumulate ? add(load(o), y) : y);
     }
 }
 
