@@ -73,7 +73,9 @@ class Seeing:
                 if row in wanted:
                     out[row] = self.table[0, seen % self.BUCKETS] + self.table[1, (seen >> 20) % self.BUCKETS]
         self.rows += len(work.tokens)
-        return np.array([out[row] for row in work.logit_rows.tolist()], np.float32).reshape(len(out), self.table.shape[2])
+        return np.array([out[row] for row in work.logit_rows.tolist()], np.float32).reshape(
+            len(out), self.table.shape[2]
+        )
 
     def _row(self, token: int, slot: int, tables: list[NDArray[np.int32]]) -> int:
         seen = np.uint64((token + 1) * 0x9E3779B97F4A7C15 % 2**64) ^ np.uint64(slot)
