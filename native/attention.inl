@@ -207,6 +207,7 @@ static void attend(const Queries& a, const Cache& c) {
     const auto ask = [&](int n) {  // for the pages of a partition
         const int first = n * kPartition / kBlockTokens, end = last / kBlockTokens + 1;
         for (int b = first; b < (first + 4 < end ? first + 4 : end); ++b) {
+            if (c.blocks[b] < 0) continue;
             const uint8_t* next = c.base + size_t(c.blocks[b]) * c.block_stride;
             for (size_t i = 0; i < 2 * page * kv_element(c.type); i += 64) prefetch(next + i);
         }
@@ -217,8 +218,10 @@ static void attend(const Queries& a, const Cache& c) {
         const int tokens = last + 1 - base < kPartition ? last + 1 - base : kPartition;
         const int blocks_here = (tokens + kBlockTokens - 1) / kBlockTokens;
         const uint8_t* blocks[kPartition / kBlockTokens];
+        // Blocks before the window may be gone: weighed with 0, any that are there will do, and the last one always is.
+        const int32_t* ids = c.blocks + base / kBlockTokens;
         for (int b = 0; b < blocks_here; ++b)
-            blocks[b] = c.base + size_t(c.blocks[base / kBlockTokens + b]) * c.block_stride;
+            blocks[b] = c.base + size_t(ids[b] < 0 ? ids[blocks_here - 1] : ids[b]) * c.block_stride;
         if (n + 1 < a.last_partition) ask(n + 1);
         float* out = fresh ? fresh + size_t(n - a.first_partition) * queries * state_stride(d) : local;
         if (widened) {

@@ -67,13 +67,13 @@ class AsyncLLM:
     def run(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """The chunks of a checked request (`LLM.request`)."""
         stream = _Stream(asyncio.get_running_loop())
-        return _chunks(self._driver, stream, self._driver.add(stream, lambda: self._add(request, stream)))
+        return _Chunks(self._driver, stream, self._driver.add(stream, lambda: self._add(request, stream)))
 
     async def complete(self, request: Request) -> Completion:
         """The whole answer of a checked request."""
         stream = _Stream(asyncio.get_running_loop())
         ticket = self._driver.add(stream, lambda: self._add(request, stream))
-        async for _ in _chunks(self._driver, stream, ticket):
+        async for _ in _Chunks(self._driver, stream, ticket):
             pass
         assert ticket.group is not None
         return self.llm.completion(request, ticket.group)
@@ -87,6 +87,8 @@ class AsyncLLM:
             await stream.ended
         finally:
             self._driver.cancel(ticket)
+        if ticket.error is not None:
+            raise ticket.error
         assert ticket.group is not None
         return score_result(ticket.group)
 
@@ -124,7 +126,7 @@ class _Stream:
     def deliver(self, chunks: list[Chunk], done: bool) -> None:
         """On the reader's loop."""
         for chunk in chunks:
-            if len(self.ready) < MAX_BUFFERED or not self._join(chunk):
+            if len(self.ready) < MAX_BUFFERED or chunk.finish_reason == "error" or not self._join(chunk):
                 self.ready.append(chunk)
         if done and not self.ended.done():
             self.ended.set_result(None)
@@ -153,9 +155,7 @@ class _Stream:
 def joined(first: Chunk, second: Chunk) -> Chunk:
     """Two pieces of a sample that follow each other as one."""
     noted = first.logprobs if second.logprobs is None else (first.logprobs or ()) + second.logprobs
-    return second._replace(
-        text=first.text + second.text, token_ids=first.token_ids + second.token_ids, logprobs=noted
-    )
+    return second._replace(text=first.text + second.text, token_ids=first.token_ids + second.token_ids, logprobs=noted)
 
 
 class _Ticket:
@@ -168,16 +168,44 @@ class _Ticket:
         self.cancelled = False
 
 
-async def _chunks(driver: _Driver, stream: _Stream, ticket: _Ticket) -> AsyncGenerator[Chunk, None]:
-    try:
-        while (chunk := await stream.next()) is not None:
-            if chunk.finish_reason != "error":
-                yield chunk
+class _Chunks(AsyncGenerator[Chunk, None]):
+    """A request's chunks for its reader. Unlike a generator's, its `aclose` cancels before the first chunk was asked for."""
+
+    def __init__(self, driver: _Driver, stream: _Stream, ticket: _Ticket) -> None:
+        self._driver, self._stream, self._ticket = driver, stream, ticket
+        self._over = False
+
+    async def asend(self, value: None) -> Chunk:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            chunk = await self._stream.next()
+        except BaseException:
+            self._end()
+            raise
+        if chunk is not None and chunk.finish_reason != "error":
+            return chunk
+        self._end()
+        ticket = self._ticket
         error = ticket.error or (ticket.group.error if ticket.group is not None else None)
         if error is not None:
             raise error
-    finally:
-        driver.cancel(ticket)
+        raise StopAsyncIteration
+
+    async def athrow(self, kind: Any, value: Any = None, traceback: Any = None) -> Chunk:
+        self._end()
+        raise kind if value is None else value
+
+    async def aclose(self) -> None:
+        self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if not self._over:
+            self._over = True
+            self._driver.cancel(self._ticket)
 
 
 class _Driver:

@@ -16,7 +16,7 @@ from kvik.engine.engine import Engine, Model
 from kvik.engine.executors import EXECUTORS, build_executor, check_device
 from kvik.engine.request import Chunk, Completion, Receipt, Request, ScoreRequest, ScoreResult
 from kvik.engine.sequence import Generating, Group, Scoring
-from kvik.errors import ParameterError
+from kvik.errors import ParameterError, TryAgainError
 from kvik.models.loading import load_model
 from kvik.params import MAX_LOGPROBS, EngineParams, SamplingParams, choose
 from kvik.text.chat_template import ChatTemplate, Tools
@@ -154,19 +154,18 @@ class LLM:
         requests: from `request`; taken one by one while the engine has room, so that there may be any number of them.
         Closing the iterator cancels what runs.
         """
-        source, more = iter(requests), True
+        source = iter(requests)
+        following = next(source, None)
         running: dict[Key, tuple[Request, Group]] = {}
         try:
-            while True:
-                while more and self.engine.has_room:
-                    following = next(source, None)
-                    if following is None:
-                        more = False
-                        break
+            while following is not None or running:
+                while following is not None and self.engine.has_room:
                     key, request = following
-                    running[key] = (request, self.engine.add(request, _unheard))
-                if not running:
-                    return
+                    try:
+                        running[key] = (request, self.engine.add(request, _unheard))
+                    except TryAgainError:  # another thread was faster
+                        break
+                    following = next(source, None)
                 self.engine.step()
                 for key in [key for key, (_, group) in running.items() if group.done]:
                     request, group = running.pop(key)
@@ -195,9 +194,7 @@ class LLM:
         """`chat`, streamed."""
         return self.stream(self.chat_ids(messages, tools), params)
 
-    def score(
-        self, inputs: Prompt | Sequence[Prompt], return_logits: bool = False, top: int = 0
-    ) -> list[ScoreResult]:
+    def score(self, inputs: Prompt | Sequence[Prompt], return_logits: bool = False, top: int = 0) -> list[ScoreResult]:
         """Log-probabilities of given texts or token ids, without generating. See ScoreResult for shapes.
 
         top: how many of the best tokens to report at each place, 0 to 1,024.
@@ -208,11 +205,14 @@ class LLM:
         try:
             while waiting or running:
                 while waiting and self.engine.has_room:
-                    running.append(self.engine.add_score(waiting.popleft()))
+                    try:
+                        running.append(self.engine.add_score(waiting[0]))
+                    except TryAgainError:  # another thread was faster
+                        break
+                    waiting.popleft()
+                self.engine.step()
                 while running and running[0].done:
                     results.append(score_result(running.popleft()))
-                if running:
-                    self.engine.step()
         finally:
             for group in running:
                 self.engine.cancel(group)
@@ -276,6 +276,8 @@ def score_result(group: Group) -> ScoreResult:
     if group.error is not None:
         raise group.error
     sequence: Scoring = group.samples[0]
+    if sequence.pending:
+        raise TryAgainError("the text was not scored to its end: the request was cancelled")
     return sequence.result()
 
 

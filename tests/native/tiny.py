@@ -15,7 +15,7 @@ from kvik.cache.storage import allocate_cache
 from kvik.engine.executors import input_roundings
 from kvik.models import llama
 from kvik.models.config import ModelConfig, RopeConfig
-from kvik.ops import Ops, Pass
+from kvik.ops import Executor, Ops, Pass
 from kvik.ops.native_ops import NativeExecutor
 from kvik.ops.torch_ops import TorchExecutor
 from kvik.weights.ggml_types import GGMLType
@@ -96,10 +96,37 @@ def executor(
     num_blocks: int = 64,
     max_rows: int = 256,
 ) -> NativeExecutor:
-    layout = kv_layout(c, kv)  # type: ignore[arg-type]
+    """All layers in one group, whatever their windows."""
+    nbytes = num_blocks * sum(kv_layout(c, kv).block_bytes)  # type: ignore[arg-type]
     return NativeExecutor(
         c, forward, tensors, pool=_native.Pool(threads),
-        kv=allocate_cache(num_blocks * layout.block_bytes[0]), kv_format=kv, num_blocks=num_blocks, max_rows=max_rows, isa=isa,
+        kv=allocate_cache(nbytes), kv_format=kv, num_blocks=num_blocks, max_rows=max_rows, isa=isa,
+    )  # fmt: skip
+
+
+def grouped(
+    c: ModelConfig,
+    tensors: Mapping[str, PackedTensor],
+    *,
+    num_slabs: int,
+    kv: str = "f16",
+    threads: int = 2,
+    max_rows: int = 512,
+    definition: bool = False,
+) -> Executor:
+    """The Llama-like model over slabs, layers that forget alike in a group; natively or by its definition."""
+    layout = kv_layout(c, kv)  # type: ignore[arg-type]
+    groups = [next(g for g, of in enumerate(layout.groups) if i in of.layers) for i in range(c.num_layers)]
+    num_blocks = num_slabs * layout.slab_blocks[0]
+    if definition:
+        floats = {n: t.floats() for n, t in tensors.items()}
+        return TorchExecutor(
+            c, llama.forward, floats, kv=kv, num_blocks=num_blocks, groups=groups,  # type: ignore[arg-type]
+            rounding=input_roundings(tensors),
+        )  # fmt: skip
+    return NativeExecutor(
+        c, llama.forward, tensors, pool=_native.Pool(threads), kv=allocate_cache(num_slabs * layout.slab_bytes),
+        kv_format=kv, num_blocks=num_blocks, max_rows=max_rows, groups=groups,
     )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ class BlockPool:
     """Slabs of equal bytes, each carved into blocks of one group at a time, with a reference count for every block.
 
     A block is *held* by block tables, or *kept* only to be found by the prefix index, or free. A slab none of whose blocks
-    is held or kept can serve any group.
+    is held can serve any group. A group takes another slab only where those that it holds are full, so that what fits the
+    pool by count does so whatever is kept.
 
     Args:
         num_slabs: of the pool.
@@ -31,7 +32,10 @@ class BlockPool:
         self._held_in = [0] * num_slabs  # blocks of the slab that are held
         self._spare: list[list[int]] = [[] for _ in range(num_slabs)]  # free blocks of an owned slab
         self._holders: list[dict[int, int]] = [{} for _ in slab_blocks]  # by group, block: tables that hold it
-        self._open: list[dict[int, None]] = [{} for _ in slab_blocks]  # by group: owned slabs with free blocks
+        # by group, slabs: held in part and with free blocks; held in part and kept in part; idle with free blocks
+        self._open: list[dict[int, None]] = [{} for _ in slab_blocks]
+        self._mixed: list[dict[int, None]] = [{} for _ in slab_blocks]
+        self._roomy: list[dict[int, None]] = [{} for _ in slab_blocks]
         self._loose = [0] * len(self.slab_blocks)  # by group: blocks not held, in slabs with blocks that are
         self._idle = 0  # owned slabs none of whose blocks is held
 
@@ -60,29 +64,53 @@ class BlockPool:
 
     def take(self, group: int) -> int:
         """A block for one holder. KvikError when none can be had: the scheduler must not have admitted this."""
+        if not self._open[group]:
+            self._make_room(group)
+        slab = next(reversed(self._open[group] or self._roomy[group]))
+        block = self._spare[slab].pop()
+        self._count_held(group, slab)
+        self._holders[group][block] = 1
+        return block
+
+    def _make_room(self, group: int) -> None:
+        """See to it that a slab of the group has a free block."""
+        if self._mixed[group]:
+            self._give_up(group, next(iter(self._mixed[group])), 1)
+        elif self._free_slabs:
+            slab = self._free_slabs.pop()
+            self._owner[slab] = group
+            self._idle += 1
+            each = self.slab_blocks[group]
+            self._spare[slab] = list(range((slab + 1) * each - 1, slab * each - 1, -1))
+            self._file(group, slab)
+        elif not self._roomy[group]:
+            self._give_up_idle(group)
+
+    def _give_up_idle(self, group: int) -> None:
+        """Of the idle slab with the least recently used kept block, give up that one, or all where it is another group's."""
+        for owner, block in self.index.unheld_blocks() if self.index is not None else ():
+            slab = block // self.slab_blocks[owner]
+            if self._held_in[slab] == 0:
+                break
+        else:
+            raise KvikError(f"all {self.num_slabs} slabs of the KV cache are in use")
+        if owner == group:
+            assert self.index is not None
+            self.index.forget(group, block)
+            self._spare_block(group, slab, block)
+        else:
+            self._give_up(owner, slab, self.slab_blocks[owner])
+        self._make_room(group)
+
+    def _give_up(self, group: int, slab: int, most: int) -> None:
+        """Up to `most` of the slab's kept blocks become free, the last ones first: a prefix needs its beginning."""
+        assert self.index is not None
         each = self.slab_blocks[group]
-        while True:
-            if self._open[group]:
-                slab = next(reversed(self._open[group]))
-                spare = self._spare[slab]
-                block = spare.pop()
-                if not spare:
-                    del self._open[group][slab]
-            elif self._free_slabs:
-                slab = self._free_slabs.pop()
-                self._owner[slab] = group
-                self._idle += 1
-                block = slab * each
-                if each > 1:
-                    self._spare[slab] = list(range(block + each - 1, block, -1))
-                    self._open[group][slab] = None
-            elif self._give_up_oldest():
-                continue
-            else:
-                raise KvikError(f"all {self.num_slabs} slabs of the KV cache are in use")
-            self._count_held(group, slab)
-            self._holders[group][block] = 1
-            return block
+        for block in range((slab + 1) * each - 1, slab * each - 1, -1):
+            if most and block not in self._holders[group] and self.index.has(group, block):
+                self.index.forget(group, block)
+                self._spare_block(group, slab, block)
+                most -= 1
 
     def share(self, group: int, block: int) -> None:
         """One more holder of a block that is held already."""
@@ -128,6 +156,8 @@ class BlockPool:
         self._count_released(group, slab)
         if self.index is None or not self.index.unheld(group, block):
             self._spare_block(group, slab, block)
+        else:
+            self._file(group, slab)
 
     def _count_held(self, group: int, slab: int) -> None:
         """A block of the slab that was not held is held from now on."""
@@ -136,6 +166,7 @@ class BlockPool:
             self._loose[group] += self.slab_blocks[group]
         self._held_in[slab] += 1
         self._loose[group] -= 1
+        self._file(group, slab)
 
     def _count_released(self, group: int, slab: int) -> None:
         self._held_in[slab] -= 1
@@ -146,24 +177,25 @@ class BlockPool:
 
     def _spare_block(self, group: int, slab: int, block: int) -> None:
         """The block is neither held nor kept; a slab of which that is true altogether belongs to nobody."""
-        spare = self._spare[slab]
-        spare.append(block)
-        if len(spare) == self.slab_blocks[group]:
+        self._spare[slab].append(block)
+        if len(self._spare[slab]) == self.slab_blocks[group]:
             self._spare[slab] = []
-            self._open[group].pop(slab, None)
             self._owner[slab] = _NOBODY
             self._idle -= 1
             self._free_slabs.append(slab)
-        else:
-            self._open[group][slab] = None
+        self._file(group, slab)
 
-    def _give_up_oldest(self) -> bool:
-        oldest = None if self.index is None else self.index.oldest()
-        if oldest is None:
-            return False
-        group, block = oldest
-        self._spare_block(group, block // self.slab_blocks[group], block)
-        return True
+    def _file(self, group: int, slab: int) -> None:
+        """Put the slab where `take` looks for it."""
+        held, spare = self._held_in[slab], len(self._spare[slab])
+        mixed = 0 < held < self.slab_blocks[group] - spare
+        for slabs, wanted in (
+            (self._open, held and spare), (self._mixed, mixed), (self._roomy, spare and not held),
+        ):  # fmt: skip
+            if wanted:
+                slabs[group][slab] = None
+            else:
+                slabs[group].pop(slab, None)
 
     def check_integrity(self, tables: Iterable[Iterable[tuple[int, int]]]) -> None:
         """Raise KvikError unless held + kept + free = total and every count is that of the tables' (group, block) pairs."""
@@ -188,10 +220,15 @@ class BlockPool:
             blocks = range(slab * each, (slab + 1) * each)
             used = sum(block in held[owner] for block in blocks)
             spare = set(self._spare[slab])
-            if used != self._held_in[slab] or spare != {b for b in blocks if b not in held[owner] and b not in kept[owner]}:
+            if used != self._held_in[slab] or spare != {
+                b for b in blocks if b not in held[owner] and b not in kept[owner]
+            }:
                 raise KvikError(f"the books of slab {slab} are wrong")
-            if len(spare) != len(self._spare[slab]) or len(spare) == each or bool(spare) != (slab in self._open[owner]):
+            if len(spare) != len(self._spare[slab]) or len(spare) == each:
                 raise KvikError(f"the free blocks of slab {slab} are wrong")
+            filed = [slab in slabs[owner] for slabs in (self._open, self._mixed, self._roomy)]
+            if filed != [bool(spare and used), bool(used and len(spare) + used < each), bool(spare and not used)]:
+                raise KvikError(f"slab {slab} is in the wrong place")
             idle += used == 0
             loose[owner] += each - used if used else 0
         free = [slab for slab, owner in enumerate(self._owner) if owner == _NOBODY]

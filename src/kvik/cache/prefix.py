@@ -1,16 +1,16 @@
 """Finds blocks by what they hold, so that a prompt's beginning is computed once.
 
-A full block's key is a keyed hash of its parent's key and its tokens; the first parent is a hash of everything else
+A full block's key is a keyed hash of the key before it and its tokens; before the first is a hash of everything else
 that decides a block's bytes (model, layout, format, policy) and of the request's salt. The idea is vLLM's automatic
-prefix caching (Kwon et al. 2023, section 4.4); token ids are compared on a hit, so that a collision can give wrong text to
-nobody. Blocks that no sequence holds stay findable until their memory is needed, least recently used first.
+prefix caching (Kwon et al. 2023, section 4.4); all token ids are compared on a hit, from the first on, so that a collision
+can give wrong text to nobody. Blocks that no sequence holds stay findable until their memory is needed, least recently used first.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -23,12 +23,22 @@ __all__ = ["BlockKey", "PrefixIndex", "block_keys"]
 _KEY_BYTES = 16
 
 
-class BlockKey(NamedTuple):
-    """Of a full block: the hash, its parent's, and the tokens' bytes (16 x int32)."""
+class BlockKey:
+    """Of a full block: the hash, the tokens' bytes (16 x int32), and the key before it; of a root, the salt."""
 
-    hash: bytes
-    parent: bytes
-    tokens: bytes
+    __slots__ = ("hash", "previous", "tokens")
+
+    def __init__(self, hash: bytes, tokens: bytes, previous: BlockKey | None) -> None:
+        self.hash, self.tokens, self.previous = hash, tokens, previous
+
+
+def _same(one: BlockKey | None, other: BlockKey | None) -> bool:
+    """Whether two keys are of the same tokens, from the first on."""
+    while one is not other:
+        if one is None or other is None or one.tokens != other.tokens:
+            return False
+        one, other = one.previous, other.previous
+    return True
 
 
 class _Place(NamedTuple):
@@ -57,20 +67,26 @@ class PrefixIndex:
         """Blocks that are kept only to be found."""
         return len(self._unheld)
 
-    def root(self, salt: str) -> bytes:
-        """The parent of a request's first block. Requests with different salts share nothing."""
-        mixed = len(self._identity).to_bytes(8, "little") + self._identity + salt.encode("utf-8", "surrogatepass")
-        return blake2b(mixed, digest_size=_KEY_BYTES, key=self._secret).digest()
+    def _hash(self, data: bytes) -> bytes:
+        return blake2b(data, digest_size=_KEY_BYTES, key=self._secret).digest()
 
-    def key(self, parent: bytes, tokens: Sequence[int]) -> BlockKey:
-        """The key of the block with these 16 tokens behind `parent`."""
+    def root(self, salt: str) -> BlockKey:
+        """The key before a request's first block. Requests with different salts share nothing."""
+        salted = salt.encode("utf-8", "surrogatepass")
+        return BlockKey(self._hash(len(self._identity).to_bytes(8, "little") + self._identity + salted), salted, None)
+
+    def key(self, previous: BlockKey, tokens: Sequence[int]) -> BlockKey:
+        """The key of the block with these 16 tokens behind `previous`."""
         ids = np.array(tokens, np.int32).tobytes()
-        return BlockKey(blake2b(parent + ids, digest_size=_KEY_BYTES, key=self._secret).digest(), parent, ids)
+        return BlockKey(self._hash(previous.hash + ids), ids, previous)
 
     def find(self, group: int, key: BlockKey) -> int | None:
         """The block with this content, or None."""
         found = self._found.get((group, key.hash))
-        return found[0] if found is not None and found[1] == key else None
+        if found is None or not _same(found[1], key):
+            return None
+        key.previous = found[1].previous  # the next comparison ends here
+        return found[0]
 
     def add(self, group: int, block: int, key: BlockKey) -> bool:
         """Make a full block findable. False where another has the same content, or this one is known already."""
@@ -104,21 +120,14 @@ class PrefixIndex:
         self._unheld[place] = None
         return True
 
-    def oldest(self) -> tuple[int, int] | None:
-        """Forget the least recently used block that nobody holds: (group, block)."""
-        if not self._unheld:
-            return None
-        place, _ = self._unheld.popitem(last=False)
-        del self._found[place.group, self._keys.pop(place).hash]
-        return place
-
-    def unheld_blocks(self) -> list[tuple[int, int]]:
-        return list(self._unheld)
+    def unheld_blocks(self) -> Iterator[tuple[int, int]]:
+        """(group, block) of what nobody holds, least recently used first."""
+        return iter(self._unheld)
 
 
-def block_keys(index: PrefixIndex, root: bytes, tokens: Sequence[int], known: list[BlockKey], count: int) -> None:
+def block_keys(index: PrefixIndex, root: BlockKey, tokens: Sequence[int], known: list[BlockKey], count: int) -> None:
     """Extend `known`, the keys of a sequence's first full blocks, to its first `count` blocks."""
     while len(known) < count:
         at = len(known) * BLOCK_TOKENS
-        parent = known[-1].hash if known else root
-        known.append(index.key(parent, tokens[at : at + BLOCK_TOKENS]))
+        previous = known[-1] if known else root
+        known.append(index.key(previous, tokens[at : at + BLOCK_TOKENS]))

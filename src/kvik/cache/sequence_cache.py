@@ -85,8 +85,8 @@ class BlockTable:
         return other
 
     def drop_after(self, count: int) -> None:
-        """Give the places from `count` on back."""
-        for block in self._blocks[max(count, self.first) : self.count].tolist():
+        """Give the places from `count` on back, the last first: a prefix is forgotten from its end."""
+        for block in self._blocks[max(count, self.first) : self.count][::-1].tolist():
             self._pool.release(self._group, block)
         self.count = min(self.count, count)
         self.first = min(self.first, self.count)

@@ -159,7 +159,7 @@ class Engine:
 
     def _queue(self, sequences: list[Generating] | list[Scoring], shared: int, salt: str) -> Group:
         index = self.scheduler.pool.index
-        root = b"" if index is None else index.root(salt)
+        root = None if index is None else index.root(salt)
         group = Group(list(sequences), shared, root, Timeline(perf_counter()))
         with self._turn:
             if not self.has_room:
@@ -266,10 +266,7 @@ class Engine:
 
     def _draw(self, logits: NDArray[np.float32], drawing: list[tuple[Group, Generating, int]]) -> None:
         wanted = [row for _, _, row in drawing]
-        if len(wanted) == len(logits) and wanted == list(range(len(wanted))):
-            chosen = logits
-        else:
-            chosen = logits[wanted]
+        chosen = logits if wanted == list(range(len(logits))) else logits[wanted]
         requests = [sequence.draw_request() for _, sequence, _ in drawing]
         drawn: list[Drawn | DataError]
         try:

@@ -157,7 +157,7 @@ class Chunk(NamedTuple):
     finish_reason is None until the sample's last chunk, usage and stats until the request's last.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None = None

@@ -24,7 +24,7 @@ class RowLogits(NamedTuple):
     group: Group
     first: int
     first_row: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
 
 
 def build_pass(step: Step) -> Pass:

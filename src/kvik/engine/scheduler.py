@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvik.cache.blocks import BlockPool
-from kvik.cache.layout import BLOCK_TOKENS
+from kvik.cache.layout import BLOCK_TOKENS, blocks_for
 from kvik.cache.prefix import block_keys
 from kvik.cache.sequence_cache import BlockCopy
 from kvik.engine.sequence import Group, Sequence
@@ -72,7 +72,7 @@ class Scheduler:
         self.prompt_tokens_beside = min(prompt_tokens_beside, max_batch_tokens)
         self.waiting: deque[Group] = deque()
         self.running: list[Group] = []
-        self._refused: tuple[Group, int] | None = None  # who did not fit into how many free slabs
+        self._refused: tuple[Group, tuple[int, int]] | None = None  # who did not fit, into how many slabs beside whom
 
     @property
     def num_running(self) -> int:
@@ -96,16 +96,24 @@ class Scheduler:
         while self.waiting and step.tokens < self.max_batch_tokens and step.prompt_tokens < prompts:
             group = self.waiting[0]
             free -= len(group.sequences)
-            if free < 0 or step.preemptions or not self._admit(group, step):
+            # One that was preempted this moment comes back only where nothing else is left, into a pool all its own.
+            if free < 0 or (step.preemptions and self.running) or not self._admit(group, step):
                 break
             self._advance(group, step, prompts)
+            if not step.work:
+                break
         if not step.work and (self.running or self.waiting):
             raise KvikError(f"the pool of {self.pool.num_slabs} slabs cannot hold a request it has accepted")
         return step
 
     def _advance(self, group: Group, step: Step, prompts: int) -> None:
         """The group's next tokens into the step, as far as its budget goes."""
-        first_work, first_copy, tokens_before, prompt_before = len(step.work), len(step.copies), step.tokens, step.prompt_tokens
+        first_work, first_copy, tokens_before, prompt_before = (
+            len(step.work),
+            len(step.copies),
+            step.tokens,
+            step.prompt_tokens,
+        )
         for place, sequence in enumerate(group.sequences):
             if place and not sequence.num_computed:  # waits for the first to compute what they share
                 continue
@@ -132,30 +140,45 @@ class Scheduler:
 
     def _admit(self, group: Group, step: Step) -> bool:
         """Let the first waiting request run if its blocks are there, and one more for every running sequence."""
-        if self.running and self._refused == (group, self.pool.num_free_slabs):
+        state = (self.pool.num_free_slabs, self.num_running)
+        if self.running and self._refused == (group, state):
             return False
         lead = group.sequences[0]
-        hit = self._claim_prefix(lead, group.root)
-        needs = lead.cache.most_to_append(lead.pending - hit, self.max_batch_tokens)
-        spare = self.num_running + len(group.sequences) - 1
-        if not self.pool.can_take([need + spare for need in needs]) and self.running:
+        hit = self._claim_prefix(lead, group)
+        if not self._has_blocks(group, hit):
             lead.cache.free()
-            self._refused = (group, self.pool.num_free_slabs)
-            return False
+            if self.running:
+                self._refused = (group, state)
+                return False
+            hit = 0  # what it could have shared lies scattered over slabs that it needs; by itself it fits
         lead.num_computed = hit
         step.prefix_hit_tokens += hit
-        group.times.cached_tokens = max(group.times.cached_tokens, min(hit, group.shared_tokens))
+        if not group.times.preemptions:
+            group.times.cached_tokens = hit
         self.waiting.popleft()
         self.running.append(group)
         group.fork_ready()
         return True
 
-    def _claim_prefix(self, sequence: Sequence, root: bytes) -> int:
+    def _has_blocks(self, group: Group, hit: int) -> bool:
+        """Whether the pool has what the group's tokens take, and one block more for every other running sequence."""
+        lead, *others = group.sequences
+        needs = lead.cache.most_to_append(lead.pending - hit, self.max_batch_tokens)
+        for other in others:
+            most = other.cache.most_to_append(other.pending, self.max_batch_tokens)
+            own = max(1, blocks_for(len(other.tokens)) - group.shared_tokens // BLOCK_TOKENS)
+            needs = [need + min(own, each) for need, each in zip(needs, most, strict=True)]
+        return self.pool.can_take([need + self.num_running for need in needs])
+
+    def _claim_prefix(self, sequence: Sequence, group: Group) -> int:
         """Tokens the cache has already. The last one is always computed: its logits are asked for."""
-        if self.pool.index is None or sequence.every_row:
+        if self.pool.index is None or group.root is None or sequence.every_row:
             return 0
-        count = (len(sequence.tokens) - 1) // BLOCK_TOKENS
-        block_keys(self.pool.index, root, sequence.tokens, sequence.keys, count)
+        tokens = len(sequence.tokens) - 1
+        if len(group.sequences) > 1 and sequence.cache.forgets:  # the others must find the windows where they fork
+            tokens = min(tokens, group.shared_tokens)
+        count = tokens // BLOCK_TOKENS
+        block_keys(self.pool.index, group.root, sequence.tokens, sequence.keys, count)
         return sequence.cache.claim_prefix(sequence.keys[:count])
 
     def commit(self, step: Step) -> None:
@@ -166,7 +189,7 @@ class Scheduler:
             if len(group.sequences) > 1:
                 group.fork_ready()
             cache = sequence.cache
-            if index is not None and (full := cache.unregistered):
+            if index is not None and group.root is not None and (full := cache.unregistered):
                 block_keys(index, group.root, sequence.tokens, sequence.keys, full)
                 cache.register(sequence.keys[:full])
             if cache.forgets:

@@ -92,12 +92,12 @@ class Group:
     """The sequences of one request, scheduled, preempted and cancelled together.
 
     The samples of a prompt share it: the first computes it, the others fork its cache. sequences: those that have not
-    ended, the first leads. root: parent of the keys of first blocks. shared_tokens: what all have in common.
+    ended, the first leads. root: the key before those of first blocks; None without an index. shared_tokens: what all have in common.
     """
 
     sequences: list[Any]
     shared_tokens: int
-    root: bytes
+    root: BlockKey | None
     times: Timeline
     error: Exception | None = None
     peak_bytes: int = 0  # most bytes its blocks took, as far as noted

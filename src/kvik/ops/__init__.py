@@ -41,7 +41,9 @@ class Pass(NamedTuple):
     slots: NDArray[np.int32]  # [T] index within the sequence's cache
     spans: NDArray[np.int32]  # [S + 1] rows of sequence s: spans[s] to spans[s + 1]
     blocks: NDArray[np.int32]  # block ids of all groups' sequences, one table after another
-    block_spans: NDArray[np.int32]  # [G * S + 1] blocks of table i = group * S + s: block_spans[i] to block_spans[i + 1]
+    block_spans: NDArray[
+        np.int32
+    ]  # [G * S + 1] blocks of table i = group * S + s: block_spans[i] to block_spans[i + 1]
     logit_rows: NDArray[np.int32]  # [R] rows that need logits, ascending
     copies: NDArray[np.int32] = _NO_COPIES  # [C, 3] group, block to copy, block that becomes the copy
 

@@ -255,7 +255,7 @@ def read_packed(path: Path, verify: bool = True, progress: Progress | None = Non
             at = ALIGNMENT + bad
             names = [e["name"] for e in directory["tensors"] if e["offset"] < at + BLOCK]
             raise DataError("packed weights are damaged", path=path, tensor=names[-1] if names else None, offset=at)
-    return PackedWeights(tensors, directory["notes"], blake2b(whole[end:], digest_size=16).hexdigest())
+    return PackedWeights(tensors, directory["notes"], blake2b(whole[end:].data, digest_size=16).hexdigest())
 
 
 def _first_damage(data: NDArray[np.uint8], checksums: list[str], progress: Progress | None) -> int | None:
