@@ -92,7 +92,10 @@ def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv:
     made = small_engine(tokenizer, model, kv=kv, **what.get("engine", {}))
     for _ in range(what.get("before", 0)):
         run_all(made, [(PROMPT, params)])
-    mates = [(PROMPT[i : i + 25], SamplingParams(max_tokens=60, seed=i, ignore_eos=True)) for i in range(what.get("mates", 0))]
+    mates = [
+        (PROMPT[i : i + 25], SamplingParams(max_tokens=60, seed=i, ignore_eos=True))
+        for i in range(what.get("mates", 0))
+    ]
     *_, got = run_all(made, [*mates, (PROMPT, params)])
     assert said(got, params.n) == said(want, params.n)
     assert getattr(made.stats, what.get("happens", "steps")) > 0
