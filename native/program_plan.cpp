@@ -16,7 +16,6 @@ uint32_t tiles_for(int32_t n, int32_t each) { return uint32_t((n + each - 1) / e
 void Program::check_table(const PassView& p, int32_t group, int32_t s) const {
     const Group& g = groups_[size_t(group)];
     const int32_t begin = p.block_spans[group * p.sequences + s], end = p.block_spans[group * p.sequences + s + 1];
-    require(begin <= end, "spans must ascend");
     require(p.slots[p.spans[s + 1] - 1] < int64_t(end - begin) * kBlockTokens, "slot outside its sequence's blocks");
     const int32_t first = g.window ? std::max(0, p.slots[p.spans[s]] + 1 - g.window) / kBlockTokens : 0;
     for (int32_t b = begin; b < end; ++b)
@@ -27,8 +26,11 @@ void Program::check(const PassView& p) const {
     require(p.rows > 0 && p.rows <= max_rows_, "rows of the pass out of range");
     require(p.sequences > 0 && p.spans[0] == 0 && p.spans[p.sequences] == p.rows, "spans do not cover the rows");
     require(p.block_spans[0] == 0, "block spans must begin at 0");
+    // All spans before anything they lead to: the last ones are known to end where the arrays do.
+    for (int32_t s = 0; s < p.sequences; ++s) require(p.spans[s] < p.spans[s + 1], "spans must ascend");
+    for (int32_t t = 0; t < groups() * p.sequences; ++t)
+        require(p.block_spans[t] <= p.block_spans[t + 1], "spans must ascend");
     for (int32_t s = 0; s < p.sequences; ++s) {
-        require(p.spans[s] < p.spans[s + 1], "spans must ascend");
         for (int32_t r = p.spans[s]; r < p.spans[s + 1]; ++r) {
             require(p.slots[r] >= 0, "slot must not be negative");
             require(r == p.spans[s] || p.slots[r] == p.slots[r - 1] + 1, "slots of a sequence must be consecutive");

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,13 @@ import kvik
 
 GREEDY = kvik.SamplingParams(max_tokens=24, temperature=0.0)
 CHAT = [{"role": "user", "content": "Why is the sky blue?"}]
+
+
+def same(some: list[kvik.Completion], others: list[kvik.Completion]) -> bool:
+    """Whether the answers are the same, whatever they cost."""
+    return [(c.text, c.choices, c.prompt_tokens) for c in some] == [
+        (c.text, c.choices, c.prompt_tokens) for c in others
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +41,7 @@ def test_completions_come_in_order_with_their_fields(llm) -> None:
         assert choice.finish_reason in ("stop", "length") and choice.logprobs is None and choice.index == 0
         assert d.usage.prompt_tokens == len(d.prompt_tokens) and d.usage.completion_tokens == len(choice.token_ids)
         assert d.usage.kv_bytes_peak % (16 * llm.info.kv_bytes_per_token) == 0 < d.usage.kv_bytes_now
-    assert llm.generate("Once upon a time", GREEDY) == done[2:]
+    assert same(llm.generate("Once upon a time", GREEDY), done[2:])
 
 
 def test_params_one_a_prompt(llm) -> None:
@@ -57,13 +65,14 @@ def test_streaming_equals_generating(llm) -> None:
         assert tuple(t for c in mine for t in c.token_ids) == choice.token_ids
         assert tuple(x for c in mine for x in c.logprobs or ()) == choice.logprobs
         assert [c.finish_reason for c in mine if c.finish_reason] == [choice.finish_reason]
-    assert [c.usage for c in chunks if c.usage] == [done.usage]
+    (usage,) = [c.usage for c in chunks if c.usage]
+    assert replace(usage, cached_tokens=0) == replace(done.usage, cached_tokens=0)
     assert len({choice.token_ids for choice in done.choices}) == 3
 
 
 def test_a_seed_makes_samples_repeat(llm) -> None:
     params = kvik.SamplingParams(max_tokens=16, seed=3)
-    assert llm.generate("One", params) == llm.generate("One", params)
+    assert same(llm.generate("One", params), llm.generate("One", params))
     other = llm.generate("One", kvik.SamplingParams(max_tokens=16, seed=4))
     assert other[0].choices != llm.generate("One", params)[0].choices
     free = kvik.SamplingParams(max_tokens=16)
@@ -75,7 +84,7 @@ def test_closing_a_stream_cancels_and_frees(llm) -> None:
     next(stream)
     stream.close()
     pool = llm.engine.scheduler.pool
-    assert pool.num_free == pool.num_blocks
+    assert pool.num_held == 0 and pool.num_free_slabs == pool.num_slabs
     assert not llm.engine.step()
 
 
@@ -134,7 +143,7 @@ def test_threads_take_turns(llm) -> None:
     prompts = [f"Number {i} is" for i in range(6)]
     want = [llm.generate(p, params)[0] for p in prompts]
     with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(lambda p: llm.generate(p, params)[0], prompts)) == want
+        assert same(list(pool.map(lambda p: llm.generate(p, params)[0], prompts)), want)
 
 
 def test_info_is_measured(llm) -> None:
@@ -170,7 +179,7 @@ def test_bad_input_is_one_line(llm, tmp_path) -> None:
         (lambda: kvik.LLM(llm.info.path, executor="cuda"), "executor must be"),
         (lambda: kvik.LLM(llm.info.path, device="cuda"), "device must be 'cpu' with the native executor"),
         (lambda: kvik.LLM("smollm3"), "smollm2-135m"),
-        (lambda: kvik.LLM(llm.info.path, engine=kvik.EngineParams(kv_bytes=100)), "one block of 16 tokens takes"),
+        (lambda: kvik.LLM(llm.info.path, engine=kvik.EngineParams(kv_bytes=100)), "one slab of blocks of 16 tokens takes"),
     ):  # fmt: skip
         with pytest.raises(kvik.ParameterError, match=message) as caught:
             call()

@@ -22,8 +22,8 @@ CONFIGS = {
 
 
 @cache
-def weights_of(name: str) -> Any:
-    return weights(CONFIGS[name], Layout.INT8, 3)
+def weights_of(name: str, layout: Layout) -> Any:
+    return weights(CONFIGS[name], layout, 3)
 
 
 def small_engine(
@@ -32,12 +32,13 @@ def small_engine(
     num_slabs: int = 400,
     *,
     kv: str = "f16",
+    layout: Layout = Layout.INT8,
     threads: int = 1,
     definition: bool = False,
     **params: object,
 ) -> Engine:
     c: ModelConfig = CONFIGS[name]
-    executor = grouped(c, weights_of(name), num_slabs=num_slabs, kv=kv, threads=threads, definition=definition)
+    executor = grouped(c, weights_of(name, layout), num_slabs=num_slabs, kv=kv, threads=threads, definition=definition)
     model = Model(tokenizer, c.vocab_size, c.context_length)
-    layout = kv_layout(c, kv)  # type: ignore[arg-type]
-    return Engine(executor, model, layout, num_slabs, EngineParams(**params))  # type: ignore[arg-type]
+    bytes_of = kv_layout(c, kv)  # type: ignore[arg-type]
+    return Engine(executor, model, bytes_of, num_slabs, EngineParams(**params))  # type: ignore[arg-type]

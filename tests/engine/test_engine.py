@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine.fakes import LAYOUT, engine
+from engine.fakes import LAYOUT, engine, run_out
 
 from kvik.engine.request import Chunk
 from kvik.errors import DataError, ParameterError
+from kvik.llm import score_result
 from kvik.params import SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.gguf import read_gguf
@@ -27,11 +28,9 @@ def tokenizer(default_model_gguf) -> Tokenizer:
 def finish(made, requests):
     """Runs samples to their end, checking the books after every step."""
     chunks: list[list[Chunk]] = [[] for _ in requests]
-    sequences = [made.add(r, 0, c.append) for r, c in zip(requests, chunks, strict=True)]
-    while made.step():
-        made.scheduler.check_integrity()
-    assert made.scheduler.pool.num_free == made.scheduler.pool.num_blocks
-    return sequences, chunks
+    groups = [made.add(r, c.append) for r, c in zip(requests, chunks, strict=True)]
+    run_out(made)
+    return [group.samples[0] for group in groups], chunks
 
 
 def test_a_prompt_is_computed_in_chunks_of_the_budget(tokenizer: Tokenizer) -> None:
@@ -44,7 +43,7 @@ def test_a_prompt_is_computed_in_chunks_of_the_budget(tokenizer: Tokenizer) -> N
     assert sequence.choice().token_ids == (170, 171, 172)
     assert sequence.choice().finish_reason == "length"
     assert sequence.usage.kv_tokens_kept == 72
-    assert sequence.usage.kv_bytes_now == sequence.usage.kv_bytes_peak == 5 * LAYOUT.block_bytes
+    assert sequence.usage.kv_bytes_now == sequence.usage.kv_bytes_peak == 5 * LAYOUT.slab_bytes
 
 
 def test_requests_run_in_order_and_blocks_come_back(tokenizer: Tokenizer) -> None:
@@ -121,18 +120,18 @@ def test_logits_that_are_not_finite_are_refused(tokenizer: Tokenizer) -> None:
         return logits
 
     script.run = poisoned  # type: ignore[method-assign]
-    made.add(made.request((5,), SamplingParams(**GREEDY)), 0, lambda chunk: None)
-    made.path = Path("m.gguf")
-    with pytest.raises(DataError, match=r"^m\.gguf: position 1: the logit of token 7 is nan: .*kv=\"f32\"") as caught:
-        made.step()
-    assert caught.value.path == made.path
+    made.model = replace(made.model, path=Path("m.gguf"))
+    group = made.add(made.request((5,), SamplingParams(**GREEDY)), lambda chunk: None)
+    run_out(made)
+    assert isinstance(group.error, DataError) and group.error.path == made.model.path
+    with pytest.raises(DataError, match=r"^m\.gguf: position 1: the logit of token 7 is nan: .*kv=\"f32\""):
+        raise group.error
     made.layout = replace(made.layout, format="f32")
-    made.add_score(made.score_request((5, 6, 7)))
-    with pytest.raises(
-        DataError, match=r"^m\.gguf: the logits after token 0 are not finite: the model's weights are damaged$"
-    ):
-        made.step()
-    assert made.scheduler.pool.num_free == made.scheduler.pool.num_blocks and not made.step()
+    group = made.add_score(made.score_request((5, 6, 7)))
+    run_out(made)
+    message = r"^m\.gguf: the logits after token 0 are not finite: the model's weights are damaged$"
+    with pytest.raises(DataError, match=message):
+        score_result(group)
 
 
 @pytest.mark.parametrize(
@@ -155,15 +154,17 @@ def test_what_cannot_be_done_is_refused_at_once(tokenizer: Tokenizer, prompt, pa
 
 
 def test_cancel_frees_and_says_so(tokenizer: Tokenizer) -> None:
-    made, _ = engine(tokenizer)
-    chunks: list[Chunk] = []
-    running = made.add(made.request((5,), SamplingParams(**GREEDY)), 0, chunks.append)
-    waiting = made.add(made.request((6,), SamplingParams(**GREEDY)), 0, lambda c: None)
+    made, _ = engine(tokenizer, max_sequences=1)
+    chunks: list[list[Chunk]] = [[], []]
+    running = made.add(made.request((5,), SamplingParams(**GREEDY)), chunks[0].append)
+    waiting = made.add(made.request((6,), SamplingParams(**GREEDY)), chunks[1].append)
     made.step()
     made.cancel(running)
     made.cancel(waiting)
-    assert chunks[-1].finish_reason == "cancelled"
-    assert made.scheduler.pool.num_free == made.scheduler.pool.num_blocks
+    made.cancel(waiting)
+    assert [c[-1].finish_reason for c in chunks] == ["cancelled"] * 2
+    assert chunks[0][-1].usage.completion_tokens == 1 and chunks[1][-1].usage.completion_tokens == 0
+    assert made.scheduler.pool.num_held == 0 and made.stats.cancelled == 2
     assert not made.step()
 
 
@@ -172,10 +173,9 @@ def test_scores_do_not_depend_on_the_chunks(tokenizer: Tokenizer) -> None:
     results = []
     for batch in (7, 64, 100):
         made, _ = engine(tokenizer, batch=batch)
-        sequence = made.add_score(made.score_request(ids, return_logits=True))
-        while made.step():
-            made.scheduler.check_integrity()
-        results.append(made.score_result(sequence))
+        group = made.add_score(made.score_request(ids, return_logits=True))
+        run_out(made)
+        results.append(score_result(group))
     logits = np.zeros((90, tokenizer.vocab_size))
     logits[np.arange(90), np.array(ids) + 1] = 9
     want = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -186,7 +186,6 @@ def test_scores_do_not_depend_on_the_chunks(tokenizer: Tokenizer) -> None:
 
 def test_one_token_has_no_log_probability(tokenizer: Tokenizer) -> None:
     made, _ = engine(tokenizer)
-    sequence = made.add_score(made.score_request((5,)))
-    while made.step():
-        pass
-    assert made.score_result(sequence).logprobs.shape == (0,)
+    group = made.add_score(made.score_request((5,)))
+    run_out(made)
+    assert score_result(group).logprobs.shape == (0,)

@@ -97,7 +97,7 @@ def executor(
     max_rows: int = 256,
 ) -> NativeExecutor:
     """All layers in one group, whatever their windows."""
-    nbytes = num_blocks * sum(kv_layout(c, kv).block_bytes)  # type: ignore[arg-type]
+    nbytes = num_blocks * c.num_layers * kv_layout(c, kv).layer_bytes  # type: ignore[arg-type]
     return NativeExecutor(
         c, forward, tensors, pool=_native.Pool(threads),
         kv=allocate_cache(nbytes), kv_format=kv, num_blocks=num_blocks, max_rows=max_rows, isa=isa,

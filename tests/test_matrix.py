@@ -1,0 +1,103 @@
+"""Every strategy with every format and feature: it runs and says what the request says alone, or is refused by name."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any
+
+import pytest
+from engine.small_engines import small_engine
+from models.small_models import write_gguf
+
+from kvik.engine.engine import Engine
+from kvik.engine.request import Chunk
+from kvik.errors import ParameterError
+from kvik.params import SamplingParams
+from kvik.text.tokenizer import Tokenizer
+from kvik.weights.gguf import read_gguf
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "temperature": {"temperature": 0.7},
+    "top-k": {"top_k": 12},
+    "top-p": {"top_p": 0.8},
+    "min-p": {"min_p": 0.1},
+    "combined": {"temperature": 1.4, "top_k": 40, "top_p": 0.95, "min_p": 0.02},
+}
+FORMATS = ("f16", "f32")
+MODELS = ("grouped heads", "windows")
+# params: of the request; engine: of the engine it runs in; mates: requests beside it; before: requests that ended before.
+FEATURES: dict[str, dict[str, Any]] = {
+    "alone": {},
+    "n": {"params": {"n": 3}},
+    "stop strings": {"params": {"stop": ("ab", "Q", "7")}},
+    "logprobs": {"params": {"logprobs": 3}},
+    "processed logprobs": {"params": {"logprobs": 2, "logprobs_mode": "processed"}},
+    "min_tokens": {"params": {"min_tokens": 20, "ignore_eos": False}},
+    "seed": {"params": {"seed": 2**64 - 1}},
+    "batch mates": {"mates": 5},
+    "chunks": {"engine": {"max_batch_tokens": 5}, "mates": 1},
+    "two threads": {"engine": {"threads": 2}},
+    "preemption": {"engine": {"num_slabs": 10}, "mates": 5, "happens": "preemptions"},
+    "prefix hit": {"before": 1, "happens": "prefix_hit_tokens"},
+}
+REFUSED: dict[tuple[str, str], str] = {}  # (strategy, feature): what the refusal says
+PROMPT = tuple(i * 7 % 96 for i in range(40))
+
+
+@cache
+def tokenizer_of(folder: Any) -> Tokenizer:
+    with read_gguf(write_gguf(folder / "small.gguf")) as file:
+        return Tokenizer.from_gguf(file.metadata)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return tokenizer_of(tmp_path_factory.mktemp("matrix"))
+
+
+def said(chunks: list[Chunk], n: int) -> list[Any]:
+    """Of each sample: text, tokens, log-probabilities and the reasons of its chunks that have one."""
+    samples = [[c for c in chunks if c.index == index] for index in range(n)]
+    return [
+        ("".join(c.text for c in mine), [t for c in mine for t in c.token_ids],
+         [x for c in mine for x in c.logprobs or ()], [c.finish_reason for c in mine if c.finish_reason])
+        for mine in samples
+    ]  # fmt: skip
+
+
+def run_all(made: Engine, requests: list[tuple[tuple[int, ...], SamplingParams]]) -> list[list[Chunk]]:
+    heard: list[list[Chunk]] = [[] for _ in requests]
+    for (prompt, params), chunks in zip(requests, heard, strict=True):
+        made.add(made.request(prompt, params), chunks.append)
+    while made.step():
+        made.scheduler.check_integrity()
+    assert made.scheduler.pool.num_held == 0
+    return heard
+
+
+@pytest.mark.parametrize(("model", "kv"), [*itertools.product(MODELS, FORMATS)])
+@pytest.mark.parametrize(("strategy", "feature"), [*itertools.product(STRATEGIES, FEATURES)])
+def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv: str) -> None:
+    what = FEATURES[feature]
+    settings = {"max_tokens": 30, "seed": 11, "ignore_eos": True} | STRATEGIES[strategy] | what.get("params", {})
+    if (strategy, feature) in REFUSED:
+        with pytest.raises(ParameterError, match=REFUSED[strategy, feature]):
+            SamplingParams(**settings)
+        return
+    params = SamplingParams(**settings)
+    alone = small_engine(tokenizer, model, kv=kv, prefix_sharing=False)
+    (want,) = run_all(alone, [(PROMPT, params)])
+    made = small_engine(tokenizer, model, kv=kv, **what.get("engine", {}))
+    for _ in range(what.get("before", 0)):
+        run_all(made, [(PROMPT, params)])
+    mates = [
+        (PROMPT[i : i + 25], SamplingParams(max_tokens=60, seed=i, ignore_eos=True))
+        for i in range(what.get("mates", 0))
+    ]
+    *_, got = run_all(made, [*mates, (PROMPT, params)])
+    assert said(got, params.n) == said(want, params.n)
+    assert getattr(made.stats, what.get("happens", "steps")) > 0
+    if "stop" in settings:
+        assert all(stop not in text for text, *_ in said(got, 1) for stop in params.stop)
