@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvik.cli.machine import cores, memory, processor
-from kvik.cli.options import Json, ModelOptions, add_verb
+from kvik.cli.options import EngineOptions, Json, ModelOptions, add_verb
 from kvik.cli.output import amount, note, print_json, print_table, write
 from kvik.errors import ParameterError
 from kvik.params import MAX_SEED
@@ -56,7 +56,7 @@ class BenchOptions:
             raise ParameterError(f"--sequences must be 1, got {self.sequences}: more come with the batching engine")
 
 
-def bench(model: ModelOptions, options: BenchOptions, json: Json = False) -> None:
+def bench(model: ModelOptions, engine: EngineOptions, options: BenchOptions, json: Json = False) -> None:
     """Measure how fast a model runs here: medians over several rounds, after one that does not count.
 
     Prompts are random tokens. Prefill and the first token's time are of --prompt-tokens with one token drawn. Decoding
@@ -78,8 +78,9 @@ def bench(model: ModelOptions, options: BenchOptions, json: Json = False) -> Non
       kvik bench --json --threads 2 --prompt-tokens 2048 --depth 2048 --repeat 9
     """
     options.check()
+    machine = engine.params()
     begun = perf_counter()
-    llm = model.load()
+    llm = model.load(machine)
     load_ms = 1e3 * (perf_counter() - begun)
     _check_fits(llm, options)
     params = replace(llm.default_params(), seed=options.seed, ignore_eos=True)
