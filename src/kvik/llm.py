@@ -113,7 +113,7 @@ class LLM:
         built = build_executor(made_by, loaded, layout, num_slabs, threads=threads, max_rows=max_rows, device=device)
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.chat_template: ChatTemplate | None = ChatTemplate.of(loaded.tokenizer, loaded.path)
-        self._identity = {
+        self.identity = {
             "name": loaded.name, "path": str(loaded.path), "digest": loaded.digest, "weights": kept, "kv": kv_format,
             "executor": executor, "device": device, "isa": built.isa,
         }  # fmt: skip
@@ -241,7 +241,7 @@ class LLM:
         usage, stats = next((s.usage, s.stats) for s in samples if s.usage is not None)
         assert usage is not None
         receipt = Receipt(
-            __version__, self._identity, params_as_used(request), request.prompt,
+            __version__, self.identity, params_as_used(request), request.prompt,
             tuple(c.token_ids for c in choices), tuple(c.finish_reason for c in choices),
         )  # fmt: skip
         return Completion(choices[0].text, choices, request.prompt, usage, stats, receipt)

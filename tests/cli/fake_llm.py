@@ -109,7 +109,7 @@ class FakeLLM(LLM):
             load_seconds=0.01,
         )  # fmt: skip
         kept = ("name", "path", "digest", "weights", "kv", "executor", "isa")
-        self._identity = {**{name: getattr(self.info, name) for name in kept}, "device": "cpu"}
+        self.identity = {**{name: getattr(self.info, name) for name in kept}, "device": "cpu"}
         self._defaults = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
         self.asked: list[tuple[list[int], SamplingParams]] = []
         self.interrupt_after: int | None = None
