@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from kvik.cli import options
 from kvik.cli.input import read_text
-from kvik.cli.options import EngineOptions, Json, add_verb, complete_models, make_llm, naming_options
+from kvik.cli.options import EngineOptions, Json, add_verb, complete_models, naming_options
 from kvik.cli.output import Progress, print_json, quoted, write
 from kvik.errors import DataError, ParameterError
 from kvik.params import MAX_SEED, EngineParams, SamplingParams
@@ -25,7 +26,7 @@ __all__ = ["register"]
 MAX_CROWD = 4096
 _FACTS = ("digest", "weights", "kv", "executor", "device")
 _LONGEST_PROMPT, _LONGEST_ANSWER, _MOST_SAMPLES = 400, 96, 3
-_STEPS_BETWEEN = 2.0  # of the crowd's arrivals, mean
+_STEPS_BETWEEN = 2.0  # of the crowd's arrivals, mean, at most: all of it comes before the answer ends
 
 
 def register(app: typer.Typer) -> None:
@@ -74,9 +75,13 @@ def replay(
     _check_version(wanted, receipt)
     llm = _load(wanted, model, machine)
     _check_model(wanted, llm, receipt)
+    if max(wanted.prompt) >= llm.info.vocab_size or len(wanted.prompt) >= llm.info.context_length:
+        raise DataError("is no receipt: its prompt is none of its model", path=receipt)
     with naming_options(EngineParams):
         request = llm.request(wanted.prompt, SamplingParams(**wanted.params))
-    found = _among(llm, request, crowd, random.Random(seed))
+    longest = max(len(tokens) for tokens in wanted.outputs)
+    pace = min(_STEPS_BETWEEN, 0.7 * longest / max(1, crowd))
+    found = _among(llm, request, crowd, pace, random.Random(seed))
     difference = first_difference(wanted, found)
     if json:
         print_json({
@@ -102,7 +107,7 @@ def _load(wanted: Receipt, model: str | None, machine: EngineParams) -> LLM:
     how = {name: there[name] for name in ("weights", "kv", "executor", "device")}
     with Progress() as progress, naming_options(EngineParams):
         try:
-            return make_llm(ref, **how, engine=machine, progress=progress)
+            return options.make_llm(ref, **how, engine=machine, progress=progress)
         except ParameterError as error:
             if model is not None or ref == there["path"]:
                 raise
@@ -122,12 +127,12 @@ def _check_model(wanted: Receipt, llm: LLM, name: str) -> None:
 # ---- the crowd
 
 
-def _among(llm: LLM, request: Request, crowd: int, draw: random.Random) -> Completion:
-    """The request's answer, others coming and going."""
+def _among(llm: LLM, request: Request, crowd: int, pace: float, draw: random.Random) -> Completion:
+    """The request's answer, others coming and going. pace: steps between two of them, mean."""
     arrivals: list[tuple[float, Request]] = []
     at = 0.0
     for _ in range(crowd):
-        at += draw.expovariate(1 / _STEPS_BETWEEN)
+        at += draw.expovariate(1) * pace
         arrivals.append((at, _other(llm, request, draw)))
     if arrivals:
         arrivals.insert(draw.randrange(min(len(arrivals), 8)), (0.0, request))
