@@ -24,7 +24,7 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-# torch_ops and its readers are the extra `torch`; the hub is the extra `hub`.
+# torch_ops and its readers are the extra `torch`; the hub is the extra `hub`, pictures are `plots`.
 BASE = {"numpy", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "click"}
 EXTRAS = {
     "ops/torch_cache.py": {"torch"},
@@ -32,6 +32,7 @@ EXTRAS = {
     "ops/torch_rounding.py": {"torch"},
     "engine/executors.py": {"torch"},
     "weights/fetch.py": {"huggingface_hub"},
+    "cli/bench_plot.py": {"matplotlib"},
     "cli/doctor.py": {"torch"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))

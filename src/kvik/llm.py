@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any, TypeGuard, TypeVar
@@ -25,7 +25,7 @@ from kvik.text.tokenizer import Tokenizer
 from kvik.weights.fetch import Progress
 from kvik.weights.layouts import parse_weights
 
-__all__ = ["LLM", "ModelInfo", "as_prompts", "params_as_used", "score_result"]
+__all__ = ["LLM", "ModelInfo", "Stream", "as_prompts", "params_as_used", "score_result"]
 
 Prompt = str | Sequence[int]
 Key = TypeVar("Key", bound=Hashable)
@@ -62,6 +62,11 @@ class ModelInfo:
 
 def _ignore(stage: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
+
+
+def _never() -> bool:
+    """Nothing ends it early."""
+    return False
 
 
 class LLM:
@@ -108,7 +113,7 @@ class LLM:
         built = build_executor(made_by, loaded, layout, num_slabs, threads=threads, max_rows=max_rows, device=device)
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.chat_template: ChatTemplate | None = ChatTemplate.of(loaded.tokenizer, loaded.path)
-        self._identity = {
+        self.identity = {
             "name": loaded.name, "path": str(loaded.path), "digest": loaded.digest, "weights": kept, "kv": kv_format,
             "executor": executor, "device": device, "isa": built.isa,
         }  # fmt: skip
@@ -148,11 +153,14 @@ class LLM:
             found[index] = result
         return [one for one in found if one is not None]
 
-    def complete_each(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Completion | Exception]]:
+    def complete_each(
+        self, requests: Iterable[tuple[Key, Request]], until: Callable[[], bool] = _never
+    ) -> Iterator[tuple[Key, Completion | Exception]]:
         """Answers as they finish, each with its request's key; an Exception for a request that failed by itself.
 
         requests: from `request`; taken one by one while the engine has room, so that there may be any number of them.
-        Closing the iterator cancels what runs.
+        until: asked before each step; once it says True what runs is cancelled and the iterator ends, as it does when
+        it is closed.
         """
         source = iter(requests)
         following = next(source, None)
@@ -166,6 +174,8 @@ class LLM:
                     except TryAgainError:  # another thread was faster
                         break
                     following = next(source, None)
+                if until():
+                    return
                 self.engine.step()
                 for key in [key for key, (_, group) in running.items() if group.done]:
                     request, group = running.pop(key)
@@ -174,9 +184,9 @@ class LLM:
             for _, group in running.values():
                 self.engine.cancel(group)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """The answer's chunks as they come, those of its samples in turn. Closing the iterator cancels."""
-        return self._stream(self.request(prompt, params or SamplingParams()))
+        return Stream(self, self.request(prompt, params or SamplingParams()))
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, tools: Tools | None = None
@@ -190,7 +200,7 @@ class LLM:
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, tools: Tools | None = None
-    ) -> Iterator[Chunk]:
+    ) -> Stream:
         """`chat`, streamed."""
         return self.stream(self.chat_ids(messages, tools), params)
 
@@ -235,7 +245,7 @@ class LLM:
         usage, stats = next((s.usage, s.stats) for s in samples if s.usage is not None)
         assert usage is not None
         receipt = Receipt(
-            __version__, self._identity, params_as_used(request), request.prompt,
+            __version__, self.identity, params_as_used(request), request.prompt,
             tuple(c.token_ids for c in choices), tuple(c.finish_reason for c in choices),
         )  # fmt: skip
         return Completion(choices[0].text, choices, request.prompt, usage, stats, receipt)
@@ -255,20 +265,44 @@ class LLM:
                 raise ParameterError(f"{what} must be a string or a list of token ids, got an item {token!r}")
         return ids
 
-    def _stream(self, request: Request) -> Iterator[Chunk]:
+
+class Stream(Iterator[Chunk]):
+    """A request's chunks as they come; the request is queued with the first one. Closing or dropping it cancels."""
+
+    def __init__(self, llm: LLM, request: Request) -> None:
+        self.request = request
+        self._llm = llm
+        self._group: Group | None = None
+        self._chunks = self._run()
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        self._chunks.close()
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer once it has ended, or what there is of it after `close`; None before."""
+        if self._group is None or not self._group.done or self._group.error is not None:
+            return None
+        return self._llm.completion(self.request, self._group)
+
+    def _run(self) -> Generator[Chunk]:
         ready: deque[Chunk] = deque()
-        group = self.engine.add(request, ready.append)
+        engine = self._llm.engine
+        self._group = group = engine.add(self.request, ready.append)
         try:
             while ready or not group.done:
                 if not ready:
-                    self.engine.step()
+                    engine.step()
                 while ready:
                     chunk = ready.popleft()
                     if group.error is not None and chunk.finish_reason == "error":
                         raise group.error
                     yield chunk
         finally:
-            self.engine.cancel(group)
+            engine.cancel(group)
 
 
 def score_result(group: Group) -> ScoreResult:

@@ -1,121 +1,129 @@
-"""A model that needs no weights: it answers every prompt with the same words, a token a word."""
+"""A model that needs no weights: the real engine, whose executor answers every prompt with the same words."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kvik.cache.layout import KVLayout
+from kvik.cache.layout import KVLayout, LayerGroup
+from kvik.cache.storage import num_slabs_for
 from kvik.decoding.sampler import TokenLogprob
-from kvik.engine.engine import EngineStats
-from kvik.engine.request import Chunk, ScoreResult, TokenLogprobs, Usage
-from kvik.errors import ParameterError
-from kvik.llm import ModelInfo
-from kvik.params import SamplingParams
+from kvik.engine.engine import Engine, Model
+from kvik.engine.request import Request, ScoreResult
+from kvik.llm import LLM, ModelInfo
+from kvik.ops import Pass, StepTimes
+from kvik.params import EngineParams, SamplingParams
 
-ANSWER = ["The", " sky", " is", " blue", ".\n", "Really", " blue", "!"]
+ANSWER = ["The", " sky", " is", " blue", ".\n", "Really", " blue!"]
 CONTEXT, VOCABULARY = 2048, 64
+LAYOUT = KVLayout("f16", 1, 32, (LayerGroup((0, 1), 0),))  # blocks of 4,096 bytes
+END = 0
 
 
 class FakeTokenizer:
-    """Words with the blank before them; ids in order of first sight."""
+    """Words with the blank before them, digits one by one; ids in order of first sight, after those of the answer."""
 
-    special_ids = frozenset({0})
-    add_bos, bos_id = True, 0
+    special_ids = eos_ids = frozenset({END})
+    add_bos, bos_id = True, END
+    vocab_size = VOCABULARY
 
     def __init__(self) -> None:
-        self.words: list[bytes] = [b"<|end|>"]
+        self.words: list[bytes] = [b"<|end|>", *(word.encode() for word in ANSWER)]
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        pieces = [piece.encode() for piece in re.findall(r"\s?\S+|\s", text)]
+        pieces = [piece.encode() for piece in re.findall(r"\s?[^\s\d]+|\s?\d|\s", text)]
         return [self.id_of(piece) for piece in pieces]
 
     def id_of(self, piece: bytes) -> int:
         if piece not in self.words:
             self.words.append(piece)
+            assert len(self.words) <= VOCABULARY, "the test uses too many words"
         return self.words.index(piece)
 
+    def piece(self, token: int, after: int | None = None) -> bytes:
+        return self.words[token] if token < len(self.words) else b" ?"
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        return b"".join(self.words[i] for i in ids)
+        return b"".join(map(self.piece, ids))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.decode_bytes(ids).decode(errors="replace")
 
 
 class FakeTemplate:
-    def encode(self, tokenizer: FakeTokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode(
+        self, tokenizer: FakeTokenizer, messages: Sequence[Mapping[str, str]], tools: object = None
+    ) -> list[int]:
         return tokenizer.encode("".join(f" <{m['role']}> {m['content']}" for m in messages) + " <assistant>")
 
 
-class FakeLLM:
-    """interrupt_after: tokens after which it presses Ctrl-C itself; delay: seconds a token takes."""
+class FakeExecutor:
+    """After a word of the answer comes the next one, after any other token the first. A step takes 3 microseconds."""
+
+    isa = "portable"
+
+    def __init__(self, llm: FakeLLM) -> None:
+        self.llm = llm
+
+    def run(self, work: Pass) -> NDArray[np.float32]:
+        time.sleep(self.llm.delay)
+        last = work.tokens[work.logit_rows]
+        follow = np.where((last >= 1) & (last < len(ANSWER)), last + 1, 1)
+        follow[last == len(ANSWER)] = END
+        after = self.llm.interrupt_after
+        if after is not None and len(follow) and follow[0] == after + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        logits = np.zeros((len(follow), VOCABULARY), np.float32)
+        logits[np.arange(len(follow)), self.llm.says(follow)] = 40.0
+        return logits
+
+    def times(self) -> StepTimes:
+        return StepTimes(1e-6, 1e-6, 1e-6)
+
+
+class FakeLLM(LLM):
+    """interrupt_after: tokens after which it presses Ctrl-C itself; delay: seconds a step takes."""
 
     delay = 0.0
 
     def __init__(self, model: str, **settings: Any) -> None:
         self.model, self.settings = model, settings
-        self.tokenizer = FakeTokenizer()
-        self.chat_template: FakeTemplate | None = FakeTemplate()
-        self.engine = SimpleNamespace(layout=KVLayout("f16", 2, 1, 32), stats=EngineStats())
+        self.tokenizer: Any = FakeTokenizer()
+        self.chat_template: Any = FakeTemplate()
+        params = settings.get("engine") or EngineParams()
+        num_slabs = num_slabs_for(LAYOUT, CONTEXT, params.max_sequences, params.kv_bytes)
+        facts: Any = Model(self.tokenizer, VOCABULARY, CONTEXT, None, "fake")
+        self.engine = Engine(FakeExecutor(self), facts, LAYOUT, num_slabs, params)
         self.info = ModelInfo(
-            name="fake", path="/fake.gguf", family="llama", parameters=10, license=None, context_length=CONTEXT,
-            vocab_size=VOCABULARY, layouts={"int4": 96_000_000}, weights="auto", weights_bytes=96_400_000,
-            matrix_bytes=1000, kv="f16",
-            kv_bytes_per_token=256, kv_pool_bytes=1 << 20, executor="native", isa="portable", threads=2,
+            name="fake", path="/fake.gguf", digest="d1", family="llama", parameters=10, license=None,
+            context_length=CONTEXT, vocab_size=VOCABULARY, layouts={"int4": 96_000_000}, weights="auto",
+            weights_bytes=96_400_000, matrix_bytes=1000, kv="f16", kv_bytes_per_token=LAYOUT.token_bytes,
+            kv_pool_bytes=num_slabs * LAYOUT.slab_bytes, executor="native", isa="portable", threads=2,
             load_seconds=0.01,
         )  # fmt: skip
-        self.answer = list(ANSWER)
+        kept = ("name", "path", "digest", "weights", "kv", "executor", "isa")
+        self.identity = {**{name: getattr(self.info, name) for name in kept}, "device": "cpu"}
+        self._defaults = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
         self.asked: list[tuple[list[int], SamplingParams]] = []
         self.interrupt_after: int | None = None
-        self.closed = 0
 
-    def default_params(self) -> SamplingParams:
-        return SamplingParams(temperature=0.7, top_k=50, top_p=0.9)
+    def says(self, follow: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The tokens that come next; tests put others here."""
+        return follow
 
-    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Chunk]:
-        if not prompt:
-            raise ParameterError("the prompt is empty: it needs at least one token")
-        if len(prompt) >= CONTEXT:
-            raise ParameterError(
-                f"the prompt has {len(prompt)} tokens; the context holds {CONTEXT}, one of them generated"
-            )
-        self.asked.append((list(prompt), params))
-        return self._chunks(list(prompt), params)
+    def request(self, prompt: Any, params: SamplingParams, salt: str = "") -> Request:
+        request = super().request(prompt, params, salt)
+        self.asked.append((list(request.prompt), params))
+        return request
 
-    def _chunks(self, prompt: list[int], params: SamplingParams) -> Iterator[Chunk]:
-        import os
-        import signal
-
-        count = len(self.answer) if params.max_tokens is None else min(params.max_tokens, len(self.answer))
-        if params.ignore_eos:
-            count = params.max_tokens or 1
-        stats = self.engine.stats
-        try:
-            for sample in range(params.n):
-                for place in range(count):
-                    time.sleep(self.delay)
-                    if self.interrupt_after is not None and place == self.interrupt_after:
-                        os.kill(os.getpid(), signal.SIGINT)
-                    stats.steps, stats.tokens, stats.matrices = stats.steps + 1, stats.tokens + 1, stats.matrices + 1e-6
-                    word = self.answer[place % len(self.answer)]
-                    token = self.tokenizer.id_of(word.encode())
-                    top = (TokenLogprob(token, -0.5),) * min(params.logprobs or 0, 1)
-                    noted = (TokenLogprobs(token, -0.5, top),) if params.logprobs is not None else None
-                    last = place == count - 1
-                    reason = None if not last else ("stop" if count == len(self.answer) else "length")
-                    usage = None
-                    if last and sample == params.n - 1:
-                        usage = Usage(len(prompt), count * params.n, 0, 4096, 8192, len(prompt) + count - 1)
-                    yield Chunk(sample, word, (token,), noted, reason, usage)
-        finally:
-            self.closed += 1
-
-    def score(self, inputs: Sequence[Sequence[int]], return_logits: bool = False) -> list[ScoreResult]:
+    def score(self, inputs: Any, return_logits: bool = False, top: int = 0) -> list[ScoreResult]:
         """Every log-probability is -2. Logits give the better half of the vocabulary all there is, or, in other weights
         than f32, three quarters of it."""
         logits = None
@@ -123,4 +131,8 @@ class FakeLLM:
             share = 1.0 if self.settings["weights"] == "f32" else 0.75
             logits = np.full((len(inputs[0]), VOCABULARY), np.log(max(1e-30, 1 - share)), np.float32)
             logits[:, : VOCABULARY // 2] = np.log(share)
-        return [ScoreResult(tuple(ids), np.full(len(ids) - 1, -2.0), logits) for ids in inputs]
+        best = tuple(TokenLogprob(token, -1.0 - token) for token in range(top))
+        return [
+            ScoreResult(tuple(ids), np.full(len(ids) - 1, -2.0), logits, (best,) * (len(ids) - 1) if top else ())
+            for ids in inputs
+        ]

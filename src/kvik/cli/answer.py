@@ -1,21 +1,20 @@
-"""An answer as it comes: shown on the way, kept when interrupted, timed, and as a Completion in the end."""
+"""An answer as it comes: shown on the way, kept when interrupted, timed."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from kvik.cli.output import Interrupt, amount, print_table, quoted, write
 from kvik.errors import ParameterError
 
 if TYPE_CHECKING:
-    from kvik.cache.layout import KVLayout
-    from kvik.engine.request import Chunk, Completion, FinishReason, TokenLogprobs, Usage
-    from kvik.llm import LLM
+    from kvik.engine.request import Chunk, Completion
+    from kvik.llm import LLM, Stream
     from kvik.params import SamplingParams
 
 __all__ = [
@@ -47,22 +46,13 @@ class Timings:
 
 
 @dataclass
-class _Sample:
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-
-@dataclass
 class Answer:
-    """What has come so far."""
+    """What has come so far; `completion` when that is all."""
 
-    prompt: tuple[int, ...]
-    kv: KVLayout
+    num_prompt: int
     load_seconds: float
-    samples: dict[int, _Sample] = field(default_factory=dict)
-    usage: Usage | None = None
+    generated: int = 0
+    completion: Completion | None = None
     interrupted: bool = False
     asked: float = field(default_factory=time.perf_counter)
     first: float | None = None
@@ -70,26 +60,17 @@ class Answer:
     process_first: float | None = None
 
     def take(self, chunk: Chunk) -> None:
-        """Add a piece."""
+        """Note when a piece came."""
         self.last = time.perf_counter()
         if self.first is None:
             self.first, self.process_first = self.last, seconds_since_start()
-        sample = self.samples.setdefault(chunk.index, _Sample())
-        sample.text.append(chunk.text)
-        sample.token_ids.extend(chunk.token_ids)
-        sample.logprobs.extend(chunk.logprobs or ())
-        sample.finish_reason = chunk.finish_reason or sample.finish_reason
-        self.usage = chunk.usage or self.usage
+        self.generated += len(chunk.token_ids)
 
     @property
-    def text(self) -> str:
-        """Of the first sample."""
-        return "".join(self.samples[0].text) if 0 in self.samples else ""
-
-    @property
-    def generated(self) -> int:
-        """Tokens of all samples."""
-        return sum(len(sample.token_ids) for sample in self.samples.values())
+    def whole(self) -> Completion:
+        """The completion of an answer that has ended or was interrupted."""
+        assert self.completion is not None
+        return self.completion
 
     @property
     def timings(self) -> Timings:
@@ -99,53 +80,34 @@ class Answer:
         rate = (self.generated - 1) / decoding if self.generated > 1 and decoding > 0 else None
         return Timings(1e3 * self.load_seconds, 1e3 * (self.first - self.asked), 1e3 * self.process_first, rate)
 
-    def completion(self, logprobs_wanted: bool) -> Completion:
-        """The answer in the API's words. Needs log-probabilities in the chunks (SamplingParams.logprobs)."""
-        from kvik.engine.request import Choice, Completion
-
-        choices = []
-        for index, sample in sorted(self.samples.items()):
-            logprobs = tuple(sample.logprobs) if logprobs_wanted else None
-            total = sum(token.logprob for token in sample.logprobs)
-            reason: FinishReason = sample.finish_reason or "cancelled"
-            choices.append(Choice(index, "".join(sample.text), tuple(sample.token_ids), reason, total, logprobs))
-        return Completion(choices[0].text if choices else "", tuple(choices), self.prompt, self.usage_so_far)
-
-    @property
-    def usage_so_far(self) -> Usage:
-        """The request's own, or what it has taken when it was interrupted: its last token was drawn, not computed."""
-        from kvik.cache.layout import BLOCK_TOKENS
-        from kvik.engine.request import Usage
-
-        if self.usage is not None:
-            return self.usage
-        samples = [len(self.prompt) + len(sample.token_ids) - 1 for _, sample in sorted(self.samples.items())]
-        shared = len(self.prompt) // BLOCK_TOKENS if len(samples) > 1 else 0
-        blocks = [self.kv.sequence_blocks(tokens, 1) for tokens in samples]
-        held = sum(self.kv.held_bytes(each) for each in blocks) - (len(blocks) - 1) * shared * sum(self.kv.block_bytes)
-        return Usage(len(self.prompt), self.generated, 0, max(0, held), max(0, held), samples[-1] if samples else 0)
-
     def summary(self, llm: LLM, *, since_start: bool = False) -> str:
         """The one line: tokens, time to the first one (and to it from the process's start), speed, bytes."""
-        timings, info = self.timings, llm.info
-        parts = [f"{len(self.prompt)} prompt + {self.generated} generated tokens"]
+        timings, info, usage = self.timings, llm.info, self.whole.usage
+        cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+        parts = [f"{self.num_prompt} prompt{cached} + {self.generated} generated tokens"]
         if timings.first_token_ms is not None and timings.process_first_token_ms is not None:
             after = f" ({timings.process_first_token_ms / 1e3:.2f} s after the start)" if since_start else ""
             parts.append(f"first token in {timings.first_token_ms / 1e3:.2f} s{after}")
         if timings.decode_tok_s is not None:
             parts.append(f"{timings.decode_tok_s:.0f} tokens/s")
         parts.append(f"weights {amount(info.weights_bytes)}")
-        parts.append(f"KV {amount(self.usage_so_far.kv_bytes_peak)}")
-        cut = [sample for sample in self.samples.values() if sample.finish_reason == "length"]
-        if self.interrupted:
-            parts.append("interrupted")
-        elif any(len(self.prompt) + len(sample.token_ids) >= info.context_length for sample in cut):
-            parts.append("cut at the end of the context")
-        elif cut:
-            parts.append("cut at max_tokens")
-        elif any(sample.finish_reason == "no_token" for sample in self.samples.values()):
-            parts.append("ended because the filters left no token")
+        parts.append(f"KV {amount(usage.kv_bytes_peak)}")
+        parts += self._ending(info.context_length)
         return ", ".join(parts)
+
+    def _ending(self, context: int) -> list[str]:
+        """What ended it, where that was not the model."""
+        choices = self.whole.choices
+        cut = [choice for choice in choices if choice.finish_reason == "length"]
+        if self.interrupted:
+            return ["interrupted"]
+        if any(self.num_prompt + len(choice.token_ids) >= context for choice in cut):
+            return ["cut at the end of the context"]
+        if cut:
+            return ["cut at max_tokens"]
+        if any(choice.finish_reason == "no_token" for choice in choices):
+            return ["ended because the filters left no token"]
+        return []
 
 
 def seconds_since_start() -> float:
@@ -175,16 +137,17 @@ def with_seed(params: SamplingParams) -> SamplingParams:
     return params if params.seed is not None else replace(params, seed=int.from_bytes(os.urandom(4)))
 
 
-def take_answer(chunks: Iterator[Chunk], answer: Answer, show: Callable[[Chunk], None]) -> None:
-    """Show each chunk and keep it, to the end or to Ctrl-C; before the first chunk that is a KeyboardInterrupt."""
-    with Interrupt() as interrupt, closing(cast("Generator[Chunk]", chunks)) as stream:
+def take_answer(stream: Stream, answer: Answer, show: Callable[[Chunk], None]) -> None:
+    """Show each chunk and keep the answer, to the end or to Ctrl-C; before the first chunk that is a KeyboardInterrupt."""
+    with Interrupt() as interrupt, closing(stream):
         for chunk in stream:
             interrupt.gentle = True
             answer.take(chunk)
             show(chunk)
             if interrupt.pressed:
                 answer.interrupted = True
-                return
+                break
+    answer.completion = stream.completion
 
 
 class InOrder:
@@ -212,13 +175,13 @@ class InOrder:
             write("\n")
 
 
-def print_logprobs(llm: LLM, answer: Answer) -> None:
+def print_logprobs(llm: LLM, completion: Completion) -> None:
     """A line for each generated token: its log-probability and the best tokens at its place."""
     rows: list[list[Any]] = []
-    for index, sample in sorted(answer.samples.items()):
-        for token in sample.logprobs:
+    for choice in completion.choices:
+        for token in choice.logprobs or ():
             best = "  ".join(f"{quoted(llm.tokenizer.decode_bytes([t.token_id]))} {t.logprob:.3f}" for t in token.top)
             text = quoted(llm.tokenizer.decode_bytes([token.token_id]))
-            rows.append([str(index), text, f"{token.logprob:.3f}", best])
+            rows.append([str(choice.index), text, f"{token.logprob:.3f}", best])
     if rows:
         print_table([["sample", "token", "logprob", "best"], *rows], "><><")

@@ -25,6 +25,7 @@ __all__ = ["VERBS", "build", "main"]
 VERBS = {
     "run": "kvik.cli.run",
     "chat": "kvik.cli.chat",
+    "replay": "kvik.cli.replay",
     "eval": "kvik.cli.eval",
     "bench": "kvik.cli.bench",
     "models": "kvik.cli.models",

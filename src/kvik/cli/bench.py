@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvik.cli.bench_cache import CacheOptions, compare_cache
 from kvik.cli.machine import cores, memory, processor
-from kvik.cli.options import Json, ModelOptions, add_verb
+from kvik.cli.options import EngineOptions, Json, ModelOptions, add_verb
 from kvik.cli.output import amount, note, print_json, print_table, write
 from kvik.errors import ParameterError
 from kvik.params import MAX_SEED
 
 if TYPE_CHECKING:
+    from kvik.engine.sequence import Group
     from kvik.llm import LLM
     from kvik.params import SamplingParams
 
@@ -39,7 +41,7 @@ class BenchOptions:
 
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt, at least 1.", metavar="N")] = 512
     new_tokens: Annotated[int, typer.Option(help="Tokens to decode, at least 1.", metavar="N")] = 128
-    sequences: Annotated[int, typer.Option(help="Sequences at once; 1 so far.", metavar="N")] = 1
+    sequences: Annotated[int, typer.Option(help="Sequences at once, at least 1.", metavar="N")] = 1
     depth: Annotated[int, typer.Option(help="Tokens in the context before decoding, at least 0.", metavar="N")] = 0
     repeat: Annotated[int, typer.Option(help="Measured rounds, at least 1; one more goes ahead.", metavar="N")] = 5
     seed: Annotated[int, typer.Option(help="Of the random prompts and of sampling.", metavar="N")] = 0
@@ -52,15 +54,22 @@ class BenchOptions:
                 raise ParameterError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
         if self.seed > MAX_SEED:
             raise ParameterError(f"--seed must be in [0, {MAX_SEED}], got {self.seed}")
-        if self.sequences > 1:
-            raise ParameterError(f"--sequences must be 1, got {self.sequences}: more come with the batching engine")
+
+    def refuse_changed(self, *names: str) -> None:
+        """Raise ParameterError for those that --no-kv-cache has no use for."""
+        for name in names:
+            if getattr(self, name) != getattr(BenchOptions, name):
+                raise ParameterError(f"--{name.replace('_', '-')} has no effect with --no-kv-cache; leave it out")
 
 
-def bench(model: ModelOptions, options: BenchOptions, json: Json = False) -> None:
+def bench(
+    model: ModelOptions, engine: EngineOptions, options: BenchOptions, cache: CacheOptions, json: Json = False
+) -> None:
     """Measure how fast a model runs here: medians over several rounds, after one that does not count.
 
     Prompts are random tokens. Prefill and the first token's time are of --prompt-tokens with one token drawn. Decoding
-    starts from an empty context, or from --depth tokens, and includes sampling with the model's default settings.
+    starts from an empty context, or from --depth tokens, and includes sampling with the model's default settings. With
+    --sequences N, N prompts come at once and speeds are of all together; first_token_ms is the median over them.
 
     \b
     prefill_tok_s   prompt tokens per second, until the first token is out
@@ -72,15 +81,26 @@ def bench(model: ModelOptions, options: BenchOptions, json: Json = False) -> Non
     bandwidth_gb_s  what this machine's memory gives the same threads
     peak_rss_bytes  most memory the process held, before bandwidth is measured
 
+    With --no-kv-cache it measures instead what keys and values in memory are worth: the time of a new token with them,
+    and with the whole sequence computed again, by the length of the sequence.
+
     \b
     Examples:
       kvik bench
-      kvik bench --json --threads 2 --prompt-tokens 2048 --depth 2048 --repeat 9
+      kvik bench --json --threads 2 --sequences 16 --depth 512 --repeat 9
+      kvik bench --no-kv-cache --max-length 1024 --plot cache.svg
     """
     options.check()
+    cache.check()
+    if cache.no_kv_cache:
+        options.refuse_changed("prompt_tokens", "new_tokens", "sequences", "depth")
+    machine = replace(engine.params(), prefix_sharing=engine.prefix_sharing and not cache.no_kv_cache)
     begun = perf_counter()
-    llm = model.load()
+    llm = model.load(machine)
     load_ms = 1e3 * (perf_counter() - begun)
+    if cache.no_kv_cache:
+        compare_cache(llm, cache, options.repeat, options.seed, json=json)
+        return
     _check_fits(llm, options)
     params = replace(llm.default_params(), seed=options.seed, ignore_eos=True)
     _round(llm, params, options, 0)  # the first touch of the weights does not count
@@ -98,41 +118,67 @@ def bench(model: ModelOptions, options: BenchOptions, json: Json = False) -> Non
 
 
 def _check_fits(llm: LLM, options: BenchOptions) -> None:
-    context = llm.info.context_length
-    for name, tokens in (
-        ("--prompt-tokens", options.prompt_tokens + 1),
-        ("--depth and --new-tokens", max(1, options.depth) + options.new_tokens + 1),
-    ):
+    context, params = llm.info.context_length, llm.engine.params
+    if options.sequences > params.max_sequences:
+        raise ParameterError(
+            f"--sequences is {options.sequences}; --max-sequences allows {params.max_sequences} at once"
+        )
+    deep = max(1, options.depth) + options.new_tokens + 1
+    for name, tokens in (("--prompt-tokens", options.prompt_tokens + 1), ("--depth and --new-tokens", deep)):
         if tokens > context:
             raise ParameterError(f"{name} need a context of {tokens} tokens; {llm.info.name} has {context}")
+        layout, have = llm.engine.layout, llm.engine.scheduler.pool.num_slabs
+        blocks = layout.sequence_blocks(tokens, params.max_batch_tokens)
+        need = layout.slabs_for([options.sequences * count for count in blocks])
+        if need > have:
+            raise ParameterError(
+                f"{name} with --sequences need {need * layout.slab_bytes} bytes of KV cache; --kv-bytes allows "
+                f"{have * layout.slab_bytes}"
+            )
 
 
 def _round(llm: LLM, params: SamplingParams, options: BenchOptions, number: int) -> dict[str, float]:
-    """One prefill and one decode, each with a prompt of its own."""
+    """One prefill and one decode, each with prompts of its own."""
     draw = random.Random(f"{options.seed} {number}")
     ordinary = [token for token in range(llm.info.vocab_size) if token not in llm.tokenizer.special_ids]
-    prompt = draw.choices(ordinary, k=options.prompt_tokens)
+    prompts = [draw.choices(ordinary, k=options.prompt_tokens) for _ in range(options.sequences)]
     begun = perf_counter()
-    for _ in llm.stream(prompt, replace(params, max_tokens=1)):
-        pass
-    first_token = perf_counter() - begun
-    context = draw.choices(ordinary, k=max(1, options.depth))
-    stream = llm.stream(context, replace(params, max_tokens=options.new_tokens + 1))
-    next(stream)
-    stats = llm.engine.stats
-    stats.reset()
-    begun = perf_counter()
-    for _ in stream:
-        pass
-    decoding = perf_counter() - begun
+    answers = llm.generate(prompts, replace(params, max_tokens=1))
+    prefilling = perf_counter() - begun
+    waits = [answer.stats.first_token for answer in answers if answer.stats and answer.stats.first_token is not None]
+    found = {
+        "prefill_tok_s": options.sequences * options.prompt_tokens / prefilling,
+        "first_token_ms": 1e3 * median(waits),
+    }
+    contexts = [draw.choices(ordinary, k=max(1, options.depth)) for _ in range(options.sequences)]
+    return {**found, **_decode(llm, params, contexts, options.new_tokens)}
+
+
+def _decode(llm: LLM, params: SamplingParams, contexts: list[list[int]], new_tokens: int) -> dict[str, float]:
+    """Speed and times of so many steps in which every sequence has a token.
+
+    What is deep is computed before, so that prefix hits let all begin together.
+    """
+    if len(contexts) > 1 and len(contexts[0]) > 1:
+        llm.generate(contexts, replace(params, max_tokens=1))
+    engine, stats = llm.engine, llm.engine.stats
+    groups: list[Group] = []
+    try:
+        for context in contexts:
+            groups.append(engine.add(llm.request(context, replace(params, max_tokens=None)), lambda chunk: None))
+        while any(group.times.first_token is None for group in groups):
+            engine.step()
+        stats.reset()
+        begun = perf_counter()
+        for _ in range(new_tokens):
+            engine.step()
+        decoding = perf_counter() - begun
+    finally:
+        for group in groups:
+            engine.cancel(group)
     steps = {name: 1e3 * getattr(stats, name) / stats.steps for name in _PARTS[:3]}
     steps["python"] = 1e3 * decoding / stats.steps - sum(steps.values())
-    found = {
-        "prefill_tok_s": options.prompt_tokens / first_token,
-        "decode_tok_s": options.new_tokens / decoding,
-        "first_token_ms": 1e3 * first_token,
-        **steps,
-    }
+    found = {"decode_tok_s": stats.generated / decoding, **steps}
     if llm.info.executor == "native":  # the torch executor reads tensors of its own, not the packed ones
         found["read_gb_s"] = 1e-9 * llm.info.matrix_bytes * stats.steps / stats.matrices
     return found
@@ -176,7 +222,9 @@ def _show(report: dict[str, Any]) -> None:
 
     info, step = report["model"], report["step_ms"]
     how = ", ".join(filter(None, (f"weights {info.weights}", f"kv {info.kv}", info.executor, info.isa)))
-    write(f"{info.name}: {how}, {info.threads} threads\n")
+    sequences = report["settings"].sequences
+    many = f", {sequences} sequences" if sequences > 1 else ""
+    write(f"{info.name}: {how}, {info.threads} threads{many}\n")
     write(f"{report['machine']['processor']}\n\n")
     whole = sum(step.values())
     print_table(

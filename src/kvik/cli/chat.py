@@ -11,7 +11,7 @@ import typer
 
 from kvik.cli.conversation import HELP, Conversation
 from kvik.cli.input import decoded
-from kvik.cli.options import Json, ModelOptions, Plain, SamplingOptions, System, add_verb
+from kvik.cli.options import EngineOptions, Json, ModelOptions, Plain, SamplingOptions, System, add_verb
 from kvik.cli.output import note
 from kvik.errors import KvikError, ParameterError
 
@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
 def chat(
     model: ModelOptions,
     sampling: SamplingOptions,
+    engine: EngineOptions,
     raw: Plain = False,
     system: System = None,
     json: Json = False,
@@ -53,8 +54,9 @@ def chat(
     sampling.check(json)
     if sampling.n != 1:
         raise ParameterError(f"--n must be 1 here, got {sampling.n}: a conversation has one answer at a time")
+    machine = engine.params()
     begun = perf_counter()
-    llm = model.load()
+    llm = model.load(machine)
     talk = Conversation(llm, sampling.params(llm.default_params()), perf_counter() - begun, raw=raw, json=json)
     if system is not None:
         talk.set_system(system)

@@ -100,18 +100,15 @@ class Conversation:
         else:
             ids = encode(self.llm, messages, False)
         params = with_seed(self.params)
-        asked = replace(params, logprobs=params.logprobs or 0) if self.json else params
-        answer = Answer(tuple(ids), self.llm.engine.layout, self._load_seconds)
-        take_answer(self.llm.stream(ids, asked), answer, self._ignore if self.json else self._show)
-        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        answer = Answer(len(ids), self._load_seconds)
+        take_answer(self.llm.stream(ids, params), answer, self._ignore if self.json else self._show)
+        self.messages = [*messages, {"role": "assistant", "content": answer.whole.text}]
         self.interrupted = answer.interrupted
         if self.json:
-            whole: dict[str, Any] = plain(answer.completion(params.logprobs is not None))
-            print_json({**whole, "params": params, "timings": answer.timings}, line=True)
+            print_json({**plain(answer.whole), "params": params, "timings": answer.timings}, line=True)
             return
         write("\n")
-        if params.logprobs is not None:
-            print_logprobs(self.llm, answer)
+        print_logprobs(self.llm, answer.whole)
         note(answer.summary(self.llm), dim=True)
 
     def _show(self, chunk: Chunk) -> None:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvik.cli.input import read_text
-from kvik.cli.options import Json, ModelOptions, add_group, add_verb
+from kvik.cli.options import EngineOptions, Json, ModelOptions, add_group, add_verb
 from kvik.cli.output import print_json, print_table, quoted, write
+from kvik.errors import ParameterError
+from kvik.params import MAX_LOGPROBS
 
 if TYPE_CHECKING:
+    from kvik.engine.request import ScoreResult
     from kvik.llm import LLM
 
 __all__ = ["register"]
@@ -32,6 +35,10 @@ def logprobs(
         str, typer.Argument(metavar="FILE", show_default=False, help="A text file in UTF-8, or - for standard input.")
     ],
     model: ModelOptions,
+    engine: EngineOptions,
+    top: Annotated[
+        int, typer.Option("--top", metavar="K", help="Also the K best tokens at each place, 0 to 1024.")
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Print each token of a text with its log-probability, and the totals.
@@ -40,14 +47,19 @@ def logprobs(
 
     \b
     Examples:
-      kvik eval logprobs letter.txt
+      kvik eval logprobs letter.txt --top 3
       echo "The capital of France is Paris." | kvik eval logprobs - --json
     """
-    text = read_text(file)
-    llm = model.load()
+    if not 0 <= top <= MAX_LOGPROBS:
+        raise ParameterError(f"--top must be in [0, {MAX_LOGPROBS}], got {top}")
+    machine, text = engine.params(), read_text(file)
+    llm = model.load(machine)
     ids = llm.tokenizer.encode(text)
-    found: list[float] = llm.score([ids])[0].logprobs.tolist() if len(ids) > 1 else []
+    scored = llm.score([ids], top=top)[0] if len(ids) > 1 else None
+    found: list[float] = scored.logprobs.tolist() if scored is not None else []
     report = _report(llm, ids, found)
+    if top:
+        report["top"] = scored.top if scored is not None else []
     if json:
         print_json(report)
         return
@@ -57,8 +69,21 @@ def logprobs(
             [str(token), "-" if value is None else f"{value:.4f}", quoted(llm.tokenizer.decode_bytes([token]))]
             for token, value in zip(ids, shown, strict=True)
         ]
-        print_table([["id", "logprob", "token"], *rows], ">><")
+        head, align = ["id", "logprob", "token"], ">><"
+        if top:
+            rows = [[*row, best] for row, best in zip(rows, _best(llm, scored), strict=True)]
+            head, align = [*head, "best"], align + "<"
+        print_table([head, *rows], align)
     write(_totals(report) + "\n")
+
+
+def _best(llm: LLM, scored: ScoreResult | None) -> list[str]:
+    """The best tokens at each place with their log-probabilities; none at the first."""
+    places = scored.top if scored is not None else ()
+    return [
+        "  ".join(f"{quoted(llm.tokenizer.decode_bytes([one.token_id]))} {one.logprob:.3f}" for one in place)
+        for place in ((), *places)
+    ]
 
 
 def _report(llm: LLM, ids: list[int], logprobs: list[float]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The options that verbs share, as dataclasses: a verb names the group it takes, the command line gets its fields.
 
-`SamplingOptions` has the fields of `SamplingParams`; a test keeps them alike.
+`SamplingOptions` has the fields of `SamplingParams`, `EngineOptions` those of `EngineParams`; a test keeps them alike.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
+    "BatchOptions",
+    "EngineOptions",
     "Json",
     "ModelOptions",
     "Plain",
@@ -38,7 +41,7 @@ __all__ = [
 ]
 
 DEFAULT_MAX_TOKENS = 512
-MODEL_PANEL, SAMPLING_PANEL = "Model", "Sampling"
+MODEL_PANEL, ENGINE_PANEL, SAMPLING_PANEL, BATCH_PANEL = "Model", "Engine", "Sampling", "Batch"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the field names of the Python API.")]
 Plain = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the model's chat template.")]
@@ -164,25 +167,65 @@ class ModelOptions:
     device: Annotated[
         str, _option("--device", "cpu; the torch executor takes others, like cuda.", MODEL_PANEL, metavar="NAME")
     ] = "cpu"
-    threads: Annotated[
-        int | None,
-        _option("--threads", "Threads, 1 to 256.", MODEL_PANEL, "every core this process may run on", metavar="N"),
-    ] = None
 
-    def load(self) -> LLM:
+    def load(self, engine: EngineParams) -> LLM:
         """The model, fetched and packed if need be, with bars on a terminal."""
-        engine = engine_params(threads=self.threads)
-        with Progress() as progress, naming_options(ModelOptions):
+        with Progress() as progress, naming_options(ModelOptions), naming_options(EngineParams):
             return make_llm(
                 self.model, weights=self.weights, kv=self.kv, executor=self.executor, device=self.device,
                 engine=engine, progress=progress,
             )  # fmt: skip
 
 
-def engine_params(**given: Any) -> EngineParams:
-    """EngineParams whose errors name the option."""
-    with naming_options(EngineParams):
-        return EngineParams(**given)
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """The fields of EngineParams."""
+
+    threads: Annotated[
+        int | None,
+        _option("--threads", "Threads, 1 to 256.", ENGINE_PANEL, "every core this process may run on", metavar="N"),
+    ] = EngineParams.threads
+    kv_bytes: Annotated[
+        str | None,
+        _option("--kv-bytes", "Memory of the KV cache, up to 1 PiB: bytes, or with kB MB GB TB (powers of 1000) or KiB MiB "
+                "GiB TiB (of 1024).", ENGINE_PANEL, "a quarter of the machine's, or less where that is enough",
+                metavar="SIZE"),
+    ] = None  # fmt: skip
+    max_batch_tokens: Annotated[
+        int, _option("--max-batch-tokens", "Most tokens computed in a step, 1 to 65536.", ENGINE_PANEL, metavar="N")
+    ] = EngineParams.max_batch_tokens
+    max_sequences: Annotated[
+        int, _option("--max-sequences", "Most sequences that run at once, 1 to 4096.", ENGINE_PANEL, metavar="N")
+    ] = EngineParams.max_sequences
+    max_waiting: Annotated[
+        int, _option("--max-waiting", "Most requests that wait, 0 to 1000000.", ENGINE_PANEL, metavar="N")
+    ] = EngineParams.max_waiting
+    prefix_sharing: Annotated[
+        bool,
+        _option("--prefix-sharing/--no-prefix-sharing", "Prompts that begin alike share the cache of what they have in common.",
+                ENGINE_PANEL),
+    ] = EngineParams.prefix_sharing  # fmt: skip
+
+    def params(self) -> EngineParams:
+        """Raises ParameterError naming the option and its range."""
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        with naming_options(EngineParams):
+            return EngineParams(**{**given, "kv_bytes": _bytes(self.kv_bytes)})
+
+
+def _bytes(text: str | None) -> int | None:
+    """Bytes of "512MB", "1.5GiB" or "4096"."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?(?:(?:([kmgt])(i?))?b)?", text.strip(), re.ASCII | re.IGNORECASE)
+    if found is None or ("." in found[1] and not found[2]):
+        raise ParameterError(
+            f"--kv-bytes takes bytes, or a number with kB, MB, GB, TB, KiB, MiB, GiB or TiB, got {text!r}"
+        )
+    power = " kmgt".index(found[2].lower()) if found[2] else 0
+    from decimal import Decimal
+
+    return int(Decimal(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +306,36 @@ class SamplingOptions:
         params = self.params(SamplingParams())
         if params.logprobs_mode != SamplingParams.logprobs_mode and params.logprobs is None and not json:
             raise ParameterError("--logprobs-mode needs --logprobs, which says that log-probabilities are printed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """A file of requests instead of one prompt."""
+
+    batch: Annotated[
+        str | None,
+        _option("--batch", "Requests, a JSON object a line; - is standard input.", BATCH_PANEL, "", metavar="FILE"),
+    ] = None
+    out: Annotated[
+        str | None, _option("--out", "Where their results go, a line each.", BATCH_PANEL, "", metavar="FILE")
+    ] = None
+    resume: Annotated[
+        bool, _option("--resume", "Go on where --out ends: keep its results, run the other requests.", BATCH_PANEL)
+    ] = False
+
+    def check(self, prompt: str | None, receipt: str | None) -> None:
+        """Raise ParameterError for options that do not go together."""
+        if self.batch is None:
+            for name, given in (("--out", self.out is not None), ("--resume", self.resume)):
+                if given:
+                    raise ParameterError(f"{name} needs --batch, which names the requests")
+            return
+        if prompt is not None:
+            raise ParameterError("--batch and a PROMPT exclude each other")
+        if receipt is not None:
+            raise ParameterError("--receipt cannot be with --batch: each result has its receipt")
+        if self.out is None:
+            raise ParameterError("--batch needs --out, the file for the results")
 
 
 def _ids(texts: list[str]) -> tuple[int, ...]:

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import ProgressColumn, TaskID
 
-__all__ = ["Interrupt", "Progress", "amount", "note", "plain", "print_json", "print_table", "quoted", "write"]
+__all__ = [
+    "Interrupt",
+    "Progress",
+    "aligned",
+    "amount",
+    "note",
+    "plain",
+    "print_json",
+    "print_table",
+    "quoted",
+    "write",
+]
 
 _BAR_DELAY_SECONDS = 0.3  # what takes less needs no bar, and importing rich takes a tenth of a second
 _STAGES = {
@@ -76,12 +87,19 @@ def print_json(value: Any, *, line: bool = False) -> None:
 
 
 def print_table(rows: Iterable[Sequence[str]], align: str) -> None:
-    """Rows in columns; align has "<" or ">" for each column."""
+    """Rows in columns on stdout; align has "<" or ">" for each column."""
+    for line in aligned(rows, align):
+        write(line + "\n")
+
+
+def aligned(rows: Iterable[Sequence[str]], align: str) -> list[str]:
+    """Rows in columns, a line each."""
     rows = [list(row) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(align))]
-    for row in rows:
-        cells = (f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True))
-        write("  ".join(cells).rstrip() + "\n")
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def amount(count: float) -> str:

@@ -1,19 +1,32 @@
-"""`kvik run`: one prompt, one answer, as it is written."""
+"""`kvik run`: one prompt and its answer as it is written, or a file of requests."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvik.cli.answer import Answer, InOrder, encode, print_logprobs, take_answer, with_seed
 from kvik.cli.input import argument_text
-from kvik.cli.options import Json, ModelOptions, Plain, SamplingOptions, System, add_verb, naming_options
+from kvik.cli.options import (
+    BatchOptions,
+    EngineOptions,
+    Json,
+    ModelOptions,
+    Plain,
+    SamplingOptions,
+    System,
+    add_verb,
+    naming_options,
+)
 from kvik.cli.output import note, plain, print_json, write
 from kvik.errors import ParameterError
-from kvik.params import SamplingParams
+from kvik.params import EngineParams, SamplingParams
+
+if TYPE_CHECKING:
+    from kvik.engine.request import Receipt
 
 __all__ = ["register"]
 
@@ -26,55 +39,99 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", show_default=False, help="The text, or - to read it from standard input.")
-    ],
     model: ModelOptions,
     sampling: SamplingOptions,
+    engine: EngineOptions,
+    batch: BatchOptions,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", show_default=False, help="The text, or - to read it from standard input."),
+    ] = None,
     raw: Plain = False,
     system: System = None,
     json: Json = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Also say where the time went, on standard error.")] = False,
+    receipt: Annotated[
+        str | None,
+        typer.Option("--receipt", metavar="FILE", show_default=False, help="Write what `kvik replay` repeats it by."),
+    ] = None,
 ) -> None:
-    """Answer a prompt.
+    """Answer a prompt, or with --batch a file of them.
 
     The answer goes to standard output as it is written. Then one line on standard error says: prompt and generated
     tokens, time to the first token, tokens per second, bytes of the weights and of keys and values. Ctrl-C ends the
     answer and keeps what there is of it.
 
+    A line of a --batch file is a JSON object with "prompt" (text, or token ids, which are taken as they are) or
+    "messages" (of "role" and "content"); it may have an "id" and any sampling option, like "max_tokens". Results go to
+    --out as they finish, a line each. Ctrl-C keeps the finished ones, and --resume goes on with the others.
+
     \b
     Examples:
-      kvik run "Why is the sky blue?"
+      kvik run "Why is the sky blue?" --stats
       kvik run "Name a colour." --temperature 0 --max-tokens 8
-      kvik run "Write a haiku." --n 3 --seed 7
+      kvik run "Write a haiku." --n 3 --seed 7 --receipt haiku.json
       git diff | kvik run - --system "Write a commit message."
       kvik run --raw "The future of AI is" --logprobs 3 --json
+      kvik run --batch requests.jsonl --out results.jsonl --max-tokens 64
     """
-    sampling.check(json)
-    text = argument_text(prompt)
-    if not text:
+    batch.check(prompt, receipt)
+    sampling.check(json or batch.batch is not None)
+    machine = engine.params()
+    if batch.batch is not None:
+        from kvik.cli.batch import run_batch
+
+        run_batch(model, machine, sampling, batch, raw=raw, system=system, json=json, stats=stats)
+    else:
+        _answer(model, machine, sampling, prompt, raw=raw, system=system, json=json, stats=stats, receipt=receipt)
+
+
+def _answer(
+    model: ModelOptions, machine: EngineParams, sampling: SamplingOptions, prompt: str | None,
+    *, raw: bool, system: str | None, json: bool, stats: bool, receipt: str | None,
+) -> None:  # fmt: skip
+    """One prompt."""
+    if prompt is None:
+        raise ParameterError("give a PROMPT, or --batch FILE")
+    if not (text := argument_text(prompt)):
         raise ParameterError("the prompt is empty")
     begun = perf_counter()
-    llm = model.load()
+    llm = model.load(machine)
     loaded = perf_counter() - begun
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     ids = encode(llm, messages, raw)
     params = with_seed(sampling.params(llm.default_params()))
-    # A Completion tells the sum of the log-probabilities, so with --json the chunks must have them.
-    asked = replace(params, logprobs=params.logprobs or 0) if json else params
-    answer = Answer(tuple(ids), llm.engine.layout, loaded)
-    shown = InOrder(params.n)
+    answer, shown = Answer(len(ids), loaded), InOrder(params.n)
     with naming_options(SamplingParams):
-        take_answer(llm.stream(ids, asked), answer, (lambda chunk: None) if json else shown)
+        take_answer(llm.stream(ids, params), answer, (lambda chunk: None) if json else shown)
+    found = answer.whole
+    if receipt is not None:
+        assert found.receipt is not None
+        _write_receipt(found.receipt, receipt)
+    if stats:
+        from kvik.cli.stats import engine_report, print_engine, print_request
     if json:
-        whole: dict[str, Any] = plain(answer.completion(params.logprobs is not None))
-        print_json({**whole, "params": params, "timings": answer.timings, "model": llm.info})
+        engine = {"engine": engine_report(llm.engine)} if stats else {}
+        print_json({**plain(found), "params": params, "timings": answer.timings, "model": llm.info, **engine})
     else:
         shown.close()
         if params.logprobs is not None:
             write("\n")
-            print_logprobs(llm, answer)
+            print_logprobs(llm, found)
         note(answer.summary(llm, since_start=True))
+        if stats:
+            assert found.stats is not None
+            print_request(found.stats)
+            print_engine(llm.engine)
     if answer.interrupted:
         raise typer.Exit(_INTERRUPTED)
+
+
+def _write_receipt(receipt: Receipt, name: str) -> None:
+    from kvik.engine.receipt import receipt_to_json
+    from kvik.files import atomic_write
+
+    with atomic_write(Path(name)) as file:
+        file.write(receipt_to_json(receipt).encode() + b"\n")

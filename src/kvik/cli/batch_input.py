@@ -1,0 +1,134 @@
+"""Lines of a --batch file: read one by one, each checked by itself."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import blake2b
+from typing import IO, Any
+
+from kvik.errors import DataError, KvikError
+from kvik.params import SamplingParams
+
+__all__ = ["MAX_LINE_BYTES", "BadLine", "Line", "id_mark", "parse_line", "read_lines"]
+
+MAX_LINE_BYTES = 64 << 20
+_PARAMS = tuple(f.name for f in fields(SamplingParams))
+_FIELDS = ("id", "prompt", "messages", *_PARAMS)
+
+Id = str | int
+
+
+class BadLine(DataError):
+    """A line that is no request. id: where it has one."""
+
+    def __init__(self, message: str, id: Id | None = None) -> None:
+        super().__init__(message)
+        self.id = id
+
+
+@dataclass(frozen=True)
+class Line:
+    """A request as it was written. prompt: text, token ids, or None where messages is the conversation."""
+
+    number: int
+    id: Id
+    prompt: str | list[int] | None
+    messages: list[dict[str, Any]] | None
+    params: SamplingParams
+
+    def mark(self, context: str) -> int:
+        """64 bits that tell this request from others. context: what it was asked of, and how."""
+        asked = [self.prompt, self.messages, asdict(self.params), context]
+        return _mark(json.dumps(asked, sort_keys=True))
+
+
+def id_mark(id: Id) -> int:
+    """64 bits instead of an id, so that millions of them take little memory. 3 and "3" are two ids."""
+    return _mark(json.dumps(id))
+
+
+def _mark(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
+
+
+def read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Each line with its number from 1, without blank ones. Of one beyond MAX_LINE_BYTES just more than those."""
+    number = 0
+    while data := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        piece = data
+        while len(piece) > MAX_LINE_BYTES and not piece.endswith(b"\n"):
+            piece = file.readline(MAX_LINE_BYTES + 1)
+        if data.strip():
+            yield number, data
+
+
+def parse_line(number: int, data: bytes, defaults: SamplingParams) -> Line:
+    """The request of a line. BadLine says what is wrong with it."""
+    found = _object(data)
+    id = found.pop("id", number)
+    if isinstance(id, bool) or not isinstance(id, str | int):
+        raise BadLine(f"id must be text or a whole number, got {_shown(id)}")
+    try:
+        return _request(number, id, found, defaults)
+    except KvikError as error:
+        raise BadLine(str(error), id) from None
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_LINE_BYTES:
+        raise BadLine(f"has over {MAX_LINE_BYTES} bytes")
+    try:
+        found = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_not_json)
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise BadLine(f"is not UTF-8: byte 0x{data[error.start]:02x} (at byte {error.start} of the line)") from None
+    except UnicodeEncodeError:
+        raise BadLine("has half a surrogate pair, which is no text") from None
+    except RecursionError:
+        raise BadLine("is nested too deep") from None
+    except ValueError as error:
+        raise BadLine(f"is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadLine(f"must be an object, got {_shown(found)}")
+    return found
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadLine(f"names {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def _not_json(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _request(number: int, id: Id, found: dict[str, Any], defaults: SamplingParams) -> Line:
+    for name in found:
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(name, _FIELDS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_FIELDS)}"
+            raise BadLine(f"unknown field {name!r}{hint}")
+    if ("prompt" in found) == ("messages" in found):
+        raise BadLine("needs either prompt or messages")
+    prompt, messages = found.pop("prompt", None), found.pop("messages", None)
+    if messages is None and not (isinstance(prompt, str) or (isinstance(prompt, list) and all(map(_is_id, prompt)))):
+        raise BadLine(f"prompt must be text or a list of token ids, got {_shown(prompt)}")
+    if not prompt and messages is None:
+        raise BadLine("the prompt is empty")
+    return Line(number, id, prompt, messages, replace(defaults, **found))
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,99 @@
+"""Receipts as JSON: written by whoever ran a request, read by whoever wants to see that it repeats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, NoReturn, get_args
+
+from kvik.engine.request import FinishReason, Receipt
+from kvik.errors import DataError, ParameterError
+from kvik.params import SamplingParams
+
+__all__ = ["receipt_from_json", "receipt_to_json"]
+
+_MODEL = {"name": str, "path": str, "digest": str, "weights": str, "kv": str, "executor": str, "device": str}
+_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
+_MAX_TOKEN = 2**31 - 1
+
+
+def receipt_to_json(receipt: Receipt) -> str:
+    """One object, its fields by name."""
+    return json.dumps(asdict(receipt), ensure_ascii=False, allow_nan=False)
+
+
+def receipt_from_json(text: str, name: str) -> Receipt:
+    """The receipt that a JSON text holds, and nothing else. DataError, naming `name` and the field, for any other text."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is no receipt: not JSON: {error}", path=name) from None
+    return _Reader(name).receipt(found)
+
+
+class _Reader:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def fail(self, message: str) -> NoReturn:
+        raise DataError(f"is no receipt: {message}", path=self.name)
+
+    def receipt(self, found: Any) -> Receipt:
+        wanted = [f.name for f in fields(Receipt)]
+        entries = self.entries(found, wanted, "it")
+        if not isinstance(entries["version"], str):
+            self.fail("version is no text")
+        params = self.params(entries["params"])
+        prompt = self.tokens(entries["prompt"], "prompt")
+        outputs = tuple(
+            self.tokens(one, f"outputs[{i}]") for i, one in enumerate(self.list(entries["outputs"], "outputs"))
+        )
+        reasons = self.list(entries["finish_reasons"], "finish_reasons")
+        if not prompt:
+            self.fail("prompt is empty")
+        if not len(outputs) == len(reasons) == params["n"]:
+            self.fail(f"n is {params['n']}, with {len(outputs)} outputs and {len(reasons)} finish_reasons")
+        for reason in reasons:
+            if reason not in _REASONS:
+                self.fail(f"finish_reasons has {reason!r}, none of {', '.join(_REASONS)}")
+        model = self.model(entries["model"])
+        return Receipt(entries["version"], model, params, prompt, outputs, tuple(reasons))
+
+    def model(self, found: Any) -> Mapping[str, Any]:
+        entries = self.entries(found, [*_MODEL, "isa"], "model")
+        for key, kind in _MODEL.items():
+            if not isinstance(entries[key], kind):
+                self.fail(f"model.{key} is no text")
+        if not isinstance(entries["isa"], str | None):
+            self.fail("model.isa is no text")
+        return entries
+
+    def params(self, found: Any) -> dict[str, Any]:
+        entries = self.entries(found, [f.name for f in fields(SamplingParams)], "params")
+        try:
+            params = SamplingParams(**entries)
+        except ParameterError as error:
+            self.fail(f"params: {error}")
+        if params.seed is None:
+            self.fail("params: seed is missing, so the request cannot be repeated")
+        return asdict(params)
+
+    def entries(self, found: Any, wanted: list[str], what: str) -> dict[str, Any]:
+        if not isinstance(found, dict):
+            self.fail(f"{what} is no object")
+        if unlike := set(found) ^ set(wanted):
+            name = sorted(unlike)[0]
+            self.fail(f"{what} has {'an unknown' if name in found else 'no'} field {name!r}")
+        return found
+
+    def tokens(self, found: Any, what: str) -> tuple[int, ...]:
+        for token in self.list(found, what):
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= _MAX_TOKEN:
+                self.fail(f"{what} has {token!r}, which is no token id")
+        return tuple(found)
+
+    def list(self, found: Any, what: str) -> list[Any]:
+        if not isinstance(found, list):
+            self.fail(f"{what} is no list")
+        return found
