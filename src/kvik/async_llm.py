@@ -16,7 +16,7 @@ from kvik.params import SamplingParams
 from kvik.text.chat_template import Tools
 from kvik.text.conversation import Message
 
-__all__ = ["AsyncLLM"]
+__all__ = ["Answer", "AsyncLLM"]
 
 MAX_BUFFERED = 64
 """Chunks that wait for a slow reader at most; further ones join the last of their sample."""
@@ -64,34 +64,42 @@ class AsyncLLM:
         """`generate` for a conversation, through the model's chat template."""
         return self.generate(self.llm.chat_ids(messages, tools), params, salt=salt)
 
-    def run(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        """The chunks of a checked request (`LLM.request`)."""
+    def start(self, request: Request) -> Answer:
+        """Begin a checked request (`LLM.request`) and read it as it suits: `Answer`."""
         stream = _Stream(asyncio.get_running_loop())
-        return _chunks(self._driver, stream, self._driver.add(stream, lambda: self._add(request, stream)))
+        ticket = self._driver.add(stream, lambda: self.llm.engine.add(request, stream.put))
+        return Answer(self.llm, request, self._driver, ticket)
+
+    def run(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        """The chunks of a checked request."""
+        return _one_by_one(self.start(request))
 
     async def complete(self, request: Request) -> Completion:
         """The whole answer of a checked request."""
-        stream = _Stream(asyncio.get_running_loop())
-        ticket = self._driver.add(stream, lambda: self._add(request, stream))
-        async for _ in _chunks(self._driver, stream, ticket):
-            pass
-        assert ticket.group is not None
-        return self.llm.completion(request, ticket.group)
+        answer = self.start(request)
+        try:
+            while await answer.ready():
+                pass
+        finally:
+            answer.cancel()
+        return answer.completion()
 
     async def score(self, text: Prompt, top: int = 0) -> ScoreResult:
         """Log-probabilities of a given text; see `LLM.score`."""
-        request: ScoreRequest = self.llm.score_request(text, top=top)
+        return await self.scored(self.llm.score_request(text, top=top))
+
+    async def scored(self, request: ScoreRequest) -> ScoreResult:
+        """The result of a checked request to score (`LLM.score_request`)."""
         stream = _Stream(asyncio.get_running_loop())
         ticket = self._driver.add(stream, lambda: self.llm.engine.add_score(request))
         try:
             await stream.ended
         finally:
             self._driver.cancel(ticket)
+        if ticket.error is not None:
+            raise ticket.error
         assert ticket.group is not None
         return score_result(ticket.group)
-
-    def _add(self, request: Request, stream: _Stream) -> Group:
-        return self.llm.engine.add(request, stream.put)
 
     @property
     def num_requests(self) -> int:
@@ -108,13 +116,52 @@ class AsyncLLM:
         self._driver.close()
 
 
+class Answer:
+    """A request under way, read on the loop that started it. Whoever starts one cancels it at the end, done or not."""
+
+    def __init__(self, llm: LLM, request: Request, driver: _Driver, ticket: _Ticket) -> None:
+        self._llm, self.request, self._driver, self._ticket = llm, request, driver, ticket
+
+    async def ready(self) -> list[Chunk]:
+        """The chunks that are there, at least one; waits for it. Empty after the last; raises what ended the request."""
+        while chunks := await self._ticket.stream.take():
+            if chunks[-1].finish_reason == "error":
+                chunks = [chunk for chunk in chunks if chunk.finish_reason != "error"]
+            if chunks:
+                return chunks
+        group, error = self._ticket.group, self._ticket.error
+        if error is None and group is not None:
+            error = group.error
+        if error is not None:
+            raise error
+        return []
+
+    def completion(self) -> Completion:
+        """The whole answer, once `ready` was empty."""
+        assert self._ticket.group is not None
+        return self._llm.completion(self.request, self._ticket.group)
+
+    def cancel(self) -> None:
+        """End the request between two steps; nothing where it has ended."""
+        self._driver.cancel(self._ticket)
+
+
+async def _one_by_one(answer: Answer) -> AsyncGenerator[Chunk, None]:
+    try:
+        while chunks := await answer.ready():
+            for chunk in chunks:
+                yield chunk
+    finally:
+        answer.cancel()
+
+
 class _Stream:
     """Chunks on their way to one reader. `put` is called from the engine's thread, inside a step."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.ended: asyncio.Future[None] = loop.create_future()
-        self.ready: deque[Chunk] = deque()
+        self.ready: list[Chunk] = []
         self.fresh: list[Chunk] = []  # of the step under way; the engine's thread's
         self._reader: asyncio.Future[None] | None = None
 
@@ -140,22 +187,21 @@ class _Stream:
                 return True
         return False
 
-    async def next(self) -> Chunk | None:
-        """The next chunk; None after the last."""
+    async def take(self) -> list[Chunk]:
+        """The chunks that wait, at least one; empty after the last."""
         while not self.ready:
             if self.ended.done():
-                return None
+                return []
             self._reader = self.loop.create_future()
             await self._reader
-        return self.ready.popleft()
+        chunks, self.ready = self.ready, []
+        return chunks
 
 
 def joined(first: Chunk, second: Chunk) -> Chunk:
     """Two pieces of a sample that follow each other as one."""
     noted = first.logprobs if second.logprobs is None else (first.logprobs or ()) + second.logprobs
-    return second._replace(
-        text=first.text + second.text, token_ids=first.token_ids + second.token_ids, logprobs=noted
-    )
+    return second._replace(text=first.text + second.text, token_ids=first.token_ids + second.token_ids, logprobs=noted)
 
 
 class _Ticket:
@@ -166,18 +212,6 @@ class _Ticket:
         self.group: Group | None = None
         self.error: Exception | None = None
         self.cancelled = False
-
-
-async def _chunks(driver: _Driver, stream: _Stream, ticket: _Ticket) -> AsyncGenerator[Chunk, None]:
-    try:
-        while (chunk := await stream.next()) is not None:
-            if chunk.finish_reason != "error":
-                yield chunk
-        error = ticket.error or (ticket.group.error if ticket.group is not None else None)
-        if error is not None:
-            raise error
-    finally:
-        driver.cancel(ticket)
 
 
 class _Driver:

@@ -46,6 +46,7 @@ class Step:
     tokens: int = 0
     prompt_tokens: int = 0
     score_rows: int = 0
+    prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
 
@@ -105,7 +106,12 @@ class Scheduler:
 
     def _advance(self, group: Group, step: Step, prompts: int) -> None:
         """The group's next tokens into the step, as far as its budget goes."""
-        first_work, first_copy, tokens_before, prompt_before = len(step.work), len(step.copies), step.tokens, step.prompt_tokens
+        first_work, first_copy, tokens_before, prompt_before = (
+            len(step.work),
+            len(step.copies),
+            step.tokens,
+            step.prompt_tokens,
+        )
         for place, sequence in enumerate(group.sequences):
             if place and not sequence.num_computed:  # waits for the first to compute what they share
                 continue
@@ -143,6 +149,8 @@ class Scheduler:
             self._refused = (group, self.pool.num_free_slabs)
             return False
         lead.num_computed = hit
+        if self.pool.index is not None and not lead.every_row:
+            step.prefix_query_tokens += lead.pending + hit
         step.prefix_hit_tokens += hit
         group.times.cached_tokens = max(group.times.cached_tokens, min(hit, group.shared_tokens))
         self.waiting.popleft()
