@@ -111,8 +111,12 @@ class AsyncLLM:
         self._driver.draining = True
         return await asyncio.to_thread(self._driver.wait_idle, timeout)
 
+    def stop(self) -> None:
+        """Cancel what is under way and take no more; does not wait for it."""
+        self._driver.stop()
+
     def close(self) -> None:
-        """Cancel what is under way and end the engine's thread."""
+        """`stop`, and wait for the engine's thread to end."""
         self._driver.close()
 
 
@@ -260,10 +264,13 @@ class _Driver:
         with self._wake:
             return self._wake.wait_for(lambda: not self.num_requests, timeout)
 
-    def close(self) -> None:
+    def stop(self) -> None:
         with self._wake:
             self._closed = True
             self._wake.notify_all()
+
+    def close(self) -> None:
+        self.stop()
         if self._thread is not threading.current_thread():
             self._thread.join()
 

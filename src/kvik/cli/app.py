@@ -25,6 +25,7 @@ __all__ = ["VERBS", "build", "main"]
 VERBS = {
     "run": "kvik.cli.run",
     "chat": "kvik.cli.chat",
+    "serve": "kvik.cli.serve",
     "eval": "kvik.cli.eval",
     "bench": "kvik.cli.bench",
     "models": "kvik.cli.models",
@@ -76,6 +77,7 @@ def _root(
     Examples:
       kvik run "Why is the sky blue?"         an answer, as it is written
       kvik chat                               a conversation
+      kvik serve                              an OpenAI-compatible server
       git diff | kvik run - --system "Write a commit message."
       kvik bench --json                       how fast this machine is
       kvik doctor                             whether everything is in place

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from inspect import Parameter, Signature, cleandoc, signature
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
+    "EngineOptions",
     "Json",
     "ModelOptions",
     "Plain",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 DEFAULT_MAX_TOKENS = 512
-MODEL_PANEL, SAMPLING_PANEL = "Model", "Sampling"
+MODEL_PANEL, SAMPLING_PANEL, ENGINE_PANEL = "Model", "Sampling", "Engine"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the field names of the Python API.")]
 Plain = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the model's chat template.")]
@@ -75,8 +76,12 @@ def _flowing(text: str) -> str:
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give each field of every options dataclass among the function's parameters an option of its own."""
+    """Give each field of every options dataclass among the function's parameters an option of its own.
+
+    A field that the function has a parameter for itself (`serve MODEL`) gets what that is given.
+    """
     hints = get_type_hints(function, include_extras=True)
+    own = {name for name in signature(function).parameters if not is_dataclass(hints[name])}
     groups: dict[str, type] = {}
     parameters = []
     for name, parameter in signature(function).parameters.items():
@@ -84,16 +89,17 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
         if is_dataclass(kind) and isinstance(kind, type):
             groups[name] = kind
             kinds = get_type_hints(kind, include_extras=True)
-            for f in fields(kind):
-                parameters.append(
-                    Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
-                )
+            parameters += [
+                Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
+                for f in fields(kind)
+                if f.name not in own
+            ]
         else:
             parameters.append(parameter.replace(annotation=kind, kind=Parameter.KEYWORD_ONLY))
 
     def call(**values: Any) -> None:
-        options = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
-        function(**values, **options)
+        options = {name: kind(**{f.name: values[f.name] for f in fields(kind)}) for name, kind in groups.items()}
+        function(**{name: value for name, value in values.items() if name in own}, **options)
 
     call.__name__, call.__doc__ = function.__name__, function.__doc__
     call.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -169,14 +175,42 @@ class ModelOptions:
         _option("--threads", "Threads, 1 to 256.", MODEL_PANEL, "every core this process may run on", metavar="N"),
     ] = None
 
-    def load(self) -> LLM:
-        """The model, fetched and packed if need be, with bars on a terminal."""
-        engine = engine_params(threads=self.threads)
+    def load(self, share: EngineOptions | None = None) -> LLM:
+        """The model, fetched and packed if need be, with bars on a terminal. share: of the machine, beside the threads."""
+        engine = self.engine(share)
         with Progress() as progress, naming_options(ModelOptions):
             return make_llm(
                 self.model, weights=self.weights, kv=self.kv, executor=self.executor, device=self.device,
                 engine=engine, progress=progress,
             )  # fmt: skip
+
+    def engine(self, share: EngineOptions | None = None) -> EngineParams:
+        """The machine's share. Raises ParameterError naming the option and its range."""
+        return engine_params(threads=self.threads, **({} if share is None else asdict(share)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """The fields of EngineParams but threads, which ModelOptions has."""
+
+    kv_bytes: Annotated[
+        int | None,
+        _option("--kv-bytes", "Bytes of the KV cache.", ENGINE_PANEL, "a quarter of the memory at most", metavar="N"),
+    ] = EngineParams.kv_bytes  # fmt: skip
+    max_batch_tokens: Annotated[
+        int, _option("--max-batch-tokens", "Most tokens of a step, 1 to 65536.", ENGINE_PANEL, metavar="N")
+    ] = EngineParams.max_batch_tokens
+    max_sequences: Annotated[
+        int, _option("--max-sequences", "Most sequences that run at once, 1 to 4096.", ENGINE_PANEL, metavar="N")
+    ] = EngineParams.max_sequences
+    max_waiting: Annotated[
+        int, _option("--max-waiting", "Most requests that wait; others are refused.", ENGINE_PANEL, metavar="N")
+    ] = EngineParams.max_waiting
+    prefix_sharing: Annotated[
+        bool,
+        _option("--prefix-sharing/--no-prefix-sharing", "Prompts that begin alike share what they have in common.",
+                ENGINE_PANEL),
+    ] = EngineParams.prefix_sharing  # fmt: skip
 
 
 def engine_params(**given: Any) -> EngineParams:
