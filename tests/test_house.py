@@ -24,7 +24,7 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-# torch_ops and its readers are the extra `torch`; the hub is the extra `hub`, pictures are `plots`.
+# torch_ops and its readers are the extra `torch`; the hub is the extra `hub`, pictures are `plots`, the server is `serve`.
 BASE = {"numpy", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "click"}
 EXTRAS = {
     "ops/torch_cache.py": {"torch"},
@@ -34,6 +34,11 @@ EXTRAS = {
     "weights/fetch.py": {"huggingface_hub"},
     "cli/bench_plot.py": {"matplotlib"},
     "cli/doctor.py": {"torch"},
+    "server/app.py": {"fastapi", "starlette"},
+    "server/body.py": {"starlette"},
+    "server/metrics.py": {"prometheus_client"},
+    "server/responding.py": {"starlette"},
+    "server/running.py": {"fastapi", "uvicorn"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreResult
 from kvik.engine.sequence import Group
@@ -16,12 +16,10 @@ from kvik.params import SamplingParams
 from kvik.text.chat_template import Tools
 from kvik.text.conversation import Message
 
-__all__ = ["AsyncLLM"]
+__all__ = ["Answer", "AsyncLLM"]
 
 MAX_BUFFERED = 64
 """Chunks that wait for a slow reader at most; further ones join the last of their sample."""
-
-Result = TypeVar("Result")
 
 
 class AsyncLLM:
@@ -64,23 +62,32 @@ class AsyncLLM:
         """`generate` for a conversation, through the model's chat template."""
         return self.generate(self.llm.chat_ids(messages, tools), params, salt=salt)
 
-    def run(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        """The chunks of a checked request (`LLM.request`)."""
+    def start(self, request: Request) -> Answer:
+        """Begin a checked request (`LLM.request`) and read it as it suits: `Answer`."""
         stream = _Stream(asyncio.get_running_loop())
-        return _Chunks(self._driver, stream, self._driver.add(stream, lambda: self._add(request, stream)))
+        ticket = self._driver.add(stream, lambda: self.llm.engine.add(request, stream.put))
+        return Answer(self.llm, request, self._driver, ticket)
+
+    def run(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        """The chunks of a checked request."""
+        return _OneByOne(self.start(request))
 
     async def complete(self, request: Request) -> Completion:
         """The whole answer of a checked request."""
-        stream = _Stream(asyncio.get_running_loop())
-        ticket = self._driver.add(stream, lambda: self._add(request, stream))
-        async for _ in _Chunks(self._driver, stream, ticket):
-            pass
-        assert ticket.group is not None
-        return self.llm.completion(request, ticket.group)
+        answer = self.start(request)
+        try:
+            while await answer.ready():
+                pass
+        finally:
+            answer.cancel()
+        return answer.completion()
 
     async def score(self, text: Prompt, top: int = 0) -> ScoreResult:
         """Log-probabilities of a given text; see `LLM.score`."""
-        request: ScoreRequest = self.llm.score_request(text, top=top)
+        return await self.scored(self.llm.score_request(text, top=top))
+
+    async def scored(self, request: ScoreRequest) -> ScoreResult:
+        """The result of a checked request to score (`LLM.score_request`)."""
         stream = _Stream(asyncio.get_running_loop())
         ticket = self._driver.add(stream, lambda: self.llm.engine.add_score(request))
         try:
@@ -92,9 +99,6 @@ class AsyncLLM:
         assert ticket.group is not None
         return score_result(ticket.group)
 
-    def _add(self, request: Request, stream: _Stream) -> Group:
-        return self.llm.engine.add(request, stream.put)
-
     @property
     def num_requests(self) -> int:
         """Requests that have not ended."""
@@ -105,9 +109,81 @@ class AsyncLLM:
         self._driver.draining = True
         return await asyncio.to_thread(self._driver.wait_idle, timeout)
 
+    def stop(self) -> None:
+        """Cancel what is under way and take no more; does not wait for it."""
+        self._driver.stop()
+
     def close(self) -> None:
-        """Cancel what is under way and end the engine's thread."""
+        """`stop`, and wait for the engine's thread to end."""
         self._driver.close()
+
+
+class Answer:
+    """A request under way, read on the loop that started it. Whoever starts one cancels it at the end, done or not."""
+
+    def __init__(self, llm: LLM, request: Request, driver: _Driver, ticket: _Ticket) -> None:
+        self._llm, self.request, self._driver, self._ticket = llm, request, driver, ticket
+
+    async def ready(self) -> list[Chunk]:
+        """The chunks that are there, at least one; waits for it. Empty after the last; raises what ended the request."""
+        while chunks := await self._ticket.stream.take():
+            if chunks[-1].finish_reason == "error":
+                chunks = [chunk for chunk in chunks if chunk.finish_reason != "error"]
+            if chunks:
+                return chunks
+        group, error = self._ticket.group, self._ticket.error
+        if error is None and group is not None:
+            error = group.error
+        if error is not None:
+            raise error
+        return []
+
+    def completion(self) -> Completion:
+        """The whole answer, once `ready` was empty."""
+        assert self._ticket.group is not None
+        return self._llm.completion(self.request, self._ticket.group)
+
+    def cancel(self) -> None:
+        """End the request between two steps; nothing where it has ended."""
+        self._driver.cancel(self._ticket)
+
+
+class _OneByOne(AsyncGenerator[Chunk, None]):
+    """An answer's chunks. Unlike a generator's, its `aclose` cancels before the first chunk was asked for."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer: Answer | None = answer
+        self._ready: deque[Chunk] = deque()
+
+    async def asend(self, value: None) -> Chunk:
+        if not self._ready:
+            if self._answer is None:
+                raise StopAsyncIteration
+            try:
+                self._ready.extend(await self._answer.ready())
+            except BaseException:
+                self._end()
+                raise
+        if not self._ready:
+            self._end()
+            raise StopAsyncIteration
+        return self._ready.popleft()
+
+    async def athrow(self, kind: Any, value: Any = None, traceback: Any = None) -> Chunk:
+        self._end()
+        raise kind if value is None else value
+
+    async def aclose(self) -> None:
+        self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._ready.clear()
+        if self._answer is not None:
+            self._answer.cancel()
+            self._answer = None
 
 
 class _Stream:
@@ -116,7 +192,7 @@ class _Stream:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.ended: asyncio.Future[None] = loop.create_future()
-        self.ready: deque[Chunk] = deque()
+        self.ready: list[Chunk] = []
         self.fresh: list[Chunk] = []  # of the step under way; the engine's thread's
         self._reader: asyncio.Future[None] | None = None
 
@@ -142,14 +218,15 @@ class _Stream:
                 return True
         return False
 
-    async def next(self) -> Chunk | None:
-        """The next chunk; None after the last."""
+    async def take(self) -> list[Chunk]:
+        """The chunks that wait, at least one; empty after the last."""
         while not self.ready:
             if self.ended.done():
-                return None
+                return []
             self._reader = self.loop.create_future()
             await self._reader
-        return self.ready.popleft()
+        chunks, self.ready = self.ready, []
+        return chunks
 
 
 def joined(first: Chunk, second: Chunk) -> Chunk:
@@ -166,46 +243,6 @@ class _Ticket:
         self.group: Group | None = None
         self.error: Exception | None = None
         self.cancelled = False
-
-
-class _Chunks(AsyncGenerator[Chunk, None]):
-    """A request's chunks for its reader. Unlike a generator's, its `aclose` cancels before the first chunk was asked for."""
-
-    def __init__(self, driver: _Driver, stream: _Stream, ticket: _Ticket) -> None:
-        self._driver, self._stream, self._ticket = driver, stream, ticket
-        self._over = False
-
-    async def asend(self, value: None) -> Chunk:
-        if self._over:
-            raise StopAsyncIteration
-        try:
-            chunk = await self._stream.next()
-        except BaseException:
-            self._end()
-            raise
-        if chunk is not None and chunk.finish_reason != "error":
-            return chunk
-        self._end()
-        ticket = self._ticket
-        error = ticket.error or (ticket.group.error if ticket.group is not None else None)
-        if error is not None:
-            raise error
-        raise StopAsyncIteration
-
-    async def athrow(self, kind: Any, value: Any = None, traceback: Any = None) -> Chunk:
-        self._end()
-        raise kind if value is None else value
-
-    async def aclose(self) -> None:
-        self._end()
-
-    def __del__(self) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if not self._over:
-            self._over = True
-            self._driver.cancel(self._ticket)
 
 
 class _Driver:
@@ -254,10 +291,13 @@ class _Driver:
         with self._wake:
             return self._wake.wait_for(lambda: not self.num_requests, timeout)
 
-    def close(self) -> None:
+    def stop(self) -> None:
         with self._wake:
             self._closed = True
             self._wake.notify_all()
+
+    def close(self) -> None:
+        self.stop()
         if self._thread is not threading.current_thread():
             self._thread.join()
 

@@ -232,11 +232,11 @@ class LLM:
         """A checked request for `complete_each`. salt: only requests with the same one share cached prefixes."""
         return self.engine.request(self._ids(prompt, "prompt"), params, salt)
 
-    def score_request(self, text: Prompt, return_logits: bool = False, top: int = 0) -> ScoreRequest:
-        """A checked request to score a text."""
+    def score_request(self, text: Prompt, return_logits: bool = False, top: int = 0, salt: str = "") -> ScoreRequest:
+        """A checked request to score a text. salt as in `request`."""
         if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= MAX_LOGPROBS:
             raise ParameterError(f"top must be an integer in [0, {MAX_LOGPROBS}], got {top!r}")
-        return self.engine.score_request(self._ids(text, "input"), return_logits, top)
+        return self.engine.score_request(self._ids(text, "input"), return_logits, top, salt)
 
     def completion(self, request: Request, group: Group) -> Completion:
         """The answer of a request that is done."""

@@ -26,6 +26,7 @@ VERBS = {
     "run": "kvik.cli.run",
     "chat": "kvik.cli.chat",
     "replay": "kvik.cli.replay",
+    "serve": "kvik.cli.serve",
     "eval": "kvik.cli.eval",
     "bench": "kvik.cli.bench",
     "models": "kvik.cli.models",
@@ -77,6 +78,7 @@ def _root(
     Examples:
       kvik run "Why is the sky blue?"         an answer, as it is written
       kvik chat                               a conversation
+      kvik serve                              an OpenAI-compatible server
       git diff | kvik run - --system "Write a commit message."
       kvik bench --json                       how fast this machine is
       kvik doctor                             whether everything is in place

@@ -22,8 +22,9 @@ def draw_plot(found: list[Length], report: dict[str, Any], name: str) -> None:
     """Write it, whole or not at all; the format is the name's ending."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1)
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(9.6, 4.4), layout=ConstrainedLayoutEngine(w_pad=0.1))
     times, factors = figure.subplots(1, 2)
     at = [one.length for one in found]
     _lines(times, at, [

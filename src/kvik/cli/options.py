@@ -78,8 +78,12 @@ def _flowing(text: str) -> str:
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give each field of every options dataclass among the function's parameters an option of its own."""
+    """Give each field of every options dataclass among the function's parameters an option of its own.
+
+    A field that the function has a parameter for itself (`serve MODEL`) gets what that is given.
+    """
     hints = get_type_hints(function, include_extras=True)
+    own = {name for name in signature(function).parameters if not is_dataclass(hints[name])}
     groups: dict[str, type] = {}
     parameters = []
     for name, parameter in signature(function).parameters.items():
@@ -87,16 +91,17 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
         if is_dataclass(kind) and isinstance(kind, type):
             groups[name] = kind
             kinds = get_type_hints(kind, include_extras=True)
-            for f in fields(kind):
-                parameters.append(
-                    Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
-                )
+            parameters += [
+                Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
+                for f in fields(kind)
+                if f.name not in own
+            ]
         else:
             parameters.append(parameter.replace(annotation=kind, kind=Parameter.KEYWORD_ONLY))
 
     def call(**values: Any) -> None:
-        options = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
-        function(**values, **options)
+        options = {name: kind(**{f.name: values[f.name] for f in fields(kind)}) for name, kind in groups.items()}
+        function(**{name: value for name, value in values.items() if name in own}, **options)
 
     call.__name__, call.__doc__ = function.__name__, function.__doc__
     call.__annotations__ = {p.name: p.annotation for p in parameters}

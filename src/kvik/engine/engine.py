@@ -89,7 +89,9 @@ class Engine:
         seed = params.seed if params.seed is not None else secrets.randbits(64)
         return Request(prompt, params, seed, salt)
 
-    def score_request(self, token_ids: tuple[int, ...], return_logits: bool = False, top: int = 0) -> ScoreRequest:
+    def score_request(
+        self, token_ids: tuple[int, ...], return_logits: bool = False, top: int = 0, salt: str = ""
+    ) -> ScoreRequest:
         """Check a text to be scored, as `request` does a prompt."""
         self._check_ids(token_ids, "the text to score")
         if len(token_ids) > self.model.context_length:
@@ -97,7 +99,7 @@ class Engine:
                 f"the text to score has {len(token_ids)} tokens; the context holds {self.model.context_length}"
             )
         self._check_fits(len(token_ids), 0, 1)
-        return ScoreRequest(token_ids, return_logits, top)
+        return ScoreRequest(token_ids, return_logits, top, salt)
 
     def _check_ids(self, ids: tuple[int, ...], what: str) -> None:
         if not ids:
@@ -152,7 +154,7 @@ class Engine:
     def add_score(self, request: ScoreRequest) -> Group:
         """Queue a text to be scored; its one sequence, a `Scoring`, has the result when the group is done."""
         sequence = Scoring(list(request.token_ids), self._cache(), request=request, vocab_size=self.model.vocab_size)
-        return self._queue([sequence], len(request.token_ids), "")
+        return self._queue([sequence], len(request.token_ids), request.salt)
 
     def _cache(self) -> SequenceCache:
         return SequenceCache(self.scheduler.pool, self.layout)
@@ -328,7 +330,7 @@ class Engine:
         seconds = perf_counter() - begun
         stats = StepStats(
             step.tokens, step.prompt_tokens, generated, self.scheduler.num_running, len(self.scheduler.waiting),
-            step.prefix_hit_tokens, step.preemptions, len(step.copies), pool.num_held, unshared, unused,
+            step.prefix_query_tokens, step.prefix_hit_tokens, step.preemptions, len(step.copies), pool.num_held, unshared, unused,
             matrices, attention, rest, max(0.0, seconds - matrices - attention - rest),
         )  # fmt: skip
         self.stats.add(stats)

@@ -45,11 +45,16 @@ class Request:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Token ids whose log-probabilities are asked for. top: of how many best tokens at each place besides."""
+    """Token ids whose log-probabilities are asked for.
+
+    top: of how many best tokens at each place besides. salt: only requests with the same one find what it leaves in the
+    cache.
+    """
 
     token_ids: tuple[int, ...]
     return_logits: bool = False
     top: int = 0
+    salt: str = ""
 
 
 class TokenLogprobs(NamedTuple):

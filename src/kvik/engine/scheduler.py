@@ -46,6 +46,7 @@ class Step:
     tokens: int = 0
     prompt_tokens: int = 0
     score_rows: int = 0
+    prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
 
@@ -152,6 +153,8 @@ class Scheduler:
                 return False
             hit = 0  # what it could have shared lies scattered over slabs that it needs; by itself it fits
         lead.num_computed = hit
+        if self.pool.index is not None and not lead.every_row:
+            step.prefix_query_tokens += lead.pending + hit
         step.prefix_hit_tokens += hit
         if not group.times.preemptions:
             group.times.cached_tokens = hit

@@ -13,7 +13,7 @@ class StepStats(NamedTuple):
 
     tokens: computed; prompt_tokens of them belong to prompts (and to what was computed before a preemption), the others
     were drawn before. generated: tokens drawn. running, waiting: sequences and requests, after the step.
-    prefix_hit_tokens: not computed, because the cache had them. blocks_used: held by tables, counted once;
+    prefix_query_tokens: looked up in the cache; prefix_hit_tokens of them not computed, because it had them. blocks_used: held by tables, counted once;
     blocks_unshared: as many as without sharing; slots_unused: of the held ones, in 16ths of a block.
     Seconds by where the time went; python is what remains.
     """
@@ -23,6 +23,7 @@ class StepStats(NamedTuple):
     generated: int
     running: int
     waiting: int
+    prefix_query_tokens: int
     prefix_hit_tokens: int
     preemptions: int
     copies: int
@@ -51,6 +52,7 @@ class EngineStats:
     tokens: int = 0
     prompt_tokens: int = 0
     generated: int = 0
+    prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
     copies: int = 0
@@ -74,6 +76,7 @@ class EngineStats:
         self.tokens += step.tokens
         self.prompt_tokens += step.prompt_tokens
         self.generated += step.generated
+        self.prefix_query_tokens += step.prefix_query_tokens
         self.prefix_hit_tokens += step.prefix_hit_tokens
         self.preemptions += step.preemptions
         self.copies += step.copies

@@ -1,0 +1,87 @@
+"""Which fields a body may have, and the sampling they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kvik.errors import ParameterError
+from kvik.params import SamplingParams
+from kvik.server.body import Fields, JsonObject
+from kvik.server.errors import ApiError
+from kvik.text.tokenizer import check_text
+
+__all__ = ["Common", "chat_fields", "completion_fields", "sampling_params"]
+
+SAMPLING = (
+    "n", "min_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos",
+    "logprobs_mode",
+)  # fmt: skip
+"""Fields of SamplingParams that a body has under the same name; their defaults are OpenAI's too."""
+
+_COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", *SAMPLING)
+_FREE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+}
+_CHAT_NEUTRAL = {
+    **_NEUTRAL, "parallel_tool_calls": (True,), "modalities": (["text"],), "verbosity": ("medium",),
+    "reasoning_effort": (), "audio": (), "functions": (), "function_call": (), "prediction": (), "web_search_options": (),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Common:
+    """What both kinds of answers are asked for. max_tokens: None where it was not given."""
+
+    stream: bool
+    include_usage: bool
+    receipt: bool
+    salt: str
+    max_tokens: int | None
+
+
+def chat_fields(body: JsonObject) -> tuple[Fields, Common]:
+    """The fields of /v1/chat/completions."""
+    used = (*_COMMON, "messages", "tools", "tool_choice", "top_logprobs", "max_completion_tokens")
+    fields = Fields(body, used, _CHAT_NEUTRAL, _FREE)
+    newer, older = (fields.take(name, int) for name in ("max_completion_tokens", "max_tokens"))
+    if newer is not None and older is not None and newer != older:
+        message = f"max_completion_tokens is {newer} and max_tokens is {older}; give one of them"
+        raise ApiError(400, message, param="max_completion_tokens", code="invalid_value")
+    return fields, _common(fields, older if newer is None else newer)
+
+
+def completion_fields(body: JsonObject) -> tuple[Fields, Common]:
+    """The fields of /v1/completions."""
+    # best_of as many as n chooses nothing
+    neutral = {**_NEUTRAL, "best_of": (body["n"] if isinstance(body.get("n"), int) else 1,), "suffix": ("",)}
+    fields = Fields(body, (*_COMMON, "prompt", "echo"), neutral, _FREE)
+    return fields, _common(fields, fields.take("max_tokens", int, 16))
+
+
+def _common(fields: Fields, max_tokens: int | None) -> Common:
+    stream = fields.take("stream", bool, False)
+    options = fields.take("stream_options", dict, {})
+    if options and not stream:
+        raise ApiError(400, "stream_options needs stream", param="stream_options", code="invalid_value")
+    inner = Fields(options, ("include_usage",), {"include_obfuscation": (False,)})
+    salt = fields.take("cache_salt", str, "")
+    check_text(salt, "cache_salt")
+    return Common(
+        stream, inner.take("include_usage", bool, False), fields.take("receipt", bool, False), salt, max_tokens
+    )
+
+
+def sampling_params(fields: Fields, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    """The sampling of a body. ParameterError begins with the field's name."""
+    given = {name: fields.given[name] for name in SAMPLING if name in fields.given}
+    if isinstance(given.get("stop"), dict):
+        raise ParameterError("stop must be a string or a list of strings")
+    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)

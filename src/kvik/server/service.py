@@ -1,0 +1,152 @@
+"""The model as the endpoints see it: its names, the way of texts into it, and requests under way."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+from kvik import __version__
+from kvik.async_llm import Answer, AsyncLLM
+from kvik.engine.request import Completion, Request, ScoreRequest, ScoreResult
+from kvik.server.errors import ApiError, shutting_down
+from kvik.server.metrics import Metrics
+from kvik.weights.catalogue import CATALOGUE, find
+
+__all__ = ["Service", "finish_of", "together"]
+
+INLINE_CHARACTERS = 2000
+"""Texts up to this length are turned into tokens on the event loop (about 2 ms); others in a thread."""
+
+FINISH = {"stop": "stop", "length": "length", "no_token": "stop"}
+"""OpenAI's finish_reason by ours; the others end in an error. "no_token": min_tokens and filters left none to draw."""
+
+Result = TypeVar("Result")
+
+
+class Service:
+    """One model behind HTTP.
+
+    Attributes:
+        name: what the model is called. names: what requests may call it: that, its path, aliases, the name in its file.
+        draining: no new requests are taken.
+    """
+
+    def __init__(self, llm: AsyncLLM, ref: str | None = None) -> None:
+        """ref: what the user called the model; None takes the name in its file."""
+        self.engine, self.llm = llm, llm.llm
+        self.info = self.llm.info
+        known = None if ref is None else find(ref)
+        self.name = known or ref or self.info.name
+        aliases = CATALOGUE[known].aliases if known else ()
+        self.names = frozenset((self.name, ref, self.info.name, self.info.path, *aliases))
+        self.metrics = Metrics(self.name, self.llm.engine)
+        self.fingerprint = f"kvik-{__version__}-{self.info.digest[:12]}"
+        self.started = int(time.time())
+        self.draining = False
+
+    def check_model(self, name: Any) -> None:
+        """ApiError 404 unless the model is this one."""
+        if not isinstance(name, str):
+            raise ApiError(400, "model must be a string", param="model", code="invalid_type")
+        if name not in self.names:
+            message = f"no model {name!r} here; this server has {self.name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def head(self, prefix: str, kind: str) -> dict[str, Any]:
+        """What every piece of one response begins with."""
+        return {
+            "id": prefix + secrets.token_hex(12), "object": kind, "created": int(time.time()), "model": self.name,
+            "system_fingerprint": self.fingerprint,
+        }  # fmt: skip
+
+    async def off_loop(self, size: int, work: Callable[[], Result]) -> Result:
+        """Do what takes time with the number of characters; in a thread where that is long."""
+        return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
+
+    async def ids(self, prompt: str | Sequence[int], param: str, more: int) -> tuple[int, ...]:
+        """A prompt as token ids; `check_length` holds."""
+        encode = self.llm.tokenizer.encode
+        ids = await self.off_loop(len(prompt), lambda: encode(prompt)) if isinstance(prompt, str) else prompt
+        self.check_length(len(ids), more, param)
+        return tuple(ids)
+
+    def check_length(self, count: int, more: int, param: str) -> None:
+        """ApiError 400 unless the context holds so many tokens and `more` generated ones."""
+        limit = self.info.context_length
+        if count + more > limit:
+            wanted = ", and at least one is to be generated" if more else ""
+            raise ApiError(
+                400, f"{param} has {count} tokens{wanted}; the model's context holds {limit}", param=param,
+                code="context_length_exceeded",
+            )  # fmt: skip
+
+    @asynccontextmanager
+    async def started_all(self, requests: Sequence[Request]) -> AsyncIterator[list[Answer]]:
+        """The requests under way; all are cancelled at the end, done or not. TryAgainError where some find no room."""
+        self.check_taking()
+        answers: list[Answer] = []
+        try:
+            for request in requests:
+                answers.append(self.engine.start(request))
+            yield answers
+        finally:
+            for answer in answers:
+                answer.cancel()
+
+    async def completion(self, answer: Answer) -> Completion:
+        """The whole answer of a request under way, counted."""
+        while chunks := await answer.ready():
+            for chunk in chunks:
+                if chunk.finish_reason is not None:
+                    self.metrics.answer(finish_of(chunk.finish_reason))
+                if chunk.stats is not None:
+                    self.metrics.request(chunk.stats)
+        return answer.completion()
+
+    async def completions(self, answers: Sequence[Answer]) -> list[Completion]:
+        """As `completion`, of all; raises what the first one that fails ended with."""
+        return await together([self.completion(answer) for answer in answers])
+
+    async def score_all(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """The results of texts that are scored together."""
+        self.check_taking()
+        return await together([self.engine.scored(request) for request in requests])
+
+    def check_count(self, count: int, param: str) -> None:
+        """ApiError 400 where one call asks for more than can ever wait."""
+        most = max(1, self.llm.engine.params.max_waiting)
+        if count > most:
+            message = f"{param} has {count} entries; this server takes at most {most} in one call"
+            raise ApiError(400, message, param=param, code="invalid_value")
+
+    def check_taking(self) -> None:
+        """ApiError 503 while the server ends."""
+        if self.draining:
+            raise shutting_down()
+
+    def warm_up(self) -> None:
+        """Do what a first request would wait for: the chat template is compiled."""
+        if self.llm.chat_template is not None:
+            with suppress(Exception):  # whoever asks for a chat is told
+                self.llm.chat_ids([{"role": "user", "content": "Hello"}])
+
+
+def finish_of(reason: str) -> str:
+    """OpenAI's finish_reason. ApiError for an answer that did not end by itself."""
+    if reason not in FINISH:
+        raise shutting_down() if reason == "cancelled" else ApiError(500, "the answer failed", code="engine_error")
+    return FINISH[reason]
+
+
+async def together(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of all; the first failure cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
