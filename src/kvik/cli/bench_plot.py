@@ -21,7 +21,6 @@ _INK, _PALE = "#222222", "#dddddd"
 def draw_plot(found: list[Length], report: dict[str, Any], name: str) -> None:
     """Write it, whole or not at all; the format is the name's ending."""
     from matplotlib.figure import Figure
-
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figure = Figure(figsize=(9.6, 4.4), layout=ConstrainedLayoutEngine(w_pad=0.1))
