@@ -39,7 +39,7 @@ def one_schedule(tokenizer: Tokenizer, layout: KVLayout, seed: int, totals: Tota
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("schedules", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("schedules", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_any_schedule_says_what_each_request_says_alone(small_tokenizer: Tokenizer, name: str, schedules: int) -> None:
     totals = Totals()
     for seed in range(schedules):
