@@ -215,4 +215,4 @@ def test_a_failed_step_ends_its_sequences_and_the_next_request_runs(tmp_path, mo
             llm.generate([[3]], GREEDY)  # computes the stream's sequence first
     assert llm.generate([[1, 2]], GREEDY)[0].usage.completion_tokens
     assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
-    assert llm.engine.scheduler.pool.num_used == 0
+    assert llm.engine.scheduler.pool.num_held == 0

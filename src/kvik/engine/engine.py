@@ -226,6 +226,8 @@ class Engine:
                 group.times.started = begun
         try:
             logits, rows = run_step(self.executor, step)
+            self.scheduler.commit(step)
+            generated = self._use(logits, rows)
         except Exception as error:
             for _, _, group in step.work:
                 self._fail(group, error)
@@ -234,8 +236,6 @@ class Engine:
             for _, _, group in step.work:
                 self.cancel(group)
             raise
-        self.scheduler.commit(step)
-        generated = self._use(logits, rows)
         self._count(step, generated, begun)
         return True
 
