@@ -118,6 +118,9 @@ class Program {
         int32_t shares;         // into which the tile is divided
         int32_t tile;           // where a tile's partitions are shared out: its countdown, else -1
         size_t partials;        // floats into partials_ of partition `begin`
+        // Reading a partition costs about what computing it for this many queries does.
+        static constexpr int64_t kReading = 12;
+        int64_t work(int32_t group) const { return (last - first) * (kReading + rows * group); }
     };
     // How one window's attention is divided; the same for every layer of a pass.
     struct AttentionPlan {
@@ -158,6 +161,7 @@ class Program {
     void plan_small(const Node& node);
     void plan_linear(const Node& node);
     void reserve(size_t partials, const std::vector<int32_t>& countdowns);
+    void longest_first(std::vector<Item>& items) const;
     AttentionPlan plan_attention(int32_t window, size_t& partials, std::vector<int32_t>& countdowns) const;
     static void run_tile(void* self, uint32_t phase, uint32_t tile, uint32_t thread);
     static void phase_done(void* self, uint32_t phase);

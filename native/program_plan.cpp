@@ -1,5 +1,6 @@
 // What a pass needs before the threads start: its ranges checked, its phases listed, its memory there.
 #include <algorithm>
+#include <utility>
 
 #include "program.h"
 #include "require.h"
@@ -9,6 +10,9 @@ namespace kvik {
 namespace {
 
 uint32_t tiles_for(int32_t n, int32_t each) { return uint32_t((n + each - 1) / each); }
+
+// A tile of attention above the total's so many'th part for each thread is divided.
+constexpr int64_t kFineness = 4;
 
 }  // namespace
 
@@ -52,38 +56,59 @@ void Program::check(const PassView& p) const {
         require(p.logit_rows[r] >= 0 && p.logit_rows[r] < p.rows, "logit row out of range");
 }
 
-// Items of (tile of rows, KV head); where there are too few to keep the threads busy, a tile's partitions are shared out
-// and joined, in order, by whoever finishes last.
+// Items of (tile of rows, KV head). A tile with too much of the work for the threads to end together is divided: its
+// partitions are shared out and joined, in order, by whoever finishes last.
 Program::AttentionPlan Program::plan_attention(int32_t window, size_t& partials, std::vector<int32_t>& countdowns) const {
     AttentionPlan plan;
     plan.window = window;
     const int32_t group = heads_ / kv_heads_, most = std::max(1, kMaxQueries / group);
-    int32_t tiles = 0;
-    for (int32_t s = 0; s < pass_.sequences; ++s) tiles += int32_t(tiles_for(pass_.spans[s + 1] - pass_.spans[s], most));
-    const int32_t busy = 4 * int32_t(pool_.threads());
+    int64_t total = 0;
     for (int32_t s = 0; s < pass_.sequences; ++s)
         for (int32_t r = pass_.spans[s]; r < pass_.spans[s + 1]; r += most) {
             const int32_t rows = std::min(most, pass_.spans[s + 1] - r);
             const int32_t begin = window ? std::max(0, pass_.slots[r] + 1 - window) / kPartition : 0;
             const int32_t end = pass_.slots[r + rows - 1] / kPartition + 1;
-            int32_t shares = pool_.threads() == 1 ? 1 : std::min(end - begin, busy / std::max(1, tiles * kv_heads_) + 1);
-            if (tiles * kv_heads_ >= busy) shares = 1;
-            for (int32_t h = 0; h < kv_heads_; ++h) {
-                Item item{r, rows, h, s, begin, end, begin, end, shares, -1, 0};
-                if (shares > 1) {
-                    item.tile = int32_t(countdowns.size());
-                    item.partials = partials;
-                    countdowns.push_back(shares);
-                    partials += size_t(end - begin) * size_t(rows * group) * size_t(state_stride(head_size_));
-                }
-                for (int32_t i = 0; i < shares; ++i) {
-                    item.first = begin + (end - begin) * i / shares;
-                    item.last = begin + (end - begin) * (i + 1) / shares;
-                    plan.items.push_back(item);
-                }
+            plan.items.push_back({r, rows, 0, s, begin, end, begin, end, 1, -1, 0});
+            total += plan.items.back().work(group) * kv_heads_;
+        }
+    const std::vector<Item> tiles = std::exchange(plan.items, {});
+    const int64_t enough = pool_.threads() == 1 ? total : std::max<int64_t>(1, total / (kFineness * pool_.threads()));
+    for (const Item& tile : tiles) {
+        Item item = tile;
+        item.shares = int32_t(std::min<int64_t>(tile.end - tile.begin, (tile.work(group) + enough - 1) / enough));
+        for (item.head = 0; item.head < kv_heads_; ++item.head) {
+            if (item.shares > 1) {
+                item.tile = int32_t(countdowns.size());
+                item.partials = partials;
+                countdowns.push_back(item.shares);
+                partials += size_t(tile.end - tile.begin) * size_t(tile.rows * group) * size_t(state_stride(head_size_));
+            }
+            for (int32_t i = 0; i < item.shares; ++i) {
+                item.first = tile.begin + (tile.end - tile.begin) * i / item.shares;
+                item.last = tile.begin + (tile.end - tile.begin) * (i + 1) / item.shares;
+                plan.items.push_back(item);
             }
         }
+    }
+    longest_first(plan.items);
     return plan;
+}
+
+// Every thread's share of the items begins with its longest, so that what is left at the end is short.
+void Program::longest_first(std::vector<Item>& items) const {
+    const int32_t group = heads_ / kv_heads_;
+    const uint32_t threads = pool_.threads(), n = uint32_t(items.size());
+    const auto longer = [group](const Item& a, const Item& b) { return a.work(group) > b.work(group); };
+    const auto [least, most] = std::minmax_element(items.begin(), items.end(), longer);
+    if (threads == 1 || least->work(group) == most->work(group)) return;
+    std::stable_sort(items.begin(), items.end(), longer);
+    const std::vector<Item> sorted = items;
+    uint32_t next = 0;
+    for (uint32_t round = 0; next < n; ++round)
+        for (uint32_t t = 0; t < threads; ++t) {
+            const uint32_t at = Pool::share_begin(n, t, threads) + round;
+            if (at < Pool::share_begin(n, t + 1, threads)) items[at] = sorted[next++];
+        }
 }
 
 int32_t Program::rows_of(const Node& node) const {
