@@ -34,11 +34,11 @@ class Peers:
     root: Path
 
     def llama(self, program: str) -> Path:
-        """A program of llama.cpp: llama-bench, llama-completion, llama-perplexity, llama-quantize."""
+        """A program of llama.cpp: one of setup_peers.LLAMA_PROGRAMS."""
         return self.need(self.root / "llama.cpp" / "build" / "bin" / program, "llama.cpp")
 
     def python(self, peer: str) -> Path:
-        """The Python of a peer's own environment: openvino, transformers or tools."""
+        """The Python of a peer's own environment: openvino, transformers, vllm or tools."""
         return self.need(self.root / peer / "bin" / "python", peer)
 
     def variant(self, name: str) -> Path:
