@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -119,7 +120,12 @@ def say(text: str) -> None:
 
 
 def run_command(work: Callable[[], int]) -> int:
-    """The exit code of a benchmark's command: what went wrong is one line."""
+    """The exit code of a benchmark's command: what went wrong is one line. Being told to end stops its children too."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         return work()
     except (BenchError, OSError) as error:

@@ -24,7 +24,10 @@ from bench.results import ENGINES, KL_TOLERANCE, Results, machine
 
 BLOCKS = 10
 QUALITY = "quality"
-SHOWN = ("decode", "prefill", "gb_s", "first_s", "kept", "pack_s", "weights_s", "read_s", "over_file_mb")
+SHOWN = (
+    "decode", "prefill", "gb_s", "first_s", "kept", "pack_s", "weights_s", "read_s", "over_file_mb", "decode_16",
+    "capacity", "gap_s",
+)  # fmt: skip
 
 
 class Run:
