@@ -69,14 +69,14 @@ def context(settings: Settings, load: Traffic, options: argparse.Namespace) -> d
 def measure(run: Run, load: Traffic, names: Sequence[str], options: argparse.Namespace) -> None:
     """Capacities first, since they set the rates of the arrivals."""
     first = [name for name in names if name.startswith(CAPACITY)]
-    if first:
-        run.blocks(first, options.capacity_blocks)
+    going_on = not first or run.blocks(first, options.capacity_blocks)
     for name in first:
         found = run.results.interval(name, "capacity")
         if found is not None:
             load.capacities[name.removeprefix(CAPACITY)] = found.median
             run.results.context[f"{name}, requests/s"] = f"{found.median:.3g}"
-    if rest := [name for name in names if name not in first]:
+    rest = [name for name in names if name not in first]
+    if going_on and rest:
         run.blocks(rest, options.blocks)
 
 

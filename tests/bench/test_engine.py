@@ -211,3 +211,15 @@ def test_report_and_plot_need_no_more_than_was_measured(tmp_path) -> None:
     assert "## Over HTTP" not in report(Results())
     plot(figures(), tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_ctrl_c_while_capacities_are_measured_ends_everything(settings, tmp_path, monkeypatch) -> None:
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine_jobs, "measure_capacity", stop)
+    monkeypatch.setattr(engine_jobs, "batch_kvik", lambda settings: pytest.fail("the run went on"))
+    load = Traffic()
+    run = Run(plan(settings, load), 0, tmp_path, Results())
+    measure(run, load, ["capacity kvik", "batch kvik"], arguments().parse_args([]))
+    assert (tmp_path / "raw.json").exists() and not run.results.figures
