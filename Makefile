@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*) $(shell find src/kvik -name '*.py' -o -name '*.pyi' 2>/dev/null)
 PROMPT ?= Why is the sky blue?
 
-.PHONY: demo test test-all check core native-check bench bench-sizes install clean
+.PHONY: demo test test-all check core native-check bench bench-sizes bench-engine install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/kvik run "$(PROMPT)"
@@ -47,6 +47,10 @@ bench: $(VENV)/.installed
 bench-sizes: $(VENV)/.installed
 	$(PYTHON) bench/setup_peers.py --only llama.cpp,sizes
 	$(BIN)/python bench/sizes.py
+
+bench-engine: $(VENV)/.installed
+	$(PYTHON) bench/setup_peers.py --only tools,llama.cpp,vllm
+	$(BIN)/python bench/engine.py
 
 clean:
 	rm -rf $(VENV) build

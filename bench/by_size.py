@@ -25,7 +25,7 @@ from bench.contenders import Settings
 from bench.jobs import KVIK, Job, bandwidth, check, kvik, llama
 from bench.model_bytes import ModelBytes, model_bytes
 from bench.peers import REPOSITORY, SIZES, Peers, chosen, default_kvik_python, default_root, run_command, say
-from bench.results import MB, Results, fastest, machine
+from bench.results import MB, Results, failed_table, fastest, machine
 from bench.side_by_side import Run
 
 BLOCKS = 5
@@ -61,8 +61,7 @@ def report(results: Results, settings: Settings, sizes: Sequence[str]) -> str:
     context.append(f"- read bandwidth: {spread(results.interval('bandwidth', 'gb_s'))} GB/s (bench/bandwidth.c)")
     parts = ["# Kvik by model size", "\n".join(context), verdict_table(verdicts), markdown_table(header, rows)]
     if results.failures:
-        failed = [[name, str(len(why)), why[-1].splitlines()[0]] for name, why in results.failures.items()]
-        parts.append(markdown_table(["failed", "times", "last reason"], failed))
+        parts.append(failed_table(results))
     return "\n\n".join(parts) + "\n"
 
 

@@ -79,11 +79,11 @@ def last_json(done: Finished, program: str) -> Any:
 # --- Kvik
 
 
-def kvik_bench(settings: Settings, prompt: int, new: int, depth: int = 0) -> dict[str, Any]:
+def kvik_bench(settings: Settings, prompt: int, new: int, depth: int = 0, sequences: int = 1) -> dict[str, Any]:
     """One `kvik bench --json`. Peak memory is as it says, taken before its own bandwidth test with 512 MiB buffers."""
     options = {
-        "--model": settings.model, "--prompt-tokens": prompt, "--new-tokens": new, "--sequences": 1, "--depth": depth,
-        "--threads": settings.threads, "--repeat": settings.repeat,
+        "--model": settings.model, "--prompt-tokens": prompt, "--new-tokens": new, "--sequences": sequences,
+        "--depth": depth, "--threads": settings.threads, "--repeat": settings.repeat,
     }  # fmt: skip
     words = [str(word) for pair in options.items() for word in pair]
     done = run_child(
@@ -167,13 +167,21 @@ def start_llama(settings: Settings) -> Measurement:
 # --- OpenVINO, transformers, the machine
 
 
+def run_worker(
+    python: Path, program: str, request: Mapping[str, Any], env: Mapping[str, str] | None = None, timeout: float = 900
+) -> tuple[Any, Finished]:
+    """What a program of bench/workers answers to a request, both JSON."""
+    argv = [python, REPOSITORY / "bench" / "workers" / program, json.dumps(request)]
+    done = run_child(argv, env=env, timeout=timeout)
+    return last_json(done, program), done
+
+
 def worker(settings: Settings, python: Path, program: str, request: Mapping[str, Any]) -> Measurement:
     full = {
         "mode": "speed", "threads": settings.threads, "prompt": settings.prompt, "new": settings.new,
         "repeat": settings.repeat, **request,
     }  # fmt: skip
-    done = run_child([python, REPOSITORY / "bench" / "workers" / program, json.dumps(full)])
-    found = last_json(done, program)
+    found, done = run_worker(python, program, full)
     figures = {name: middle(found[name]) for name in ("prefill", "decode")}
     return Measurement({**figures, "load_s": found["load_s"], "peak_rss_bytes": float(done.peak_rss_bytes)}, found)
 
@@ -186,6 +194,19 @@ def openvino(settings: Settings, variant: str, backend: str) -> Measurement:
 def transformers(settings: Settings) -> Measurement:
     request = {"model": str(settings.peers.dequantized()), "dtype": "bf16"}
     return worker(settings, settings.peers.python("transformers"), "transformers_worker.py", request)
+
+
+def vllm_dtype() -> str:
+    """vLLM's number format here: oneDNN has no products in bf16 without AVX-512, and PyTorch's own are slower than f32."""
+    return "bfloat16" if "avx512f" in Path("/proc/cpuinfo").read_text().split() else "float32"
+
+
+def vllm_env(settings: Settings) -> dict[str, str]:
+    """4 GiB of cache, the threads unbound as everybody's, compiled code kept with the peers, nothing sent anywhere."""
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(settings.threads),
+        "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CACHE_ROOT": str(settings.peers.root / "vllm-cache"),
+    }  # fmt: skip
 
 
 def bandwidth(settings: Settings) -> Measurement:

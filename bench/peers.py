@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -34,11 +35,11 @@ class Peers:
     root: Path
 
     def llama(self, program: str) -> Path:
-        """A program of llama.cpp: llama-bench, llama-completion, llama-perplexity, llama-quantize."""
+        """A program of llama.cpp: one of setup_peers.LLAMA_PROGRAMS."""
         return self.need(self.root / "llama.cpp" / "build" / "bin" / program, "llama.cpp")
 
     def python(self, peer: str) -> Path:
-        """The Python of a peer's own environment: openvino, transformers or tools."""
+        """The Python of a peer's own environment: openvino, transformers, vllm or tools."""
         return self.need(self.root / peer / "bin" / "python", peer)
 
     def variant(self, name: str) -> Path:
@@ -119,7 +120,12 @@ def say(text: str) -> None:
 
 
 def run_command(work: Callable[[], int]) -> int:
-    """The exit code of a benchmark's command: what went wrong is one line."""
+    """The exit code of a benchmark's command: what went wrong is one line. Being told to end stops its children too."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         return work()
     except (BenchError, OSError) as error:

@@ -18,7 +18,7 @@ from bench.common import (
     verdict_table,
 )
 from bench.quality import Quality, quality_table
-from bench.results import MB, Figures, Phase, Results, fastest
+from bench.results import MB, Figures, Phase, Results, failed_table, fastest
 
 KL_CLOSE = 0.01
 
@@ -180,8 +180,7 @@ def report(results: Results) -> str:
     if results.quality:
         parts += ["## Quality", quality_table(results.quality)]
     if results.failures:
-        rows = [[job, str(len(why)), why[-1].splitlines()[0]] for job, why in results.failures.items()]
-        parts += ["## Failed", markdown_table(["contender", "times", "last reason"], rows)]
+        parts += ["## Failed", failed_table(results)]
     return "\n\n".join(parts) + "\n"
 
 

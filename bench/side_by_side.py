@@ -24,7 +24,10 @@ from bench.results import ENGINES, KL_TOLERANCE, Results, machine
 
 BLOCKS = 10
 QUALITY = "quality"
-SHOWN = ("decode", "prefill", "gb_s", "first_s", "kept", "pack_s", "weights_s", "read_s", "over_file_mb")
+SHOWN = (
+    "decode", "prefill", "gb_s", "first_s", "kept", "pack_s", "weights_s", "read_s", "over_file_mb", "decode_16",
+    "capacity", "gap_s",
+)  # fmt: skip
 
 
 class Run:
@@ -44,8 +47,8 @@ class Run:
         fresh.write_text(json.dumps(whole, indent=1))
         fresh.replace(self.out / "raw.json")
 
-    def blocks(self, names: Sequence[str], count: int) -> None:
-        """Ctrl-C ends the measurements, and the report covers what there is."""
+    def blocks(self, names: Sequence[str], count: int) -> bool:
+        """Ctrl-C ends the measurements, and the report covers what there is. False: it was pressed."""
         try:
             for block, order in enumerate(block_orders(names, count, self.seed)):
                 for name in order:
@@ -53,7 +56,10 @@ class Run:
                 say(f"block {block + 1} of {count} done")
         except KeyboardInterrupt:
             say("stopped: the report covers what there is")
-        self.save()
+            return False
+        finally:
+            self.save()
+        return True
 
     def measure(self, block: int, name: str) -> None:
         load, started = os.getloadavg()[0], time.time()
