@@ -33,7 +33,14 @@ def by_http(port: int, prompts: list[str], tokens: int) -> None:
     selector = selectors.DefaultSelector()
     for prompt in prompts:
         body = json.dumps(
-            {"model": "smollm2", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+            {
+                "model": "smollm2",
+                "prompt": prompt,
+                "max_tokens": tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+            }
         )
         connection = socket.create_connection(("127.0.0.1", port))
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -88,7 +95,9 @@ def main() -> None:
         rates = [total / seconds for seconds, _ in pairs]
         cpu = statistics.median(used for _, used in pairs) / total * 1e6
         ratio = statistics.median(g[0] / o[0] for g, o in zip(runs["generate"], pairs, strict=True))
-        print(f"{name:9} {statistics.median(rates):7.0f} tokens/s (best {max(rates):.0f}), {ratio:.3f} of generate, {cpu:.0f} us of processor a token")
+        print(
+            f"{name:9} {statistics.median(rates):7.0f} tokens/s (best {max(rates):.0f}), {ratio:.3f} of generate, {cpu:.0f} us of processor a token"
+        )
     server.terminate()
     server.wait()
     behind.close()
