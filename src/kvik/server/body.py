@@ -82,19 +82,25 @@ class Fields:
         used: fields this endpoint honours.
         neutral: fields that are known but not honoured, with the values that ask for nothing.
         free: fields that change nothing about an answer, whatever they are.
+        within: the field whose value this object is, for messages.
     """
 
     def __init__(
-        self, body: JsonObject, used: Iterable[str], neutral: Mapping[str, tuple[Any, ...]], free: Iterable[str] = ()
+        self,
+        body: JsonObject,
+        used: Iterable[str],
+        neutral: Mapping[str, tuple[Any, ...]],
+        free: Iterable[str] = (),
+        within: str = "",
     ) -> None:
-        self.used, free = frozenset(used), frozenset(free)
+        self.used, free, self._within = frozenset(used), frozenset(free), within and f"{within}."
         for name, value in body.items():
             if name in self.used or name in free:
                 continue
             if name not in neutral:
-                raise _unknown(name, (*self.used, *free, *neutral))
+                raise _unknown(self._within, name, (*self.used, *free, *neutral))
             if value is not None and not any(_same(value, one) for one in neutral[name]):
-                raise _unsupported(name, neutral[name])
+                raise _unsupported(self._within + name, neutral[name])
         self.given = {name: value for name, value in body.items() if value is not None and name in self.used}
 
     def take(self, name: str, kind: type, default: Any = None) -> Any:
@@ -120,10 +126,10 @@ def _same(value: Any, other: Any) -> bool:
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
 
 
-def _unknown(name: str, known: tuple[str, ...]) -> ApiError:
+def _unknown(within: str, name: str, known: tuple[str, ...]) -> ApiError:
     near = get_close_matches(name, known, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ApiError(400, f"unknown field {name!r}{hint}", param=name, code="unknown_parameter")
+    return ApiError(400, f"unknown field {within + name!r}{hint}", param=within + name, code="unknown_parameter")
 
 
 def _unsupported(name: str, neutral: tuple[Any, ...]) -> ApiError:

@@ -71,7 +71,7 @@ def _common(fields: Fields, max_tokens: int | None) -> Common:
     options = fields.take("stream_options", dict, {})
     if options and not stream:
         raise ApiError(400, "stream_options needs stream", param="stream_options", code="invalid_value")
-    inner = Fields(options, ("include_usage",), {"include_obfuscation": (False,)})
+    inner = Fields(options, ("include_usage",), {"include_obfuscation": (False,)}, within="stream_options")
     salt = fields.take("cache_salt", str, "")
     check_text(salt, "cache_salt")
     return Common(

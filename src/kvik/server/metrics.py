@@ -56,6 +56,7 @@ class Metrics(Collector):
     def __init__(self, model: str, engine: Engine) -> None:
         self._model, self._engine = model, engine
         self._ended = {"stop": 0, "length": 0}
+        self.prompt_tokens = 0  # of requests that were taken
         self.first_token = Histogram("kvik:time_to_first_token_seconds", "From arrival to the first token.", _TIMES)
         self.inter_token = Histogram("kvik:inter_token_latency_seconds", "Between two tokens.", _TOKEN_TIMES)
         self.whole = Histogram("kvik:e2e_request_latency_seconds", "From arrival to the end.", _TIMES)
@@ -102,8 +103,8 @@ class Metrics(Collector):
         for name, meaning, total in (
             (
                 "kvik:prompt_tokens",
-                "Prompt tokens, computed or found in the cache.",
-                stats.prompt_tokens + stats.prefix_hit_tokens,
+                "Prompt tokens of the requests taken.",
+                self.prompt_tokens,
             ),
             ("kvik:generation_tokens", "Tokens generated.", stats.generated),
             ("kvik:num_preemptions", "Times a request's blocks were taken from it.", stats.preemptions),

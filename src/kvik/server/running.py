@@ -20,7 +20,7 @@ from kvik.server.service import Service
 
 __all__ = ["bind", "serve", "url_of"]
 
-SWITCH_SECONDS = 0.0001
+SWITCH_SECONDS = 0.0005
 """How long the event loop may keep the interpreter from the engine's thread, where that waits for it."""
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024

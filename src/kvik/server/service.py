@@ -92,6 +92,7 @@ class Service:
         try:
             for request in requests:
                 answers.append(self.engine.start(request))
+                self.metrics.prompt_tokens += len(request.prompt)
             yield answers
         finally:
             for answer in answers:
@@ -114,7 +115,9 @@ class Service:
     async def score_all(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """The results of texts that are scored together."""
         self.check_taking()
-        return await together([self.engine.scored(request) for request in requests])
+        results = await together([self.engine.scored(request) for request in requests])
+        self.metrics.prompt_tokens += sum(len(request.token_ids) for request in requests)
+        return results
 
     def check_count(self, count: int, param: str) -> None:
         """ApiError 400 where one call asks for more than can ever wait."""
