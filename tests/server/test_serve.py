@@ -142,7 +142,7 @@ def test_bad_options(arguments, said, capsys):
 
 def test_sigterm_finishes_what_runs_and_refuses_what_comes(start, model):
     served = start()
-    body = {**LONG, "max_tokens": 60, "model": model, "stream": True}
+    body = {**LONG, "max_tokens": 300, "model": model, "stream": True}
     with (
         httpx.Client(timeout=60) as client,
         client.stream("POST", f"{served.url}/v1/completions", json=body) as response,
