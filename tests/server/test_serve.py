@@ -142,7 +142,7 @@ def test_bad_options(arguments, said, capsys):
 
 def test_sigterm_finishes_what_runs_and_refuses_what_comes(start, model):
     served = start()
-    body = {**LONG, "max_tokens": 60, "model": model, "stream": True}
+    body = {**LONG, "max_tokens": 300, "model": model, "stream": True}
     with (
         httpx.Client(timeout=60) as client,
         client.stream("POST", f"{served.url}/v1/completions", json=body) as response,
@@ -171,3 +171,18 @@ def test_sigterm_does_not_wait_for_ever(start, model):
         text += "".join(lines)
     assert events(text)[-1]["error"]["code"] == "shutting_down"
     assert served.process.wait(timeout=20) == 0
+
+
+def test_ctrl_c_twice_ends_at_once(start, model):
+    served = start()
+    body = {**LONG, "model": model, "stream": True}
+    with (
+        httpx.Client(timeout=60) as client,
+        client.stream("POST", f"{served.url}/v1/completions", json=body) as response,
+    ):
+        pieces = response.iter_bytes()
+        next(pieces)
+        served.process.send_signal(signal.SIGINT)
+        until(lambda: httpx.get(f"{served.url}/health").status_code == 503)
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(timeout=20) == 130
