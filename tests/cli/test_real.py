@@ -57,6 +57,39 @@ def test_conversation_through_a_pipe(kvik):
     first, second = map(json.loads, done.stdout.splitlines())
     assert "Ada" in first["text"] and second["text"]
     assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"]
+    # all full blocks of the first turn but perhaps the last, whose answer may be written otherwise as a message
+    assert second["usage"]["cached_tokens"] >= first["usage"]["prompt_tokens"] // 16 * 16 > 0
+
+
+def test_conversation_says_what_was_cached(kvik):
+    lines = kvik("chat", "--max-tokens", "8", stdin="My name is Ada.\nWhat is my name?\n").stderr.splitlines()
+    assert "cached" not in lines[0] and " cached) + 8 generated tokens" in lines[1]
+
+
+def test_several_answers(kvik):
+    arguments = ("Name a colour.", "--n", "4", "--seed", "3", "--max-tokens", "6")
+    out = kvik("run", *arguments).stdout
+    assert [f"--- answer {i} of 4 ---" in out for i in range(1, 5)] == [True] * 4
+    texts = [choice["text"] for choice in json.loads(kvik("run", *arguments, "--json").stdout)["choices"]]
+    assert out == "".join(f"--- answer {i} of 4 ---\n{text}\n" for i, text in enumerate(texts, 1))
+
+
+def test_batch_gives_each_the_answer_it_has_alone_and_its_receipt_repeats_it(kvik, tmp_path):
+    prompts = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about the sea.", "What is 2 + 2?"] * 3
+    requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"id": i, "prompt": prompt, "max_tokens": 8 + i} for i, prompt in enumerate(prompts)]
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kvik("run", "--batch", str(requests), "--out", str(out), "--seed", "5", "--kv-bytes", "16MiB")
+    found = {one["id"]: one for one in map(json.loads, out.read_text().splitlines())}
+    assert set(found) == set(range(12))
+    for i in (0, 7):
+        alone = json.loads(kvik("run", prompts[i], "--json", "--seed", "5", "--max-tokens", str(8 + i)).stdout)
+        assert alone["choices"] == found[i]["choices"]
+    receipt = tmp_path / "receipt.json"
+    receipt.write_text(json.dumps(found[11]["receipt"]))
+    tight = ("--kv-bytes", "16MiB", "--max-batch-tokens", "48")
+    done = subprocess.run([*KVIK, "replay", str(receipt), "--crowd", "24", *tight], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("identical: ") and "among" in done.stdout, done.stderr
 
 
 def test_logprobs_of_a_text_and_of_its_scrambled_words(kvik):

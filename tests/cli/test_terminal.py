@@ -148,3 +148,15 @@ def test_run_ends_with_130_after_ctrl_c(screen):
     shown.type(CTRL_C)
     shown.wait_for("interrupted")
     assert shown.exit_code() == 130
+
+
+def test_batch_shows_a_bar_and_bad_lines_above_it(screen, tmp_path):
+    (tmp_path / "in").write_text("{}\n" + '{"prompt": "hi"}\n' * 6)
+    arguments = ("--batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--max-sequences", "1")
+    shown = screen("run", *arguments, delay=0.05)
+    shown.wait_for("line 1: needs either prompt or messages")
+    shown.wait_for("of 7 requests, ")
+    shown.wait_for(" left")
+    shown.type(CTRL_C)
+    shown.wait_for("--resume goes on")
+    assert shown.exit_code() == 130
