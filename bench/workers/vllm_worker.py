@@ -6,11 +6,15 @@ vllm_worker.py '{"model": FOLDER, "dtype": "bfloat16", "sequences": [1, 16, 32],
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from typing import Any
 
-from vllm import LLM, SamplingParams
+ANSWER = os.dup(1)
+os.dup2(2, 1)  # vLLM and its processes write their log to stdout, up to their very end
+
+from vllm import LLM, SamplingParams  # noqa: E402
 
 FIRST_TOKEN, LAST_TOKEN = 100, 40_000
 BATCH_TOKENS = 8192  # the prompts of 32 sequences are one step, so that all decode together from the first token on
@@ -43,7 +47,8 @@ def main() -> None:
     for sequences in request["sequences"]:
         decode(llm, request, sequences, draw)
         found[str(sequences)] = [decode(llm, request, sequences, draw) for _ in range(request["repeat"])]
-    print(json.dumps(found))
+    with open(ANSWER, "w") as out:
+        print(json.dumps(found), file=out)
 
 
 if __name__ == "__main__":
