@@ -24,7 +24,7 @@ __all__ = ["Scheduled", "Scheduler", "Step"]
 SCORE_ROWS = 64
 """Rows of logits that scoring asks of a step at most: 64 x V floats, whatever the length and number of texts."""
 
-PROMPT_TOKENS_BESIDE = 64
+PROMPT_TOKENS_BESIDE = 32
 """Prompt tokens of a step at most while others are waiting for their next token (time between tokens against time to the
 first one; docs/performance.md)."""
 
