@@ -43,7 +43,7 @@ class Serving(NamedTuple):
 def kvik(settings: Settings, port: int) -> Command:
     settings.need_kvik()
     argv: list[str | Path] = [
-        settings.kvik_python, "-m", "kvik.cli", "serve", "--model", settings.model, "--port", str(port),
+        settings.kvik_python, "-m", "kvik.cli", "serve", settings.model, "--port", str(port),
         "--threads", str(settings.threads), "--max-sequences", str(SEQUENCES),
     ]  # fmt: skip
     return Command(argv, settings.kvik_env(), 60)

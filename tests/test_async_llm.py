@@ -135,6 +135,36 @@ def test_cancelling_the_task_cancels_the_request(model: AsyncLLM) -> None:
     assert held(model) == 0 and model.llm.engine.stats.cancelled == 2
 
 
+def test_leaving_a_score_cancels_it(path: Path) -> None:
+    async def leave(model: AsyncLLM) -> None:
+        task = asyncio.create_task(model.score([5] * model.llm.info.context_length))
+        await until(lambda: model.llm.engine.stats.steps > 0)
+        task.cancel()
+        assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+        await until(lambda: model.num_requests == 0)
+
+    with make(path, max_batch_tokens=4) as model:
+        slowed(model, 0.02)
+        asyncio.run(leave(model))
+        assert held(model) == 0 and model.llm.engine.stats.cancelled == 1
+
+
+def test_a_broken_engine_tells_every_reader(model: AsyncLLM) -> None:
+    def broken() -> bool:
+        raise KeyboardInterrupt  # what no `except Exception` holds up
+
+    model.llm.engine.step = broken  # type: ignore[method-assign]
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(one() for _ in range(3)), return_exceptions=True)
+
+    async def one() -> list[Chunk]:
+        return await read(model.generate("abc", params()))
+
+    first, later = asyncio.run(ask()), asyncio.run(ask())
+    assert all("the engine's thread ended: KeyboardInterrupt()" in str(error) for error in (*first, *later))
+
+
 def test_a_slow_reader_holds_up_nobody_and_misses_nothing(model: AsyncLLM) -> None:
     slow, fast = params(max_tokens=100, n=3, logprobs=0), params(max_tokens=100)
     want = model.llm.generate("abc", slow)[0]
@@ -144,7 +174,7 @@ def test_a_slow_reader_holds_up_nobody_and_misses_nothing(model: AsyncLLM) -> No
         first = [await anext(chunks)]
         await read(model.generate("other", fast))  # ends though nobody reads the first
         await until(lambda: model.num_requests == 0)
-        waiting = len(chunks._stream.ready)  # type: ignore[attr-defined]
+        waiting = len(chunks._answer._ticket.stream.ready)  # type: ignore[attr-defined]
         return first + await read(chunks), waiting
 
     chunks, waiting = asyncio.run(both())

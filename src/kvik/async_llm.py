@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreResult
 from kvik.engine.sequence import Group
-from kvik.errors import TryAgainError
+from kvik.errors import KvikError, TryAgainError
 from kvik.llm import LLM, Prompt, score_result
 from kvik.params import SamplingParams
 from kvik.text.chat_template import Tools
@@ -91,7 +91,7 @@ class AsyncLLM:
         stream = _Stream(asyncio.get_running_loop())
         ticket = self._driver.add(stream, lambda: self.llm.engine.add_score(request))
         try:
-            await stream.ended
+            await asyncio.shield(stream.ended)  # its cancellation would look like the end
         finally:
             self._driver.cancel(ticket)
         if ticket.error is not None:
@@ -255,6 +255,7 @@ class _Driver:
         self._cancelled: deque[_Ticket] = deque()
         self._running: list[_Ticket] = []
         self._closed = False
+        self._failure: str | None = None
         self.draining = False
         self._thread = threading.Thread(target=self._run, name="kvik-engine", daemon=True)
         self._thread.start()
@@ -267,6 +268,8 @@ class _Driver:
         """Hand a request to the engine. TryAgainError where it takes no more."""
         ticket = _Ticket(stream, add)
         with self._wake:
+            if self._failure is not None:
+                raise KvikError(self._failure)
             if self._closed or self.draining:
                 raise TryAgainError("the engine is shutting down and takes no more requests")
             if not self._engine.has_room_for(len(self._new)):
@@ -302,6 +305,18 @@ class _Driver:
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # a defect: every reader is told, and nobody is taken any more
+            with self._wake:
+                self._failure = f"the engine's thread ended: {error!r}"
+                self._running += self._new
+                self._new.clear()
+            for ticket in self._running:
+                ticket.error = ticket.error or KvikError(self._failure)
+            self._hand_out()
+
+    def _work(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._closed or self._new or self._cancelled or self._running)
@@ -314,8 +329,7 @@ class _Driver:
             for ticket in new:
                 self._begin(ticket)
             for ticket in cancelled:
-                if ticket.group is not None:
-                    self._engine.cancel(ticket.group)
+                self._cancel(ticket)
             if not closed and self._engine.has_work:
                 self._step()
             self._hand_out()
@@ -329,7 +343,14 @@ class _Driver:
             for ticket in self._running:
                 if ticket.group is not None and not ticket.group.done:
                     ticket.error = error
-                    self._engine.cancel(ticket.group)
+                    self._cancel(ticket)
+
+    def _cancel(self, ticket: _Ticket) -> None:
+        try:
+            if ticket.group is not None:
+                self._engine.cancel(ticket.group)
+        except Exception as error:  # its blocks are free all the same
+            ticket.error = ticket.error or error
 
     def _begin(self, ticket: _Ticket) -> None:
         if ticket.cancelled:
@@ -344,7 +365,7 @@ class _Driver:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, list[Chunk], bool]]] = {}
         left = []
         for ticket in self._running:
-            stream, done = ticket.stream, ticket.group is None or ticket.group.done
+            stream, done = ticket.stream, ticket.group is None or ticket.group.done or ticket.error is not None
             if stream.fresh or done:
                 by_loop.setdefault(stream.loop, []).append((stream, stream.fresh, done))
                 stream.fresh = []
@@ -355,8 +376,8 @@ class _Driver:
                 loop.call_soon_threadsafe(_deliver, deliveries)
             except RuntimeError:  # the loop was closed: nobody reads any more
                 for ticket in left:
-                    if ticket.stream.loop is loop and ticket.group is not None:
-                        self._engine.cancel(ticket.group)
+                    if ticket.stream.loop is loop:
+                        self._cancel(ticket)
         if len(left) != len(self._running):
             with self._wake:
                 self._running = left

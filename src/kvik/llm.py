@@ -25,7 +25,7 @@ from kvik.text.tokenizer import Tokenizer
 from kvik.weights.fetch import Progress
 from kvik.weights.layouts import parse_weights
 
-__all__ = ["LLM", "ModelInfo", "Stream", "as_prompts", "params_as_used", "score_result"]
+__all__ = ["LLM", "ModelInfo", "Stream", "as_prompts", "score_result"]
 
 Prompt = str | Sequence[int]
 Key = TypeVar("Key", bound=Hashable)
@@ -245,7 +245,7 @@ class LLM:
         usage, stats = next((s.usage, s.stats) for s in samples if s.usage is not None)
         assert usage is not None
         receipt = Receipt(
-            __version__, self.identity, params_as_used(request), request.prompt,
+            __version__, self.identity, _params_as_used(request, samples), request.prompt,
             tuple(c.token_ids for c in choices), tuple(c.finish_reason for c in choices),
         )  # fmt: skip
         return Completion(choices[0].text, choices, request.prompt, usage, stats, receipt)
@@ -315,9 +315,12 @@ def score_result(group: Group) -> ScoreResult:
     return sequence.result()
 
 
-def params_as_used(request: Request) -> dict[str, Any]:
-    """The request's parameters by name, with the seed that was used."""
-    return {**asdict(request.params), "seed": request.seed}
+def _params_as_used(request: Request, samples: Sequence[Generating]) -> dict[str, Any]:
+    """The request's parameters by name, with the seed that was used and, where it ended a sample, the pool's limit."""
+    used = {**asdict(request.params), "seed": request.seed}
+    if used["max_tokens"] is None and any(sample.finish_reason == "length" for sample in samples):
+        used["max_tokens"] = samples[0].most_tokens_held - len(request.prompt)
+    return used
 
 
 def _unheard(chunk: Chunk) -> None:

@@ -13,6 +13,7 @@ from kvik.text.tokenizer import Tokenizer
 
 LAYOUT = KVLayout("f16", 1, 16, (LayerGroup((0,), 0),))
 WINDOWS = KVLayout("f16", 1, 16, (LayerGroup((0, 2, 4), 0), LayerGroup((1, 3), 20)))
+ONE_WINDOW = KVLayout("f16", 1, 16, (LayerGroup((0, 1), 20),))
 ONLY_WINDOWS = KVLayout("f16", 1, 16, (LayerGroup((0, 1), 20), LayerGroup((2,), 40)))
 
 

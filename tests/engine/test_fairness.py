@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine.fakes import LAYOUT, ONLY_WINDOWS, WINDOWS, Seeing, engine, run_out, seeing
+from engine.fakes import LAYOUT, ONE_WINDOW, ONLY_WINDOWS, WINDOWS, Seeing, engine, run_out, seeing
 
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
+from kvik.engine.scheduler import PROMPT_TOKENS_BESIDE
 from kvik.engine.sequence import Group
 from kvik.errors import ParameterError, TryAgainError
 from kvik.params import SamplingParams
@@ -65,7 +66,8 @@ def test_who_decodes_gets_a_token_in_every_step_of_anothers_prompt(small_tokeniz
     while long.times.first_token is None:
         made.step()
         steps += 1
-    assert 500 // 64 <= steps <= 500 // 64 + 2  # 64 prompt tokens a step beside others
+    each = PROMPT_TOKENS_BESIDE
+    assert 500 // each <= steps <= 500 // each + 2
     assert [len(c) for c in chunks] == [n + steps for n in before]
 
 
@@ -248,3 +250,40 @@ def test_usage_and_stats_add_up(small_tokenizer: Tokenizer) -> None:
     assert usage.kv_bytes_now == 4 * LAYOUT.slab_bytes  # the others ended just before
     assert stats.first_token == pytest.approx(stats.queue + stats.prefill)
     assert sum(stats.inter_token) <= stats.decode and len(stats.inter_token) == 19
+
+
+@pytest.mark.parametrize("samples", [1, 2, 8])
+def test_samples_of_a_model_with_one_window_fit_or_are_refused(small_tokenizer: Tokenizer, samples: int) -> None:
+    """In the least pool that takes them, and in one slab less."""
+    accepted = []
+    for slabs in range(1, 120):
+        made = seeing(small_tokenizer, ONE_WINDOW, slabs, max_batch_tokens=32)
+        try:
+            group = add(made, [3] * 270, 10, n=samples)
+        except ParameterError as error:
+            assert not accepted and f"allows {slabs * ONE_WINDOW.slab_bytes}" in str(error)
+            continue
+        accepted.append(slabs)
+        if len(accepted) > 2:
+            break
+        steps_to(made, group)
+        assert group.error is None and all(len(s.choice().token_ids) == 10 for s in group.samples)
+        run_out(made)
+    assert accepted
+
+
+def test_what_fails_in_one_text_ends_only_its_request(small_tokenizer: Tokenizer) -> None:
+    made, _ = engine(small_tokenizer, num_blocks=40)
+    heard: list[list[Chunk]] = [[], [], []]
+    groups = [add(made, [3 + i] * 5, 10, chunks) for i, chunks in enumerate(heard)]
+    made.step()
+
+    def broken(ids: object) -> str:
+        raise RuntimeError("no text")
+
+    groups[1].samples[0].detokenizer.add = broken
+    run_out(made)
+    assert isinstance(groups[1].error, RuntimeError) and heard[1][-1].finish_reason == "error"
+    assert [g.error for g in (groups[0], groups[2])] == [None, None]
+    assert all(len(g.samples[0].choice().token_ids) == 10 for g in (groups[0], groups[2]))
+    assert (made.stats.failed, made.stats.finished) == (1, 2)

@@ -62,11 +62,6 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._keys)
 
-    @property
-    def num_unheld(self) -> int:
-        """Blocks that are kept only to be found."""
-        return len(self._unheld)
-
     def _hash(self, data: bytes) -> bytes:
         return blake2b(data, digest_size=_KEY_BYTES, key=self._secret).digest()
 

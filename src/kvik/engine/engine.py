@@ -22,7 +22,7 @@ from kvik.engine.runner import RowLogits, run_step
 from kvik.engine.scheduler import Scheduler, Step
 from kvik.engine.sequence import Generating, Group, Scoring, Timeline
 from kvik.engine.stats import EngineStats, StepStats
-from kvik.errors import DataError, ParameterError, TryAgainError
+from kvik.errors import DataError, KvikError, ParameterError, TryAgainError
 from kvik.ops import Executor
 from kvik.params import EngineParams, SamplingParams
 from kvik.text.detokenize import Detokenizer
@@ -112,7 +112,8 @@ class Engine:
     def _slabs(self, prompt: int, answer: int, n: int) -> int:
         """Most slabs that n samples of a prompt hold at once: what they share, and the rest n times."""
         whole = self.layout.sequence_blocks(prompt + answer, self.params.max_batch_tokens)
-        shared = prompt // BLOCK_TOKENS if len(self.layout.groups) == 1 else 0
+        groups = self.layout.groups
+        shared = prompt // BLOCK_TOKENS if len(groups) == 1 and not groups[0].window else 0
         return self.layout.slabs_for([shared + n * (blocks - shared) for blocks in whole])
 
     def _check_fits(self, prompt: int, answer: int, n: int) -> None:
@@ -195,12 +196,14 @@ class Engine:
         """End what is left of a request between two tokens."""
         left, held = list(group.sequences), group.held_bytes()
         now = perf_counter()
-        for place, sequence in enumerate(left):
-            if isinstance(sequence, Generating):
-                if place == len(left) - 1:
-                    self._settle(group, sequence, held, now)
-                sequence.end("error" if reason == "error" else "cancelled")
-        self.scheduler.end(group)
+        try:
+            for place, sequence in enumerate(left):
+                if isinstance(sequence, Generating):
+                    if place == len(left) - 1:
+                        self._settle(group, sequence, held, now)
+                    sequence.end("error" if reason == "error" else "cancelled")
+        finally:
+            self.scheduler.end(group)
 
     def _fail(self, group: Group, error: Exception) -> None:
         """End a request that cannot go on; others are not concerned."""
@@ -219,8 +222,10 @@ class Engine:
     def _step(self) -> bool:
         begun = perf_counter()
         step = self.scheduler.schedule()
+        for group in step.hopeless:
+            self._fail(group, KvikError(f"the pool of {self.scheduler.pool.num_slabs} slabs cannot hold this request"))
         if not step.work:
-            return False
+            return bool(step.hopeless)
         for _, _, group in step.work:
             if group.times.started is None:
                 group.times.started = begun
@@ -259,8 +264,8 @@ class Engine:
         assert isinstance(sequence, Scoring)
         try:
             sequence.note(row.first, logits[row.first_row : row.first_row + row.count])
-        except DataError as error:
-            self._fail(row.group, self._damaged(error))
+        except Exception as error:
+            self._fail(row.group, self._damaged(error) if isinstance(error, DataError) else error)
             return
         if sequence.pending == 0:
             self.stats.finished += 1
@@ -286,7 +291,10 @@ class Engine:
                 self._fail(group, self._damaged(outcome))
             elif not group.done:
                 group.times.token(now)
-                self._take(group, sequence, outcome, now)
+                try:
+                    self._take(group, sequence, outcome, now)
+                except Exception as error:  # of this request's text: the others go on
+                    self._fail(group, error)
 
     def _take(self, group: Group, sequence: Generating, drawn: Drawn, now: float) -> None:
         text, reason = sequence.readable(drawn, sequence.outcome(drawn))

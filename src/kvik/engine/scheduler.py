@@ -24,9 +24,12 @@ __all__ = ["Scheduled", "Scheduler", "Step"]
 SCORE_ROWS = 64
 """Rows of logits that scoring asks of a step at most: 64 x V floats, whatever the length and number of texts."""
 
+MOST_LOST_ALONE = 8
+"""Times that a request may give up its blocks with nobody beside it: scattered prefix hits can make it do so."""
+
 PROMPT_TOKENS_BESIDE = 32
 """Prompt tokens of a step at most while others are waiting for their next token (time between tokens against time to the
-first one; docs/performance.md)."""
+first one)."""
 
 
 class Scheduled(NamedTuple):
@@ -49,6 +52,7 @@ class Step:
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
+    hopeless: list[Group] = field(default_factory=list)  # that the pool cannot hold after all
 
 
 class Scheduler:
@@ -103,7 +107,7 @@ class Scheduler:
             self._advance(group, step, prompts)
             if not step.work:
                 break
-        if not step.work and (self.running or self.waiting):
+        if not step.work and not step.hopeless and (self.running or self.waiting):
             raise KvikError(f"the pool of {self.pool.num_slabs} slabs cannot hold a request it has accepted")
         return step
 
@@ -205,11 +209,17 @@ class Scheduler:
             sequence.restart()
         group.times.preemptions += 1
         step.preemptions += 1
+        if len(self.running) == 1:
+            group.lost_alone += 1
         self.running.remove(group)
         self.waiting.appendleft(group)
+        if group.lost_alone > MOST_LOST_ALONE:  # a defect of what `Engine.request` accepts; nobody may wait for it
+            step.hopeless.append(group)
 
     def end(self, group: Group) -> None:
         """Forget a request, finished or cancelled, and free its blocks."""
+        if self._refused is not None and self._refused[0] is group:
+            self._refused = None
         if group in self.running:
             self.running.remove(group)
         elif group in self.waiting:

@@ -101,6 +101,7 @@ class Group:
     times: Timeline
     error: Exception | None = None
     peak_bytes: int = 0  # most bytes its blocks took, as far as noted
+    lost_alone: int = 0  # how often it gave up its blocks with nobody beside it
 
     def __post_init__(self) -> None:
         self.samples = tuple(self.sequences)  # all of them, ended ones too
@@ -243,8 +244,8 @@ class Generating(Sequence):
         return text + emitted + rest, "stop" if matched is not None else reason
 
     def end(self, reason: FinishReason) -> None:
-        """End the sample between two tokens."""
-        text, reason = self._rest("", reason)
+        """End the sample between two tokens; what was held back comes out, unless it may be what failed."""
+        text, reason = ("", reason) if reason == "error" else self._rest("", reason)
         self.say(text, (), reason)
 
     def say(self, text: str, tokens: tuple[int, ...], reason: FinishReason | None) -> None:
