@@ -35,10 +35,10 @@ check: $(VENV)/.tested
 	$(BIN)/python -m pytest -q tests/test_house.py
 
 test: check
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n auto
 
 test-all: check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 bench: $(VENV)/.installed
 	$(PYTHON) bench/setup_peers.py
