@@ -33,7 +33,8 @@ SAYING_HI = {**NAMED, "messages": [{"role": "user", "content": "Hi"}]}
         ({"max_tokens": "many"}, "max_tokens", "integer"),
         ({"max_tokens": 1.5}, "max_tokens", "integer"),
         ({"min_tokens": 20, "max_tokens": 5}, "min_tokens", "above max_tokens"),
-        ({"logprobs": -1}, "logprobs", "[0, 1024]"),
+        ({"logprobs": -1}, "logprobs", "[0, 20]"),
+        ({"logprobs": 21}, "logprobs", "[0, 20]"),
         ({"logprobs": True}, "logprobs", "integer"),
         ({"logprobs_mode": "some"}, "logprobs_mode", "processed"),
         ({"stream": "yes"}, "stream", "true or false"),
@@ -84,7 +85,7 @@ def test_completion_fields(client, fields, param, said):
         ({"tools": [5]}, "tools[0]", "object"),
         ({"tool_choice": "required"}, "tool_choice", "auto or none"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
-        ({"logprobs": True, "top_logprobs": 5000}, "top_logprobs", "1024"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "[0, 20]"),
         ({"logprobs": 3}, "logprobs", "true or false"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "one of them"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
@@ -116,6 +117,14 @@ def test_chat_fields(client, fields, param, said):
 def test_bodies(client, path, body, said):
     error = client.refused(path, body)
     assert said in error["message"] and error["code"] == "invalid_json"
+
+
+def test_long_field_names(client):
+    error = client.refused(TEXT, {**NAMED, "prompt": "Hi", "temperature" * 100_000: 1})
+    assert error["code"] == "unknown_parameter" and "did you mean" not in error["message"]
+    assert len(error["param"]) == 100 and len(error["message"]) < 700
+    error = client.refused(TEXT, ('{"%s": 1, "%s": 2}' % (("n" * 10_000,) * 2)).encode())
+    assert "twice" in error["message"] and len(error["param"]) == 100
 
 
 def test_numbers_beyond_floats(client):

@@ -11,7 +11,7 @@ from kvik.engine.request import Choice, Chunk, Request
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import Common, chat_fields, sampling_params
+from kvik.server.fields import Common, chat_fields, check_top, sampling_params
 from kvik.server.logprobs import chat_logprobs
 from kvik.server.responding import Reply
 from kvik.server.service import Service, finish_of
@@ -44,7 +44,7 @@ async def answer_chat(service: Service, body: JsonObject, reply: Reply) -> None:
 
 
 def _top_logprobs(fields: Fields) -> int | None:
-    wanted, top = fields.take("logprobs", bool, False), fields.take("top_logprobs", int)
+    wanted, top = fields.take("logprobs", bool, False), check_top(fields.take("top_logprobs", int), "top_logprobs")
     if top is not None and not wanted:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     return (top or 0) if wanted else None

@@ -15,13 +15,14 @@ __all__ = ["ApiError", "api_error", "report_defect", "shutting_down"]
 
 MAX_MESSAGE = 600
 """Characters of a message: it may quote what a client sent."""
+MAX_PARAM = 100
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
 _PATH = re.compile(r"(?:the )?([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*)")
 
 
 class ApiError(Exception):
-    """A refusal. param: the field of the body it is about; headers: of the response."""
+    """A refusal. param: the field of the body it is about, cut after 100 characters; headers: of the response."""
 
     def __init__(
         self,
@@ -33,7 +34,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         text = one_line(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.code = status, code
+        self.param = None if param is None else param[:MAX_PARAM]
         self.message = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "…"
         self.headers = dict(headers or {})
         super().__init__(self.message)
