@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from kvik.async_llm import Answer
@@ -112,7 +111,7 @@ async def _stream(service: Service, answer: Answer, common: Common, reply: Reply
     usage = await follow(answer, 0, events, reply, service.metrics, noted)
     more: dict[str, Any] = {"usage": usage_of([usage])} if common.include_usage else {}
     if common.receipt:
-        more["receipt"] = asdict(answer.completion().receipt)  # type: ignore[arg-type]
+        more["receipt"] = service.receipt(answer.completion())
     if more:
         await reply.events(events.last(more))
     await reply.done()
@@ -126,8 +125,7 @@ async def _whole(service: Service, answer: Answer, common: Common) -> dict[str, 
         "usage": usage_of([completion.usage]),
     }
     if common.receipt:
-        assert completion.receipt is not None
-        found["receipt"] = asdict(completion.receipt)
+        found["receipt"] = service.receipt(completion)
     return found
 
 

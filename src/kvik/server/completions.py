@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from kvik.async_llm import Answer
@@ -180,7 +180,7 @@ class _Answering:
                 })  # fmt: skip
         found = {**self.head, "choices": choices, "usage": usage_of([one.usage for one in completions])}
         if self.common.receipt:
-            found["receipt"] = _receipts(completions)
+            found["receipt"] = _receipts(self.service, completions)
         await reply.json(found)
 
     async def stream(self, answers: Sequence[Answer], reply: Reply) -> None:
@@ -188,7 +188,7 @@ class _Answering:
         usages = await together([self._follow(p, answer, events, reply) for p, answer in enumerate(answers)])
         more: dict[str, Any] = {"usage": usage_of(usages)} if self.common.include_usage else {}
         if self.common.receipt:
-            more["receipt"] = _receipts([answer.completion() for answer in answers])
+            more["receipt"] = _receipts(self.service, [answer.completion() for answer in answers])
         if more:
             await reply.events(events.last(more))
         await reply.done()
@@ -210,7 +210,7 @@ class _Answering:
         return await follow(answer, base, events, reply, self.service.metrics, noted)
 
 
-def _receipts(completions: Sequence[Completion]) -> Any:
+def _receipts(service: Service, completions: Sequence[Completion]) -> Any:
     """The receipt; of several prompts, theirs in order."""
-    receipts = [asdict(one.receipt) for one in completions if one.receipt is not None]
+    receipts = [service.receipt(one) for one in completions]
     return receipts[0] if len(receipts) == 1 else receipts

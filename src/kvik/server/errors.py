@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import traceback
 from collections.abc import Container, Mapping
 from http import HTTPStatus
 
-from kvik.errors import KvikError, ParameterError, TryAgainError, one_line
+from kvik.errors import DataError, KvikError, ParameterError, StorageError, TryAgainError, one_line
 
 __all__ = ["ApiError", "api_error", "report_defect", "shutting_down"]
 
@@ -66,9 +67,18 @@ def api_error(error: Exception, fields: Container[str] = (), renamed: Mapping[st
     if isinstance(error, TryAgainError):
         return ApiError(429, str(error), code="overloaded", headers={"Retry-After": "1"})
     if isinstance(error, KvikError):
-        return ApiError(500, str(error), code="engine_error")
+        return ApiError(500, f"the model failed on this request: {_without_path(error)}", code="engine_error")
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     return ApiError(status, f"this is a defect in Kvik: {type(error).__name__}; see the server's log", code="defect")
+
+
+def _without_path(error: KvikError) -> str:
+    """What a client may know: files of the server's machine are not its business."""
+    if isinstance(error, StorageError):  # its text has paths anywhere
+        return "see the server's log"
+    if isinstance(error, DataError) and error.path is not None:
+        return str(error).removeprefix(one_line(f"{os.fspath(error.path)}: "))
+    return str(error)
 
 
 def _refusal(message: str, fields: Container[str], renamed: Mapping[str, str]) -> ApiError:

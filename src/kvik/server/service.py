@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from kvik import __version__
@@ -130,6 +131,13 @@ class Service:
         """ApiError 503 while the server ends."""
         if self.draining:
             raise shutting_down()
+
+    def receipt(self, completion: Completion) -> dict[str, Any]:
+        """The completion's receipt, with the model's name for its path."""
+        assert completion.receipt is not None
+        found = asdict(completion.receipt)
+        found["model"] = {**found["model"], "path": self.name}
+        return found
 
     def warm_up(self) -> None:
         """Do what a first request would wait for: the chat template is compiled."""
