@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
+import httpx
 import numpy as np
 import pytest
 from server.conftest import MODEL, NAMED, Client, events
 
 from kvik import AsyncLLM, EngineParams
+from kvik.server.app import create_app
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 SAYING_HI = {**NAMED, "messages": [{"role": "user", "content": "Hi"}]}
@@ -208,6 +211,51 @@ def test_draining(llm):
     client.app.state.service.draining = True
     assert client.refused(TEXT, {**NAMED, "prompt": "Hi"}, 503)["code"] == "shutting_down"
     assert client.get("/health").status_code == 503
+
+
+SCORED = {**NAMED, "prompt": "A long word " * 400, "echo": True, "logprobs": 0}  # tokenized in a thread, then scored
+
+
+@pytest.mark.parametrize("seconds", [60, 0])
+def test_drain_finishes_what_was_taken(default_model_gguf, seconds):
+    """A request is taken before the engine has it; where time is short it is told that the server ends."""
+    with AsyncLLM(str(default_model_gguf), engine=EngineParams(kv_bytes=50_000_000)) as llm:
+
+        async def run():
+            app = create_app(llm, ref=MODEL)
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://kvik", timeout=60) as http:
+                asking = asyncio.create_task(http.post(TEXT, json={**SCORED, "max_tokens": 3}))
+                while app.state.service._idle.is_set():
+                    await asyncio.sleep(0)
+                drained = await app.state.service.drain(seconds)
+                if not drained:
+                    llm.stop()
+                return await asking
+
+        response = asyncio.run(run())
+        if seconds:
+            assert response.json()["usage"]["completion_tokens"] == 3
+        else:
+            assert response.status_code == 503 and response.json()["error"]["code"] == "shutting_down"
+
+
+def test_scoring_that_is_cut_by_the_end(default_model_gguf):
+    with AsyncLLM(str(default_model_gguf), engine=EngineParams(kv_bytes=50_000_000)) as llm:
+
+        async def run():
+            app = create_app(llm, ref=MODEL)
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://kvik", timeout=60) as http:
+                asking = asyncio.create_task(http.post(TEXT, json={**SCORED, "max_tokens": 0}))
+                while not llm.num_requests:
+                    await asyncio.sleep(0.001)
+                if not await app.state.service.drain(0):
+                    llm.stop()
+                return await asking
+
+        response = asyncio.run(run())
+        assert response.status_code == 503 and response.json()["error"]["code"] == "shutting_down"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -78,7 +78,8 @@ def _post(
 
 
 async def _answer(service: Service, work: Work, body: bytes, reply: Reply) -> None:
-    await work(service, parse_object(body), reply)
+    with service.answering():
+        await work(service, parse_object(body), reply)
 
 
 def _gets(service: Service) -> dict[str, Callable[..., Awaitable[Response]]]:

@@ -119,8 +119,7 @@ def serve(
             stopping.cancel()
             await serving  # raises what ended it
             raise KvikError("the HTTP server ended by itself")
-        service.draining = True
-        if not await llm.drain(drain_seconds):
+        if not await service.drain(drain_seconds):
             llm.stop()  # what still runs is told so
         uvicorn_server.should_exit = True
         await serving
