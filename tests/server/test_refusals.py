@@ -62,7 +62,7 @@ SAYING_HI = {**NAMED, "messages": [{"role": "user", "content": "Hi"}]}
         ({"prompt": [1, 49152]}, "prompt", "outside [0, 49151]"),
         ({"prompt": [[1], [-1]]}, "prompt[1]", "outside [0, 49151]"),
         ({"prompt": "half \ud800"}, "prompt", "surrogate"),
-        ({"prompt": ["x"] * 2000}, "prompt", "at most 1024"),
+        ({"prompt": ["x"] * 1165}, "prompt", "at most 1164"),
         ({"model": None}, "model", "missing"),
         ({"model": 5}, "model", "string"),
     ],
@@ -170,6 +170,8 @@ def test_detokenize_and_tokenize(client):
     assert client.refused("/tokenize", {})["param"] == "prompt"
     assert client.refused("/tokenize", {"prompt": "a", "tools": []})["param"] == "tools"
     assert client.refused("/tokenize", {"prompt": 5})["param"] == "prompt"
+    for text in ({"prompt": "word " * 9000}, {"messages": [{"role": "user", "content": "word " * 9000}]}):
+        assert client.post("/tokenize", text).json()["count"] > 9000  # more than the context holds
 
 
 def test_long_bodies(llm):

@@ -34,6 +34,7 @@ async def answer_chat(service: Service, body: JsonObject, reply: Reply) -> None:
     service.check_model(fields.require("model"))
     params = sampling_params(fields, common.max_tokens, _top_logprobs(fields))
     ids = await conversation_ids(service, fields)
+    service.check_length(len(ids), 1, "messages")
     request = service.llm.request(ids, params, common.salt)
     async with service.started_all([request]) as (answer,):
         if common.stream:
@@ -50,7 +51,7 @@ def _top_logprobs(fields: Fields) -> int | None:
 
 
 async def conversation_ids(service: Service, fields: Fields) -> tuple[int, ...]:
-    """A body's messages and tools as token ids."""
+    """A body's messages and tools as token ids, however many."""
     llm = service.llm
     if llm.chat_template is None:
         raise ApiError(
@@ -65,7 +66,6 @@ async def conversation_ids(service: Service, fields: Fields) -> tuple[int, ...]:
         tools = None
     size = sum(len(message.get("content") or "") for message in messages) if tools is None else 1 << 20
     ids = await service.off_loop(size, lambda: llm.chat_ids(messages, tools))
-    service.check_length(len(ids), 1, "messages")
     return tuple(ids)
 
 

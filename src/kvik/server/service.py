@@ -123,8 +123,9 @@ class Service:
         return results
 
     def check_count(self, count: int, param: str) -> None:
-        """ApiError 400 where one call asks for more than can ever wait."""
-        most = max(1, self.llm.engine.params.max_waiting)
+        """ApiError 400 where one call asks for more than can ever run and wait."""
+        params = self.llm.engine.params
+        most = params.max_sequences + params.max_waiting
         if count > most:
             message = f"{param} has {count} entries; this server takes at most {most} in one call"
             raise ApiError(400, message, param=param, code="invalid_value")
