@@ -168,6 +168,7 @@ def test_bad_input_is_one_line(llm, tmp_path) -> None:
         (lambda: kvik.LLM(3), "model must be a name or a path"),
         (lambda: kvik.SamplingParams(stop=None), "stop must be a list of strings"),
         (lambda: kvik.SamplingParams(stop="\ud800"), "half a surrogate pair"),
+        (lambda: kvik.SamplingParams(stop=["a", "b" * 1001]), "stop takes strings of at most 1,000 characters"),
         (lambda: kvik.SamplingParams(stop_token_ids=3), "stop_token_ids must be a list"),
         (lambda: kvik.SamplingParams(temperature=10**400), "temperature must be finite"),
         (lambda: kvik.SamplingParams(top_k=2**31), r"top_k must be in \[0, 2147483647\], got 2147483648"),

@@ -15,6 +15,7 @@ LogprobsMode = Literal["raw", "processed"]
 
 MAX_SAMPLES = 128
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1000
 MAX_LOGPROBS = 1024
 MAX_SEED = 2**64 - 1
 MAX_TOP_K = 2**31 - 1
@@ -88,7 +89,7 @@ class SamplingParams:
             1 is off; 0 keeps the best token.
         min_p: keep tokens with at least min_p times the best token's probability, in [0, 1]; 0 is off.
         seed: keys the noise, in [0, 2**64 - 1]; None draws a seed from the operating system.
-        stop: up to 16 strings that end the text; the match itself is not returned.
+        stop: up to 16 strings of at most 1,000 characters that end the text; the match itself is not returned.
         stop_token_ids: token ids that end the text beside the model's own; the id is kept in token_ids.
         ignore_eos: go on past the model's own end-of-text tokens.
         logprobs: for each generated token, report its log-probability and those of this many best tokens;
@@ -129,6 +130,10 @@ class SamplingParams:
         if not all(isinstance(s, str) and s for s in stop):
             raise ParameterError(f"stop takes strings that are not empty, got {stop!r}")
         for text in stop:
+            if len(text) > MAX_STOP_CHARACTERS:
+                raise ParameterError(
+                    f"stop takes strings of at most {MAX_STOP_CHARACTERS:,} characters, got one of {len(text):,}"
+                )
             if any("\ud800" <= c <= "\udfff" for c in text):
                 raise ParameterError(f"stop takes text, got {text!r} with half a surrogate pair")
         object.__setattr__(self, "stop", stop)

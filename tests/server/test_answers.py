@@ -142,6 +142,7 @@ def test_our_own_fields(client):
     receipt = answer["receipt"]
     assert receipt["params"]["top_k"] == 1 and receipt["params"]["min_p"] == 0.1 and receipt["params"]["seed"] >= 0
     assert len(receipt["outputs"][0]) == 5 and receipt["prompt"]
+    assert receipt["model"]["path"] == MODEL and client.app.state.service.info.path not in str(receipt)
     assert answer["choices"][0]["logprobs"]["token_logprobs"] == [0.0] * 5  # one token is left to draw
     pieces = client.complete([STORY, "b"], max_tokens=2, receipt=True, stream=True)
     assert len(pieces[-1]["receipt"]) == 2 and pieces[-1]["choices"] == []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
+import httpx
 import numpy as np
 import pytest
 from server.conftest import MODEL, NAMED, Client, events
 
 from kvik import AsyncLLM, EngineParams
+from kvik.server.app import create_app
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 SAYING_HI = {**NAMED, "messages": [{"role": "user", "content": "Hi"}]}
@@ -33,7 +36,8 @@ SAYING_HI = {**NAMED, "messages": [{"role": "user", "content": "Hi"}]}
         ({"max_tokens": "many"}, "max_tokens", "integer"),
         ({"max_tokens": 1.5}, "max_tokens", "integer"),
         ({"min_tokens": 20, "max_tokens": 5}, "min_tokens", "above max_tokens"),
-        ({"logprobs": -1}, "logprobs", "[0, 1024]"),
+        ({"logprobs": -1}, "logprobs", "[0, 20]"),
+        ({"logprobs": 21}, "logprobs", "[0, 20]"),
         ({"logprobs": True}, "logprobs", "integer"),
         ({"logprobs_mode": "some"}, "logprobs_mode", "processed"),
         ({"stream": "yes"}, "stream", "true or false"),
@@ -58,7 +62,7 @@ SAYING_HI = {**NAMED, "messages": [{"role": "user", "content": "Hi"}]}
         ({"prompt": [1, 49152]}, "prompt", "outside [0, 49151]"),
         ({"prompt": [[1], [-1]]}, "prompt[1]", "outside [0, 49151]"),
         ({"prompt": "half \ud800"}, "prompt", "surrogate"),
-        ({"prompt": ["x"] * 2000}, "prompt", "at most 1024"),
+        ({"prompt": ["x"] * 1165}, "prompt", "at most 1164"),
         ({"model": None}, "model", "missing"),
         ({"model": 5}, "model", "string"),
     ],
@@ -84,7 +88,7 @@ def test_completion_fields(client, fields, param, said):
         ({"tools": [5]}, "tools[0]", "object"),
         ({"tool_choice": "required"}, "tool_choice", "auto or none"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
-        ({"logprobs": True, "top_logprobs": 5000}, "top_logprobs", "1024"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "[0, 20]"),
         ({"logprobs": 3}, "logprobs", "true or false"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "one of them"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
@@ -116,6 +120,14 @@ def test_chat_fields(client, fields, param, said):
 def test_bodies(client, path, body, said):
     error = client.refused(path, body)
     assert said in error["message"] and error["code"] == "invalid_json"
+
+
+def test_long_field_names(client):
+    error = client.refused(TEXT, {**NAMED, "prompt": "Hi", "temperature" * 100_000: 1})
+    assert error["code"] == "unknown_parameter" and "did you mean" not in error["message"]
+    assert len(error["param"]) == 100 and len(error["message"]) < 700
+    error = client.refused(TEXT, ('{"%s": 1, "%s": 2}' % (("n" * 10_000,) * 2)).encode())
+    assert "twice" in error["message"] and len(error["param"]) == 100
 
 
 def test_numbers_beyond_floats(client):
@@ -158,6 +170,8 @@ def test_detokenize_and_tokenize(client):
     assert client.refused("/tokenize", {})["param"] == "prompt"
     assert client.refused("/tokenize", {"prompt": "a", "tools": []})["param"] == "tools"
     assert client.refused("/tokenize", {"prompt": 5})["param"] == "prompt"
+    for text in ({"prompt": "word " * 9000}, {"messages": [{"role": "user", "content": "word " * 9000}]}):
+        assert client.post("/tokenize", text).json()["count"] > 9000  # more than the context holds
 
 
 def test_long_bodies(llm):
@@ -201,6 +215,51 @@ def test_draining(llm):
     assert client.get("/health").status_code == 503
 
 
+SCORED = {**NAMED, "prompt": "A long word " * 400, "echo": True, "logprobs": 0}  # tokenized in a thread, then scored
+
+
+@pytest.mark.parametrize("seconds", [60, 0])
+def test_drain_finishes_what_was_taken(default_model_gguf, seconds):
+    """A request is taken before the engine has it; where time is short it is told that the server ends."""
+    with AsyncLLM(str(default_model_gguf), engine=EngineParams(kv_bytes=50_000_000)) as llm:
+
+        async def run():
+            app = create_app(llm, ref=MODEL)
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://kvik", timeout=60) as http:
+                asking = asyncio.create_task(http.post(TEXT, json={**SCORED, "max_tokens": 3}))
+                while app.state.service._idle.is_set():
+                    await asyncio.sleep(0)
+                drained = await app.state.service.drain(seconds)
+                if not drained:
+                    llm.stop()
+                return await asking
+
+        response = asyncio.run(run())
+        if seconds:
+            assert response.json()["usage"]["completion_tokens"] == 3
+        else:
+            assert response.status_code == 503 and response.json()["error"]["code"] == "shutting_down"
+
+
+def test_scoring_that_is_cut_by_the_end(default_model_gguf):
+    with AsyncLLM(str(default_model_gguf), engine=EngineParams(kv_bytes=50_000_000)) as llm:
+
+        async def run():
+            app = create_app(llm, ref=MODEL)
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://kvik", timeout=60) as http:
+                asking = asyncio.create_task(http.post(TEXT, json={**SCORED, "max_tokens": 0}))
+                while not llm.num_requests:
+                    await asyncio.sleep(0.001)
+                if not await app.state.service.drain(0):
+                    llm.stop()
+                return await asking
+
+        response = asyncio.run(run())
+        assert response.status_code == 503 and response.json()["error"]["code"] == "shutting_down"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_one_request_fails_and_others_go_on(client, llm, monkeypatch, capsys, stream):
     """Logits after one token are not finite: its request is told so, in the form it asked for."""
@@ -220,11 +279,14 @@ def test_one_request_fails_and_others_go_on(client, llm, monkeypatch, capsys, st
     assert failed.status_code == 500 or stream
     error = failed.json()["error"]
     assert error["code"] == "engine_error" and "is nan" in error["message"]
+    path = llm.llm.info.path
+    assert path not in error["message"]
     for response in (first, last):
         assert response.status_code == 200
         if stream:
             assert events(response.text)[-1]["choices"][0]["finish_reason"] == "length"
-    assert "is nan" in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert "is nan" in log and path in log
 
 
 def test_failure_within_a_stream_is_its_last_event(client, llm, monkeypatch, capsys):

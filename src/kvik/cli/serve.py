@@ -9,6 +9,7 @@ import typer
 from kvik.cli.options import EngineOptions, ModelOptions, add_verb, complete_models
 from kvik.cli.output import amount, note
 from kvik.errors import ParameterError
+from kvik.server import MAX_BODY_BYTES
 from kvik.weights.catalogue import DEFAULT_MODEL
 
 __all__ = ["register"]
@@ -51,7 +52,7 @@ def serve(
     max_body_bytes: Annotated[
         int,
         typer.Option("--max-body-bytes", metavar="N", rich_help_panel=SERVER_PANEL, help="Longest body of a request."),
-    ] = 16 * 2**20,
+    ] = MAX_BODY_BYTES,
     drain_seconds: Annotated[
         float,
         typer.Option(

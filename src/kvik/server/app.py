@@ -17,15 +17,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvik import __version__
 from kvik.async_llm import AsyncLLM
-from kvik.server import chat, completions, tokens
+from kvik.server import MAX_BODY_BYTES, chat, completions, tokens
 from kvik.server.body import JsonObject, parse_object, read_body
 from kvik.server.errors import ApiError, api_error, shutting_down
 from kvik.server.responding import Reply, Respond
 from kvik.server.service import Service
 
-__all__ = ["MAX_BODY_BYTES", "create_app"]
-
-MAX_BODY_BYTES = 16 * 2**20
+__all__ = ["create_app"]
 
 Work = Callable[[Service, JsonObject, Reply], Awaitable[None]]
 
@@ -78,7 +76,8 @@ def _post(
 
 
 async def _answer(service: Service, work: Work, body: bytes, reply: Reply) -> None:
-    await work(service, parse_object(body), reply)
+    with service.answering():
+        await work(service, parse_object(body), reply)
 
 
 def _gets(service: Service) -> dict[str, Callable[..., Awaitable[Response]]]:

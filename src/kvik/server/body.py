@@ -13,6 +13,9 @@ from kvik.server.errors import ApiError
 
 __all__ = ["Fields", "parse_object", "read_body"]
 
+MAX_HINTED = 64
+"""Characters of an unknown field for which the nearest known one is looked for: the time grows with them."""
+
 JsonObject = dict[str, Any]
 
 
@@ -67,7 +70,7 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ApiError(400, f"the body has {name!r} twice", param=name, code="invalid_json")
+                raise ApiError(400, f"the body has {name!r:.200} twice", param=name, code="invalid_json")
             seen.add(name)
     return found
 
@@ -127,9 +130,9 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _unknown(within: str, name: str, known: tuple[str, ...]) -> ApiError:
-    near = get_close_matches(name, known, 1)
+    near = get_close_matches(name, known, 1) if len(name) <= MAX_HINTED else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ApiError(400, f"unknown field {within + name!r}{hint}", param=within + name, code="unknown_parameter")
+    return ApiError(400, f"unknown field {within + name!r:.200}{hint}", param=within + name, code="unknown_parameter")
 
 
 def _unsupported(name: str, neutral: tuple[Any, ...]) -> ApiError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from kvik.async_llm import Answer
@@ -11,7 +10,7 @@ from kvik.engine.request import Choice, Chunk, Request
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import Common, chat_fields, sampling_params
+from kvik.server.fields import Common, chat_fields, check_top, sampling_params
 from kvik.server.logprobs import chat_logprobs
 from kvik.server.responding import Reply
 from kvik.server.service import Service, finish_of
@@ -35,6 +34,7 @@ async def answer_chat(service: Service, body: JsonObject, reply: Reply) -> None:
     service.check_model(fields.require("model"))
     params = sampling_params(fields, common.max_tokens, _top_logprobs(fields))
     ids = await conversation_ids(service, fields)
+    service.check_length(len(ids), 1, "messages")
     request = service.llm.request(ids, params, common.salt)
     async with service.started_all([request]) as (answer,):
         if common.stream:
@@ -44,14 +44,14 @@ async def answer_chat(service: Service, body: JsonObject, reply: Reply) -> None:
 
 
 def _top_logprobs(fields: Fields) -> int | None:
-    wanted, top = fields.take("logprobs", bool, False), fields.take("top_logprobs", int)
+    wanted, top = fields.take("logprobs", bool, False), check_top(fields.take("top_logprobs", int), "top_logprobs")
     if top is not None and not wanted:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     return (top or 0) if wanted else None
 
 
 async def conversation_ids(service: Service, fields: Fields) -> tuple[int, ...]:
-    """A body's messages and tools as token ids."""
+    """A body's messages and tools as token ids, however many."""
     llm = service.llm
     if llm.chat_template is None:
         raise ApiError(
@@ -66,7 +66,6 @@ async def conversation_ids(service: Service, fields: Fields) -> tuple[int, ...]:
         tools = None
     size = sum(len(message.get("content") or "") for message in messages) if tools is None else 1 << 20
     ids = await service.off_loop(size, lambda: llm.chat_ids(messages, tools))
-    service.check_length(len(ids), 1, "messages")
     return tuple(ids)
 
 
@@ -112,7 +111,7 @@ async def _stream(service: Service, answer: Answer, common: Common, reply: Reply
     usage = await follow(answer, 0, events, reply, service.metrics, noted)
     more: dict[str, Any] = {"usage": usage_of([usage])} if common.include_usage else {}
     if common.receipt:
-        more["receipt"] = asdict(answer.completion().receipt)  # type: ignore[arg-type]
+        more["receipt"] = service.receipt(answer.completion())
     if more:
         await reply.events(events.last(more))
     await reply.done()
@@ -126,8 +125,7 @@ async def _whole(service: Service, answer: Answer, common: Common) -> dict[str, 
         "usage": usage_of([completion.usage]),
     }
     if common.receipt:
-        assert completion.receipt is not None
-        found["receipt"] = asdict(completion.receipt)
+        found["receipt"] = service.receipt(completion)
     return found
 
 

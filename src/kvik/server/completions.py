@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from kvik.async_llm import Answer
 from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreResult, Usage
 from kvik.errors import ParameterError
-from kvik.params import MAX_LOGPROBS, SamplingParams
+from kvik.params import SamplingParams
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError, api_error
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import SAMPLING, Common, completion_fields, sampling_params
+from kvik.server.fields import SAMPLING, Common, check_top, completion_fields, sampling_params
 from kvik.server.logprobs import TokenTable
 from kvik.server.responding import Reply
 from kvik.server.service import Service, finish_of, together
@@ -39,15 +39,11 @@ async def answer_completion(service: Service, body: JsonObject, reply: Reply) ->
     """Check all prompts, start them together, and answer whole or in events."""
     fields, common = completion_fields(body)
     service.check_model(fields.require("model"))
-    echo, top = fields.take("echo", bool, False), fields.take("logprobs", int)
+    echo, top = fields.take("echo", bool, False), check_top(fields.take("logprobs", int), "logprobs")
     only_score = echo and common.max_tokens == 0
     if only_score and common.receipt:
         raise ApiError(
             400, "receipt needs generated tokens, and max_tokens is 0", param="receipt", code="invalid_value"
-        )
-    if top is not None and not 0 <= top <= MAX_LOGPROBS:
-        raise ApiError(
-            400, f"logprobs must be in [0, {MAX_LOGPROBS}], got {top}", param="logprobs", code="invalid_value"
         )
     params = sampling_params(fields, 1 if only_score else common.max_tokens, top)
     jobs = await _jobs(service, fields, params, common, echo, only_score)
@@ -184,7 +180,7 @@ class _Answering:
                 })  # fmt: skip
         found = {**self.head, "choices": choices, "usage": usage_of([one.usage for one in completions])}
         if self.common.receipt:
-            found["receipt"] = _receipts(completions)
+            found["receipt"] = _receipts(self.service, completions)
         await reply.json(found)
 
     async def stream(self, answers: Sequence[Answer], reply: Reply) -> None:
@@ -192,7 +188,7 @@ class _Answering:
         usages = await together([self._follow(p, answer, events, reply) for p, answer in enumerate(answers)])
         more: dict[str, Any] = {"usage": usage_of(usages)} if self.common.include_usage else {}
         if self.common.receipt:
-            more["receipt"] = _receipts([answer.completion() for answer in answers])
+            more["receipt"] = _receipts(self.service, [answer.completion() for answer in answers])
         if more:
             await reply.events(events.last(more))
         await reply.done()
@@ -214,7 +210,7 @@ class _Answering:
         return await follow(answer, base, events, reply, self.service.metrics, noted)
 
 
-def _receipts(completions: Sequence[Completion]) -> Any:
+def _receipts(service: Service, completions: Sequence[Completion]) -> Any:
     """The receipt; of several prompts, theirs in order."""
-    receipts = [asdict(one.receipt) for one in completions if one.receipt is not None]
+    receipts = [service.receipt(one) for one in completions]
     return receipts[0] if len(receipts) == 1 else receipts

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import traceback
 from collections.abc import Container, Mapping
 from http import HTTPStatus
 
-from kvik.errors import KvikError, ParameterError, TryAgainError, one_line
+from kvik.errors import DataError, KvikError, ParameterError, StorageError, TryAgainError, one_line
 
 __all__ = ["ApiError", "api_error", "report_defect", "shutting_down"]
 
 MAX_MESSAGE = 600
 """Characters of a message: it may quote what a client sent."""
+MAX_PARAM = 100
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
 _PATH = re.compile(r"(?:the )?([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*)")
 
 
 class ApiError(Exception):
-    """A refusal. param: the field of the body it is about; headers: of the response."""
+    """A refusal. param: the field of the body it is about, cut after 100 characters; headers: of the response."""
 
     def __init__(
         self,
@@ -33,7 +35,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         text = one_line(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.code = status, code
+        self.param = None if param is None else param[:MAX_PARAM]
         self.message = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "…"
         self.headers = dict(headers or {})
         super().__init__(self.message)
@@ -64,9 +67,18 @@ def api_error(error: Exception, fields: Container[str] = (), renamed: Mapping[st
     if isinstance(error, TryAgainError):
         return ApiError(429, str(error), code="overloaded", headers={"Retry-After": "1"})
     if isinstance(error, KvikError):
-        return ApiError(500, str(error), code="engine_error")
+        return ApiError(500, f"the model failed on this request: {_without_path(error)}", code="engine_error")
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     return ApiError(status, f"this is a defect in Kvik: {type(error).__name__}; see the server's log", code="defect")
+
+
+def _without_path(error: KvikError) -> str:
+    """What a client may know: files of the server's machine are not its business."""
+    if isinstance(error, StorageError):  # its text has paths anywhere
+        return "see the server's log"
+    if isinstance(error, DataError) and error.path is not None:
+        return str(error).removeprefix(one_line(f"{os.fspath(error.path)}: "))
+    return str(error)
 
 
 def _refusal(message: str, fields: Container[str], renamed: Mapping[str, str]) -> ApiError:

@@ -11,7 +11,10 @@ from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
 from kvik.text.tokenizer import check_text
 
-__all__ = ["Common", "chat_fields", "completion_fields", "sampling_params"]
+__all__ = ["Common", "chat_fields", "check_top", "completion_fields", "sampling_params"]
+
+MAX_TOP_LOGPROBS = 20
+"""Best tokens a request may ask for: what they take grows with n, prompts and tokens. OpenAI's limit for chats."""
 
 SAMPLING = (
     "n", "min_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos",
@@ -77,6 +80,15 @@ def _common(fields: Fields, max_tokens: int | None) -> Common:
     return Common(
         stream, inner.take("include_usage", bool, False), fields.take("receipt", bool, False), salt, max_tokens
     )
+
+
+def check_top(top: int | None, name: str) -> int | None:
+    """The number of best tokens, None where none was given. ApiError 400 names the field."""
+    if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
+        raise ApiError(
+            400, f"{name} must be in [0, {MAX_TOP_LOGPROBS}], got {top!r:.40}", param=name, code="invalid_value"
+        )
+    return top
 
 
 def sampling_params(fields: Fields, max_tokens: int | None, logprobs: int | None) -> SamplingParams:

@@ -18,11 +18,16 @@ _JSON, _EVENTS = "application/json", "text/event-stream; charset=utf-8"
 
 
 class Reply:
-    """The way back to one client: a whole JSON value, or events one after another."""
+    """The way back to one client: a whole JSON value, or events one after another, from one task or several.
+
+    Attributes:
+        begun: the response's start was sent.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.begun = False
+        self._beginning = asyncio.Lock()
 
     async def json(self, value: Any, status: int = 200) -> None:
         """The whole response."""
@@ -36,8 +41,10 @@ class Reply:
     async def events(self, text: str) -> None:
         """Some more events, in one piece; the first begins the response."""
         if not self.begun:
-            # Proxies are asked to hand on each piece at once.
-            await self._begin(200, _EVENTS, {"cache-control": "no-cache", "x-accel-buffering": "no"})
+            async with self._beginning:
+                if not self.begun:  # another task's events may have come first
+                    # Proxies are asked to hand on each piece at once.
+                    await self._begin(200, _EVENTS, {"cache-control": "no-cache", "x-accel-buffering": "no"})
         await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
     async def done(self) -> None:
@@ -53,10 +60,10 @@ class Reply:
             await self.done()
 
     async def _begin(self, status: int, content: str, headers: Mapping[str, str]) -> None:
-        self.begun = True
         fields = {"content-type": content, **headers}
         pairs = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+        self.begun = True
 
 
 class Respond(Response):

@@ -78,7 +78,8 @@ def serve(
 ) -> None:
     """Answer until SIGTERM or Ctrl-C, then finish what runs, for drain_seconds at most.
 
-    A second signal ends it at once. Raises KeyboardInterrupt after Ctrl-C. ready: called when requests are answered.
+    A second signal ends it at once. Raises KeyboardInterrupt after Ctrl-C, and what ends uvicorn
+    before that. ready: called when requests are answered.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
@@ -108,12 +109,17 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
         serving = asyncio.create_task(uvicorn_server.serve(sockets=[sock]))
-        while not uvicorn_server.started and not serving.done():
+        stopping = asyncio.create_task(stop.wait())
+        while not (uvicorn_server.started or serving.done()):
             await asyncio.sleep(0.005)
-        ready()
-        await stop.wait()
-        service.draining = True
-        if not await llm.drain(drain_seconds):
+        if not serving.done():
+            ready()
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            stopping.cancel()
+            await serving  # raises what ended it
+            raise KvikError("the HTTP server ended by itself")
+        if not await service.drain(drain_seconds):
             llm.stop()  # what still runs is told so
         uvicorn_server.should_exit = True
         await serving

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from kvik import __version__
 from kvik.async_llm import Answer, AsyncLLM
 from kvik.engine.request import Completion, Request, ScoreRequest, ScoreResult
+from kvik.errors import TryAgainError
 from kvik.server.errors import ApiError, shutting_down
 from kvik.server.metrics import Metrics
 from kvik.weights.catalogue import CATALOGUE, find
@@ -32,7 +34,7 @@ class Service:
 
     Attributes:
         name: what the model is called. names: what requests may call it: that, its path, aliases, the name in its file.
-        draining: no new requests are taken.
+        draining: no new requests are taken; those that were go on.
     """
 
     def __init__(self, llm: AsyncLLM, ref: str | None = None) -> None:
@@ -47,6 +49,9 @@ class Service:
         self.fingerprint = f"kvik-{__version__}-{self.info.digest[:12]}"
         self.started = int(time.time())
         self.draining = False
+        self._answering = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def check_model(self, name: Any) -> None:
         """ApiError 404 unless the model is this one."""
@@ -87,7 +92,6 @@ class Service:
     @asynccontextmanager
     async def started_all(self, requests: Sequence[Request]) -> AsyncIterator[list[Answer]]:
         """The requests under way; all are cancelled at the end, done or not. TryAgainError where some find no room."""
-        self.check_taking()
         answers: list[Answer] = []
         try:
             for request in requests:
@@ -114,14 +118,14 @@ class Service:
 
     async def score_all(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """The results of texts that are scored together."""
-        self.check_taking()
         results = await together([self.engine.scored(request) for request in requests])
         self.metrics.prompt_tokens += sum(len(request.token_ids) for request in requests)
         return results
 
     def check_count(self, count: int, param: str) -> None:
-        """ApiError 400 where one call asks for more than can ever wait."""
-        most = max(1, self.llm.engine.params.max_waiting)
+        """ApiError 400 where one call asks for more than can ever run and wait."""
+        params = self.llm.engine.params
+        most = params.max_sequences + params.max_waiting
         if count > most:
             message = f"{param} has {count} entries; this server takes at most {most} in one call"
             raise ApiError(400, message, param=param, code="invalid_value")
@@ -130,6 +134,37 @@ class Service:
         """ApiError 503 while the server ends."""
         if self.draining:
             raise shutting_down()
+
+    def receipt(self, completion: Completion) -> dict[str, Any]:
+        """The completion's receipt, with the model's name for its path."""
+        assert completion.receipt is not None
+        found = asdict(completion.receipt)
+        found["model"] = {**found["model"], "path": self.name}
+        return found
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """A request that was taken, up to the end of its answer. ApiError 503 where the server's end cuts it."""
+        self._answering += 1
+        self._idle.clear()
+        try:
+            yield
+        except TryAgainError:
+            self.check_taking()
+            raise
+        finally:
+            self._answering -= 1
+            if not self._answering:
+                self._idle.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Take no new requests and wait for the answers of the others. False where the time ran out."""
+        self.draining = True
+        end = time.monotonic() + seconds
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        # Only now the engine: a request may still be on its way to it, from a thread or between two uses of it.
+        return await self.engine.drain(max(0.0, end - time.monotonic()))
 
     def warm_up(self) -> None:
         """Do what a first request would wait for: the chat template is compiled."""
