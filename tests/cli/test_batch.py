@@ -318,6 +318,26 @@ def test_one_process_at_a_time(batch, tmp_path):
     assert ended.code == 75 and "another process" in ended.err
 
 
+def test_a_pipe_that_stays_open_is_answered_line_by_line(tmp_path):
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-c", START.format(delay=0.0), "run", "--batch", "-", "--out", str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for number in range(1, 4):
+            process.stdin.write(b'{"prompt": "hi"}\n')
+            process.stdin.flush()
+            end = time.monotonic() + 60
+            while not (out.exists() and out.read_bytes().count(b"\n") == number):
+                assert time.monotonic() < end and process.poll() is None
+                time.sleep(0.01)
+        process.send_signal(signal.SIGINT)  # while it waits for a line
+        assert process.wait(60) == 130
+        err = process.stderr.read().decode()
+    assert "Stopped with 3 requests finished" in err and "Fatal" not in err
+    with subprocess.Popen([*command, "--resume"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        _, err = process.communicate(b'{"prompt": "hi"}\n' * 200, timeout=60)
+    assert process.returncode == 0 and b"197 results, 3 already there" in err
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_process_leaves_whole_lines(tmp_path, sign):
     requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
