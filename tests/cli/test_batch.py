@@ -377,7 +377,7 @@ def test_a_file_that_cannot_be_opened_again_is_closed_once(batch, monkeypatch):
 def test_a_stopped_process_leaves_whole_lines(tmp_path, sign):
     requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     requests.write_text("".join(json.dumps({"id": i, "prompt": "hi"}) + "\n" for i in range(40)))
-    command = [sys.executable, "-c", START.format(delay=0.01), "run", "--batch", str(requests), "--out", str(out),
+    command = [sys.executable, "-c", START.format(delay=0.02), "run", "--batch", str(requests), "--out", str(out),
                "--max-sequences", "2"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + 60
