@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from models.small_models import write_gguf
 
 import kvik
+from kvik.engine.request import Request
 
 PROMPTS = [f"text {i}" for i in range(9)]
 PARAMS = [kvik.SamplingParams(max_tokens=20, seed=i, ignore_eos=True) for i in range(9)]
@@ -64,6 +66,21 @@ def test_answers_come_as_they_finish_and_closing_cancels(path: str) -> None:
     assert [next(answers)[0] for _ in range(3)] == [1, 3, 2]
     answers.close()  # type: ignore[attr-defined]
     assert llm.engine.scheduler.pool.num_held == 0 and llm.engine.stats.cancelled == 1
+
+
+def test_requests_are_taken_as_they_may_run_and_may_be_late(path: str) -> None:
+    llm = make(path, max_sequences=2)
+    request = llm.request("abc", kvik.SamplingParams(max_tokens=3, ignore_eos=True))
+    taken: list[int | None] = []
+
+    def source() -> Iterator[tuple[int, Request] | None]:
+        for key in (0, None, 1, None, None, None, 2, 3, 4):
+            taken.append(key)
+            yield None if key is None else (key, request)
+
+    answers = llm.complete_each(source())
+    assert next(answers)[0] == 0 and 1 in taken and 2 not in taken
+    assert [key for key, _ in answers] == [1, 2, 3, 4]
 
 
 def test_the_receipt_repeats_the_answer(path: str) -> None:

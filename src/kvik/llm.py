@@ -154,26 +154,35 @@ class LLM:
         return [one for one in found if one is not None]
 
     def complete_each(
-        self, requests: Iterable[tuple[Key, Request]], until: Callable[[], bool] = _never
+        self, requests: Iterable[tuple[Key, Request] | None], until: Callable[[], bool] = _never
     ) -> Iterator[tuple[Key, Completion | Exception]]:
         """Answers as they finish, each with its request's key; an Exception for a request that failed by itself.
 
-        requests: from `request`; taken one by one while the engine has room, so that there may be any number of them.
+        requests: from `request`; before each step as many are taken as may run beside those under way, so that there
+        may be any number of them. None: nothing yet; the step goes ahead without. Waiting for a request is up to the
+        iterable, once nothing runs.
         until: asked before each step; once it says True what runs is cancelled and the iterator ends, as it does when
         it is closed.
         """
-        source = iter(requests)
-        following = next(source, None)
+        source, more = iter(requests), True
+        following: tuple[Key, Request] | None = None
         running: dict[Key, tuple[Request, Group]] = {}
         try:
-            while following is not None or running:
-                while following is not None and self.engine.has_room:
+            while more or following is not None or running:
+                while len(running) < self.engine.params.max_sequences and self.engine.has_room:
+                    if following is None and more:
+                        try:
+                            following = next(source)
+                        except StopIteration:
+                            more = False
+                    if following is None:
+                        break
                     key, request = following
                     try:
                         running[key] = (request, self.engine.add(request, _unheard))
                     except TryAgainError:  # another thread was faster
                         break
-                    following = next(source, None)
+                    following = None
                 if until():
                     return
                 self.engine.step()

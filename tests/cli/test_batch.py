@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from kvik.cli import batch_input, options
 from kvik.cli.batch_input import BadLine, parse_line
+from kvik.cli.batch_output import Results
 from kvik.cli.batch_progress import duration
+from kvik.errors import TryAgainError
 from kvik.params import SamplingParams
 
 TEXT = "".join(ANSWER)
@@ -318,18 +320,71 @@ def test_one_process_at_a_time(batch, tmp_path):
     assert ended.code == 75 and "another process" in ended.err
 
 
+def test_a_pipe_that_stays_open_is_answered_line_by_line(tmp_path):
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-c", START.format(delay=0.0), "run", "--batch", "-", "--out", str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for number in range(1, 4):
+            process.stdin.write(b'{"prompt": "hi"}\n')
+            process.stdin.flush()
+            end = time.monotonic() + 60
+            while not (out.exists() and out.read_bytes().count(b"\n") == number):
+                assert time.monotonic() < end and process.poll() is None
+                time.sleep(0.01)
+        process.send_signal(signal.SIGINT)  # while it waits for a line
+        assert process.wait(60) == 130
+        err = process.stderr.read().decode()
+    assert "Stopped with 3 requests finished" in err and "Fatal" not in err
+    with subprocess.Popen([*command, "--resume"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        _, err = process.communicate(b'{"prompt": "hi"}\n' * 200, timeout=60)
+    assert process.returncode == 0 and b"197 results, 3 already there" in err
+
+
+def test_resume_goes_on_in_the_file_that_a_link_names(batch, tmp_path):
+    lines = [{"id": 1, "prompt": "hi"}, b"?"]
+    there = tmp_path / "elsewhere" / "results.jsonl"
+    there.parent.mkdir()
+    batch.out.symlink_to(there)
+    assert batch(lines).code == 65
+    assert batch(lines, "--resume").code == 65
+    assert batch.out.is_symlink() and there.read_text().count("\n") == 2
+
+
+def test_a_file_that_cannot_be_opened_again_is_closed_once(batch, monkeypatch):
+    lines = [{"id": 1, "prompt": "hi"}, b"?"]
+    assert batch(lines).code == 65
+    opens, closed = [], []
+    real_open, real_close = Results._open, os.close
+
+    def open_once(self):
+        if opens:
+            raise TryAgainError("another process writes to it")
+        opens.append(real_open(self))
+        return opens[0]
+
+    def close(descriptor):
+        closed.append(descriptor)
+        real_close(descriptor)
+
+    monkeypatch.setattr(Results, "_open", open_once)
+    monkeypatch.setattr(os, "close", close)
+    with pytest.raises(TryAgainError):
+        Results(str(batch.out), resume=True)
+    assert closed.count(opens[0]) == 1
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_process_leaves_whole_lines(tmp_path, sign):
     requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     requests.write_text("".join(json.dumps({"id": i, "prompt": "hi"}) + "\n" for i in range(40)))
-    command = [sys.executable, "-c", START.format(delay=0.01), "run", "--batch", str(requests), "--out", str(out),
+    command = [sys.executable, "-c", START.format(delay=0.02), "run", "--batch", str(requests), "--out", str(out),
                "--max-sequences", "2"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not (out.exists() and out.stat().st_size) and time.monotonic() < end:
             time.sleep(0.01)
         process.send_signal(sign)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if sign == signal.SIGINT else -9)
     finished = [json.loads(line) for line in out.read_text().splitlines()]
     assert 0 < len(finished) < 40

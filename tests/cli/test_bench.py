@@ -71,6 +71,10 @@ def test_table(kvik):
         (["--sequences", "0"], ("--sequences", "at least 1")),
         (["--sequences", "9", "--max-sequences", "8"], ("--sequences is 9", "--max-sequences allows 8")),
         (["--sequences", "9", "--kv-bytes", "64kB"], ("--prompt-tokens with --sequences", "--kv-bytes")),
+        (
+            ["--sequences", "2", "--depth", "2", "--no-prefix-sharing"],
+            ("--sequences and --depth", "--no-prefix-sharing"),
+        ),
         (["--prompt-tokens", "0"], ("--prompt-tokens", "at least 1")),
         (["--repeat", "0"], ("--repeat", "at least 1")),
         (["--depth", "-1"], ("--depth", "at least 0")),

@@ -139,7 +139,7 @@ def test_ctrl_c(default_model_gguf):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         first = process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        rest, line = process.communicate(timeout=20)
+        rest, line = process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(first + rest) > 1 and rest.endswith(b"\n") and b"interrupted" in line
 
@@ -150,7 +150,7 @@ def test_reader_that_leaves(default_model_gguf):
         process.stdout.read(1)
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=20) == 141
+        assert process.wait(timeout=60) == 141
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from kvik.cli.answer import encode, with_seed
-from kvik.cli.batch_input import BadLine, Id, Line, id_mark, parse_line, read_lines
+from kvik.cli.batch_input import BadLine, Id, Line, id_mark, parse_line, read_lines, read_live
 from kvik.cli.batch_output import Results
 from kvik.cli.batch_progress import BatchProgress
 from kvik.cli.input import STDIN
@@ -131,7 +131,7 @@ class _Batch:
         self._context = asking.context(llm)
         self._seen: set[int] = set()
         self._lines: int | None = None
-        self._finished = self._failed = self._skipped = 0
+        self._finished = self._failed = self._skipped = self._under_way = 0
         self._interrupted = False
 
     def look_ahead(self, file: IO[bytes]) -> int:
@@ -179,6 +179,7 @@ class _Batch:
         try:
             for job, result in self.llm.complete_each(self._requests(file, progress, interrupt), stopped):
                 interrupt.gentle = True
+                self._under_way -= 1
                 if isinstance(result, Exception):
                     self._bad(progress, job.number, job.id, str(result))
                 else:
@@ -189,15 +190,22 @@ class _Batch:
 
     def _requests(
         self, file: IO[bytes], progress: BatchProgress, interrupt: Interrupt
-    ) -> Iterator[tuple[_Job, Request]]:
-        """The requests of the lines that are good and have no result yet."""
-        lines = read_lines(file)
-        while not interrupt.pressed:
+    ) -> Iterator[tuple[_Job, Request] | None]:
+        """The requests of the lines that are good and have no result yet. None: no line yet, and others run."""
+        lines = read_lines(file) if file.seekable() else read_live(file, lambda: self._under_way > 0)
+        while True:
             interrupt.gentle = False  # waiting for a line ends at once
-            following = next(lines, None)
-            interrupt.gentle = True  # from here on a Ctrl-C waits for the end of the step, so that no line is torn
-            if following is None:
+            if interrupt.pressed:
                 return
+            try:
+                following = next(lines)
+            except StopIteration:
+                return
+            finally:
+                interrupt.gentle = True  # from here on a Ctrl-C waits for the end of the step, so that no line is torn
+            if following is None:
+                yield None
+                continue
             try:
                 line = parse_line(*following, self.asking.defaults)
                 made = self._request(line)
@@ -205,6 +213,7 @@ class _Batch:
                 self._bad(progress, following[0], error.id, str(error))
                 continue
             if made is not None:
+                self._under_way += 1
                 yield made
 
     def _request(self, line: Line) -> tuple[_Job, Request] | None:

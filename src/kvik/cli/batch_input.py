@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
+from queue import Empty, Queue
+from threading import Thread
 from typing import IO, Any
 
 from kvik.errors import DataError, KvikError
 from kvik.params import SamplingParams
 
-__all__ = ["MAX_LINE_BYTES", "BadLine", "Line", "id_mark", "parse_line", "read_lines"]
+__all__ = ["MAX_LINE_BYTES", "BadLine", "Line", "id_mark", "parse_line", "read_lines", "read_live"]
 
 MAX_LINE_BYTES = 64 << 20
+_LINES_AHEAD = 64
 _PARAMS = tuple(f.name for f in fields(SamplingParams))
 _FIELDS = ("id", "prompt", "messages", *_PARAMS)
 
@@ -64,6 +67,37 @@ def read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
             piece = file.readline(MAX_LINE_BYTES + 1)
         if data.strip():
             yield number, data
+
+
+def read_live(file: IO[bytes], busy: Callable[[], bool]) -> Iterator[tuple[int, bytes] | None]:
+    """`read_lines` of a pipe that may stay open: None where no line is there yet while `busy`, else it waits for one.
+
+    A thread reads up to 64 lines ahead of the taker. It has a reader of its own: at exit Python could not close that of
+    `file` while the thread waits in it.
+    """
+    ahead: Queue[tuple[int, bytes] | Exception | None] = Queue(_LINES_AHEAD)
+
+    def read() -> None:
+        try:
+            with open(file.fileno(), "rb", closefd=False) as own:
+                for found in read_lines(own):
+                    ahead.put(found)
+            ahead.put(None)
+        except Exception as error:
+            ahead.put(error)
+
+    Thread(target=read, name="kvik-batch-lines", daemon=True).start()
+    while True:
+        try:
+            found = ahead.get(block=not busy())
+        except Empty:
+            yield None
+            continue
+        if found is None:
+            return
+        if isinstance(found, Exception):
+            raise found
+        yield found
 
 
 def parse_line(number: int, data: bytes, defaults: SamplingParams) -> Line:

@@ -127,9 +127,9 @@ class Results:
         return found if isinstance(found, dict) else None
 
     def _drop_errors(self) -> None:
-        with open(self._path, "rb") as old, atomic_write(self._path) as new:
+        with open(self._path, "rb") as old, atomic_write(self._path.resolve()) as new:  # not a link to it
             for data in old:
                 if "error" not in json.loads(data):
                     new.write(data)
-        os.close(self._descriptor)
-        self._descriptor = self._open()
+        old_descriptor, self._descriptor = self._descriptor, self._open()
+        os.close(old_descriptor)

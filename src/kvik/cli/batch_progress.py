@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from kvik.cli.output import note
+from kvik.cli.output import WithBars, note
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
 __all__ = ["BatchProgress", "duration"]
@@ -25,13 +23,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class BatchProgress:
+class BatchProgress(WithBars):
     """Args: total: requests in all, None where that is not known."""
 
     def __init__(self, total: int | None) -> None:
         self.total = total
         self._begun = self._told = time.monotonic()
-        self._bars: Bars | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -45,12 +42,6 @@ class BatchProgress:
             self._task = self._bars.add_task("", total=self.total, shown="")
             self._bars.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
 
     @property
     def seconds(self) -> float:

@@ -123,6 +123,10 @@ def _check_fits(llm: LLM, options: BenchOptions) -> None:
         raise ParameterError(
             f"--sequences is {options.sequences}; --max-sequences allows {params.max_sequences} at once"
         )
+    if options.sequences > 1 and options.depth > 1 and not params.prefix_sharing:  # the first would go on meanwhile
+        raise ParameterError(
+            "--sequences and --depth beyond 1 need prefix sharing to begin together; leave out --no-prefix-sharing"
+        )
     deep = max(1, options.depth) + options.new_tokens + 1
     for name, tokens in (("--prompt-tokens", options.prompt_tokens + 1), ("--depth and --new-tokens", deep)):
         if tokens > context:

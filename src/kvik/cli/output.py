@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Interrupt",
     "Progress",
+    "WithBars",
     "aligned",
     "amount",
     "note",
@@ -119,7 +120,22 @@ def quoted(token: bytes) -> str:
         return "<" + token.hex(" ") + ">"
 
 
-class Progress:
+class WithBars:
+    """Stops its bars, where it has any, at the end of a `with`."""
+
+    _bars: Bars | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+
+class Progress(WithBars):
     """Bars for downloads, packing, loading and comparing on stderr, when it is a terminal and the wait is worth one.
 
     Call it with a stage, units done and units in all. unit: "bytes", or what else is counted.
@@ -130,16 +146,6 @@ class Progress:
         self._wanted = sys.stderr.isatty()
         self._since: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
-        self._bars: Bars | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if not self._wanted:
