@@ -21,6 +21,7 @@ from bench.traffic import HOST
 
 SEQUENCES = 64
 CONTEXT = 1296  # the longest request of the trace, in whole blocks of 16
+KVIK_CACHE = 2 << 30  # half of vLLM's, twice what llama-server's slots take
 LLAMA_SLOTS = 32
 LLAMA_FILE = "Q4_0"
 
@@ -44,7 +45,7 @@ def kvik(settings: Settings, port: int) -> Command:
     settings.need_kvik()
     argv: list[str | Path] = [
         settings.kvik_python, "-m", "kvik.cli", "serve", settings.model, "--port", str(port),
-        "--threads", str(settings.threads), "--max-sequences", str(SEQUENCES),
+        "--threads", str(settings.threads), "--max-sequences", str(SEQUENCES), "--kv-bytes", str(KVIK_CACHE),
     ]  # fmt: skip
     return Command(argv, settings.kvik_env(), 60)
 
