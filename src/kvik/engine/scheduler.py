@@ -27,7 +27,7 @@ SCORE_ROWS = 64
 MOST_LOST_ALONE = 8
 """Times that a request may give up its blocks with nobody beside it: scattered prefix hits can make it do so."""
 
-PROMPT_TOKENS_BESIDE = 32
+PROMPT_TOKENS_BESIDE = 16
 """Prompt tokens of a step at most while others are waiting for their next token (time between tokens against time to the
 first one)."""
 
