@@ -29,7 +29,7 @@ MOST_LOST_ALONE = 8
 
 PROMPT_TOKENS_BESIDE = 16
 """Prompt tokens of a step at most while others are waiting for their next token (time between tokens against time to the
-first one)."""
+first one; docs/performance.md)."""
 
 
 class Scheduled(NamedTuple):
