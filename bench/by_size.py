@@ -126,13 +126,9 @@ def work(options: argparse.Namespace) -> int:
         if f"{size} kvik" in names:
             say(f"warm-up: kvik packs {size}")
             contenders.start_kvik(replace(settings, model=peers.sized(size)))
-    Run(plan, settings.seed, out, results).blocks(names, options.blocks)
-    text = report(results, settings, sizes)
-    print(text)
-    for path in filter(None, (out / "report.md", options.table)):
-        path.write_text(text)
-    say(f"raw figures and report are in {out}")
-    return 1 if results.failures else 0
+    run = Run(plan, settings.seed, out, results)
+    run.blocks(names, options.blocks)
+    return run.publish(report(results, settings, sizes), options.table, None, None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

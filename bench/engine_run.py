@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from bench import BenchError, contenders
@@ -92,15 +93,9 @@ def work(options: argparse.Namespace) -> int:
     if any(name.endswith("kvik") for name in names):
         say("warm-up: kvik packs the model")
         contenders.start_kvik(settings)
-    measure(Run(jobs, settings.seed, out, results), load, names, options)
-    text = report(results)
-    print(text)
-    for path in filter(None, (out / "report.md", options.table)):
-        path.write_text(text)
-    for path in filter(None, (out / "plot.svg", out / "plot.png", options.plot)):
-        plot(results, path)
-    say(f"raw figures, report and plot are in {out}")
-    return 1 if results.failures else 0
+    run = Run(jobs, settings.seed, out, results)
+    measure(run, load, names, options)
+    return run.publish(report(results), options.table, partial(plot, results), options.plot)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

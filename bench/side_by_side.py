@@ -7,9 +7,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,17 @@ class Run:
         finally:
             self.save()
         return True
+
+    def publish(self, text: str, table: Path | None, draw: Callable[[Path], None] | None, picture: Path | None) -> int:
+        """The report on stdout, in the run's folder and where else it is wanted, with its plot; the exit code."""
+        print(text)
+        for path in filter(None, (self.out / "report.md", table)):
+            path.write_text(text)
+        if draw is not None:
+            for path in filter(None, (self.out / "plot.svg", self.out / "plot.png", picture)):
+                draw(path)
+        say(f"raw figures and report are in {self.out}")
+        return 1 if self.results.failures else 0
 
     def measure(self, block: int, name: str) -> None:
         load, started = os.getloadavg()[0], time.time()
@@ -179,15 +191,8 @@ def work(options: argparse.Namespace) -> int:
     elif with_quality:
         results.quality = measure_quality(settings, names, options.quality_windows, out / "quality.json")
     run.blocks(names, options.blocks)
-    text = report(results)
-    print(text)
-    for path in filter(None, (out / "report.md", options.table)):
-        path.write_text(text)
-    if results.engines():
-        for path in filter(None, (out / "plot.svg", out / "plot.png", options.plot)):
-            plot(results, path)
-    say(f"raw figures, report and plot are in {out}")
-    return 1 if results.failures else 0
+    draw = partial(plot, results) if results.engines() else None
+    return run.publish(report(results), options.table, draw, options.plot)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
