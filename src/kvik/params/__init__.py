@@ -1,0 +1,20 @@
+"""What a user writes down: frozen, validated once, documented. What carries it out lives in its room."""
+
+from kvik.params.beam import MAX_BEAMS, BeamParams
+from kvik.params.checks import choose
+from kvik.params.engine import EngineParams
+from kvik.params.grammar import Grammar
+from kvik.params.sampling import MAX_LOGPROBS, MAX_SEED, PRESETS, LogprobsMode, SamplingParams
+
+__all__ = [
+    "MAX_BEAMS",
+    "MAX_LOGPROBS",
+    "MAX_SEED",
+    "PRESETS",
+    "BeamParams",
+    "EngineParams",
+    "Grammar",
+    "LogprobsMode",
+    "SamplingParams",
+    "choose",
+]

@@ -1,0 +1,87 @@
+"""Beam search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvik.errors import ParameterError
+from kvik.params.checks import check_length, flag, integer, penalty, real, strings, token_ids
+from kvik.params.grammar import Grammar, grammar_of
+from kvik.params.sampling import MAX_LOGPROBS, MAX_NGRAM, MAX_STOP_STRINGS
+
+__all__ = ["MAX_BEAMS", "BeamParams", "EarlyStopping"]
+
+EarlyStopping = bool | Literal["never"]
+MAX_BEAMS = 64
+MAX_LENGTH_PENALTY = 100.0
+MAX_DIVERSITY_PENALTY = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamParams:
+    """Beam search over the answers to one prompt; the names, and what they mean, are those of transformers' `generate`.
+
+    A finished beam's score is its sum of log-probabilities / length ** length_penalty, the length that of the answer.
+
+    Attributes:
+        num_beams: beams that are followed, 1 to 64.
+        num_return_sequences: best answers returned, 1 to num_beams.
+        max_tokens: most tokens of an answer, at least 1; None: to the end of the context or of the KV cache.
+        min_tokens: nothing ends an answer before this many tokens.
+        length_penalty: -100 to 100; 0 is neutral, above 0 favours longer answers, below 0 shorter ones.
+        early_stopping: True ends the search when num_beams answers are finished; False when no beam is likely to beat the
+            worst of them; "never" when none can.
+        no_repeat_ngram_size: as in SamplingParams. repetition_penalty: as in SamplingParams, on log-probabilities.
+        num_beam_groups: groups that diverge from those before them, a divisor of num_beams (Vijayakumar et al. 2018,
+            arXiv:1610.02424). diversity_penalty: subtracted for each beam of an earlier group that takes the same token
+            at the same step; needs num_beam_groups > 1.
+        grammar, stop, stop_token_ids, ignore_eos, logprobs: as in SamplingParams.
+        trace: keep the tree of the search, as `kvik xray` shows it.
+    """
+
+    num_beams: int = 4
+    num_return_sequences: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+    no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    grammar: Grammar | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        integer("num_beams", self.num_beams, 1, MAX_BEAMS)
+        integer("num_return_sequences", self.num_return_sequences, 1)
+        if self.num_return_sequences > self.num_beams:
+            raise ParameterError(
+                f"num_return_sequences {self.num_return_sequences} is above num_beams {self.num_beams}"
+            )
+        check_length(self.min_tokens, self.max_tokens)
+        real("length_penalty", self.length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise ParameterError(f"early_stopping must be True, False or 'never', got {self.early_stopping!r}")
+        integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, MAX_NGRAM)
+        penalty(self.repetition_penalty)
+        integer("num_beam_groups", self.num_beam_groups, 1, MAX_BEAMS)
+        if self.num_beams % self.num_beam_groups:
+            raise ParameterError(f"num_beam_groups {self.num_beam_groups} does not divide num_beams {self.num_beams}")
+        real("diversity_penalty", self.diversity_penalty, 0.0, MAX_DIVERSITY_PENALTY)
+        if self.diversity_penalty and self.num_beam_groups == 1:
+            raise ParameterError("diversity_penalty needs num_beam_groups above 1")
+        object.__setattr__(self, "grammar", grammar_of(self.grammar))
+        object.__setattr__(self, "stop", strings("stop", self.stop, MAX_STOP_STRINGS))
+        object.__setattr__(self, "stop_token_ids", token_ids("stop_token_ids", self.stop_token_ids))
+        flag("ignore_eos", self.ignore_eos)
+        if self.grammar is not None and self.ignore_eos:
+            raise ParameterError("ignore_eos cannot go with grammar: the text ends where the grammar does")
+        if self.logprobs is not None:
+            integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        flag("trace", self.trace)
