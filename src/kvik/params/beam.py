@@ -14,7 +14,7 @@ __all__ = ["MAX_BEAMS", "BeamParams", "EarlyStopping"]
 
 EarlyStopping = bool | Literal["never"]
 MAX_BEAMS = 64
-MAX_LENGTH_PENALTY = 100.0
+MAX_LENGTH_PENALTY = 10.0
 MAX_DIVERSITY_PENALTY = 100.0
 
 
@@ -28,8 +28,8 @@ class BeamParams:
         num_beams: beams that are followed, 1 to 64.
         num_return_sequences: best answers returned, 1 to num_beams.
         max_tokens: most tokens of an answer, at least 1; None: to the end of the context or of the KV cache.
-        min_tokens: nothing ends an answer before this many tokens.
-        length_penalty: -100 to 100; 0 is neutral, above 0 favours longer answers, below 0 shorter ones.
+        min_tokens: as in SamplingParams.
+        length_penalty: -10 to 10; 0 is neutral, above 0 favours longer answers, below 0 shorter ones.
         early_stopping: True ends the search when num_beams answers are finished; False when no beam is likely to beat the
             worst of them; "never" when none can.
         no_repeat_ngram_size: as in SamplingParams. repetition_penalty: as in SamplingParams, on log-probabilities.
@@ -85,3 +85,13 @@ class BeamParams:
         if self.logprobs is not None:
             integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         flag("trace", self.trace)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that it runs at once."""
+        return self.num_beams
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that it gives."""
+        return self.num_return_sequences
