@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from kvik.errors import ParameterError
 from kvik.params.checks import check_length, flag, integer, penalty, real, strings, token_ids
 from kvik.params.grammar import Grammar, grammar_of
-from kvik.params.sampling import MAX_LOGPROBS, MAX_NGRAM, MAX_STOP_STRINGS
+from kvik.params.sampling import MAX_LOGPROBS, MAX_NGRAM, MAX_STOP_STRINGS, SamplingParams
 
-__all__ = ["MAX_BEAMS", "BeamParams", "EarlyStopping"]
+__all__ = ["MAX_BEAMS", "BeamParams", "EarlyStopping", "beam_params"]
 
 EarlyStopping = bool | Literal["never"]
 MAX_BEAMS = 64
@@ -95,3 +96,23 @@ class BeamParams:
     def num_answers(self) -> int:
         """Answers that it gives."""
         return self.num_return_sequences
+
+
+def beam_params(given: Mapping[str, Any], base: BeamParams | None = None) -> BeamParams:
+    """`base` with what was given beside num_beams: fields of BeamParams, and `n`, which means num_return_sequences.
+
+    ParameterError names a field that only sampling has, unless it asks for nothing.
+    """
+    known = {field.name for field in fields(BeamParams)}
+    neutral = {field.name: field.default for field in fields(SamplingParams)}
+    used = {}
+    for name, value in given.items():
+        if name == "n":
+            used["num_return_sequences"] = value
+        elif name in known:
+            used[name] = value
+        elif name not in neutral or value != neutral[name]:
+            raise ParameterError(f"{name} cannot go with num_beams: a beam search draws nothing")
+    if "n" in given and "num_return_sequences" in given:
+        raise ParameterError("n and num_return_sequences mean the same; give one of them")
+    return replace(base or BeamParams(), **used)
