@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.beam import BeamSearch, Candidates, Chosen, Hypothesis
-from kvik.decoding.beam_standin import DecodingState, best_rows
+from kvik.decoding.sampler import Best, best_rows
+from kvik.decoding.state import DecodingState
 from kvik.engine.request import Choice, Chunk, FinishReason, Request, RequestStats, TokenLogprobs, Usage
 from kvik.engine.runner import RowLogits
 from kvik.engine.sequence import Group, Sequence, Timeline
@@ -225,16 +226,14 @@ class BeamGroup(Group):
 
 
 def beam_group(
-    request: Request, params: BeamParams, cache: SequenceCache, root: BlockKey | None, tokenizer: Tokenizer,
-    vocab_size: int, most_tokens: int, emit: Callable[[Chunk], None],
+    request: Request, params: BeamParams, state: DecodingState, cache: SequenceCache, root: BlockKey | None,
+    tokenizer: Tokenizer, most_tokens: int, emit: Callable[[Chunk], None],
 ) -> BeamGroup:  # fmt: skip
-    """A request's search before its first step. most_tokens: that a sequence may have."""
+    """A request's search before its first step. state: the prompt's; most_tokens: that a sequence may have."""
     prompt = request.prompt
     ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokenizer.eos_ids)
     room = most_tokens - len(prompt)
     most = room if params.max_tokens is None else min(room, params.max_tokens)
-    banned = tokenizer.eos_ids | ends
-    state = DecodingState(params, prompt, vocab_size, None, banned, None)
     reading = Reading(Detokenizer(tokenizer, after=prompt[-1]), StopChecker(params.stop)) if params.stop else None
     return BeamGroup(
         [Beam(list(prompt), cache, state=state, reading=reading)], len(prompt), root, Timeline(perf_counter()),
@@ -246,17 +245,25 @@ def beam_group(
 def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> dict[BeamGroup, DataError | None]:
     """Give the beams of these rows their candidates. Of each group the error of a row that is not finite, or None."""
     failed: dict[BeamGroup, DataError | None] = {}
-    places = [row.first_row for row in rows]
-    chosen = logits if len(rows) == len(logits) else logits[places]
     beams: list[Beam] = []
     for row in rows:
         assert isinstance(row.sequence, Beam) and isinstance(row.group, BeamGroup)
         beams.append(row.sequence)
         failed[row.group] = None
+    chosen = logits if len(rows) == len(logits) else logits[[row.first_row for row in rows]]
     count = min(max(group.wanted for group in failed), logits.shape[1])
     edits = [beam.state.edits() for beam in beams]
-    ids, logprobs, found = best_rows(chosen, edits, count)
-    for place, (beam, row) in enumerate(zip(beams, rows, strict=True)):
-        wanted = min(row.group.wanted, count)  # type: ignore[attr-defined] # a BeamGroup
-        beam.found = Candidates(ids[place, :wanted], logprobs[place, :wanted], np.minimum(found[place], wanted))
+    try:
+        _note(beams, best_rows(chosen, edits, count))
+    except DataError:  # some row is not finite: the others go on
+        for place, (beam, row) in enumerate(zip(beams, rows, strict=True)):
+            try:
+                _note([beam], best_rows(chosen[place : place + 1], edits[place : place + 1], count))
+            except DataError as error:
+                failed[row.group] = DataError(f"position {len(beam.tokens)}: {error}")  # type: ignore[index]
     return failed
+
+
+def _note(beams: Sequences[Beam], best: Best) -> None:
+    for place, beam in enumerate(beams):
+        beam.found = Candidates(best.ids[place], best.logprobs[place], best.found[place])
