@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from kvik.cli.output import Interrupt, amount, print_table, quoted, write
 from kvik.errors import ParameterError
@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 Message = Mapping[str, str]
-Params = TypeVar("Params", SamplingParams, BeamParams, SamplingParams | BeamParams)
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def encode(llm: LLM, messages: Sequence[Message], raw: bool) -> list[int]:
     return ids
 
 
-def with_seed(params: Params) -> Params:
+def with_seed(params: SamplingParams | BeamParams) -> SamplingParams | BeamParams:
     """The parameters with a seed that can be told, drawn here when none was given and one is needed."""
     if isinstance(params, SamplingParams) and params.seed is None:
         return replace(params, seed=int.from_bytes(os.urandom(4)))

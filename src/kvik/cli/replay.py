@@ -74,7 +74,9 @@ def replay(
     wanted = receipt_from_json(read_text(receipt), receipt)
     _check_version(wanted, receipt)
     if wanted.kind == "beam" and "cancelled" in wanted.finish_reasons:
-        raise DataError("is of a beam search that was cancelled: what it had found then is no beginning of its answer", path=receipt)
+        raise DataError(
+            "is of a beam search that was cancelled: what it had found then is no beginning of its answer", path=receipt
+        )
     llm = _load(wanted, model, machine)
     _check_model(wanted, llm, receipt)
     if max(wanted.prompt) >= llm.info.vocab_size or len(wanted.prompt) >= llm.info.context_length:

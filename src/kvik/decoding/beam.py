@@ -180,9 +180,7 @@ class BeamSearch:
             self.steps.append(BeamStep(beams, tuple(ended)))
         return chosen
 
-    def _totals(
-        self, group: _Group, found: Candidates, rows: slice, taken: dict[int, int]
-    ) -> NDArray[np.float32]:
+    def _totals(self, group: _Group, found: Candidates, rows: slice, taken: dict[int, int]) -> NDArray[np.float32]:
         """What each candidate adds up to [beams, C]; -inf where there is none."""
         logprobs = found.logprobs[rows]
         count = found.found[rows]
@@ -212,7 +210,7 @@ class BeamSearch:
             if total == -np.inf or (rank >= group.size and len(going) == group.size):
                 break
             parent, token = rows.start + place // each, int(ids[place])
-            node = Node(group.beams[place // each], token, float(logprobs[place]), total)
+            node = Node(group.beams[place // each], token, float(logprobs[place]), total, self._top(found, parent))
             stops = ends(parent, token)
             if stops or last:
                 if rank < group.size:
@@ -222,6 +220,14 @@ class BeamSearch:
             elif len(going) < group.size:
                 going.append(Chosen(parent, node))
         return going
+
+    def _top(self, found: Candidates, row: int) -> tuple[TokenLogprob, ...]:
+        """The best tokens after a beam, as many as are asked for."""
+        count = min(self._params.logprobs or 0, int(found.found[row]))
+        if not count:
+            return ()
+        pairs = zip(found.ids[row, :count].tolist(), found.logprobs[row, :count].tolist(), strict=True)
+        return tuple(TokenLogprob(token, logprob) for token, logprob in pairs)
 
     def score(self, node: Node, length: int) -> float:
         """total / length ** length_penalty. The length is that of the answer, a token that ends it included."""
@@ -260,4 +266,3 @@ class BeamSearch:
 
     def _first(self, found: Sequence[Hypothesis]) -> list[Hypothesis]:
         return sorted(found, key=lambda one: -one.score)[: self._params.num_return_sequences]
-

@@ -7,7 +7,8 @@ written to, and those that nobody continues give theirs back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Sequences
+from collections.abc import Callable
+from collections.abc import Sequence as Sequences
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -254,16 +255,18 @@ def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> 
     count = min(max(group.wanted for group in failed), logits.shape[1])
     edits = [beam.state.edits() for beam in beams]
     try:
-        _note(beams, best_rows(chosen, edits, count))
+        _note(rows, best_rows(chosen, edits, count))
     except DataError:  # some row is not finite: the others go on
         for place, (beam, row) in enumerate(zip(beams, rows, strict=True)):
             try:
-                _note([beam], best_rows(chosen[place : place + 1], edits[place : place + 1], count))
+                _note([row], best_rows(chosen[place : place + 1], edits[place : place + 1], count))
             except DataError as error:
                 failed[row.group] = DataError(f"position {len(beam.tokens)}: {error}")  # type: ignore[index]
     return failed
 
 
-def _note(beams: Sequences[Beam], best: Best) -> None:
-    for place, beam in enumerate(beams):
-        beam.found = Candidates(best.ids[place], best.logprobs[place], best.found[place])
+def _note(rows: Sequences[RowLogits], best: Best) -> None:
+    for place, row in enumerate(rows):
+        most = row.group.wanted  # type: ignore[attr-defined] # a BeamGroup; others' may be more
+        found = np.minimum(best.found[place], most)
+        row.sequence.found = Candidates(best.ids[place, :most], best.logprobs[place, :most], found)  # type: ignore[attr-defined]

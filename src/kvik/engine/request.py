@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvik.decoding.sampler import TokenLogprob
 from kvik.decoding.beam import BeamStep
+from kvik.decoding.sampler import TokenLogprob
 from kvik.params import BeamParams, SamplingParams
 
 __all__ = [
