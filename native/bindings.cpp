@@ -41,6 +41,7 @@ void require(bool ok, const std::string& what) {
 
 std::vector<std::string> available() {
     std::vector<std::string> names;
+    if (amx_kernels()) names.emplace_back("amx");
     if (avx512_kernels()) names.emplace_back("avx512");
     if (avx2_kernels()) names.emplace_back("avx2");
     names.emplace_back("portable");
@@ -53,6 +54,7 @@ const Kernels& kernels_named(std::string name) {
         const char* forced = std::getenv("KVIK_ISA");
         name = forced && *forced ? forced : available().front();
     }
+    if (name == "amx" && amx_kernels()) return *amx_kernels();
     if (name == "avx512" && avx512_kernels()) return *avx512_kernels();
     if (name == "avx2" && avx2_kernels()) return *avx2_kernels();
     if (name == "portable") return portable_kernels();
