@@ -359,7 +359,7 @@ class Engine:
         requests = [sequence.draw_request() for _, sequence, _ in drawing]
         drawn: list[Drawn | DataError]
         try:
-            drawn = [*sample_rows(chosen, requests)]
+            drawn = [*sample_rows(chosen, requests, pool=self.executor.pool, in_place=True)]
         except DataError:  # some row is not finite: the others go on
             drawn = []
             for place, request in enumerate(requests):
