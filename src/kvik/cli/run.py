@@ -69,7 +69,7 @@ def run(
     beam search, with "num_beams". Results go to --out as they finish, a line each. Ctrl-C keeps the finished ones, and
     --resume goes on with the others.
 
-    With --beams the answer comes when the search has ended.
+    With --beams the answer comes when the search has ended; Ctrl-C before that ends it without one.
 
     \b
     Examples:

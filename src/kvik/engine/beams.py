@@ -16,10 +16,11 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik._native import Pool
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.beam import BeamSearch, Candidates, Chosen, Hypothesis
-from kvik.decoding.sampler import Best, best_rows
+from kvik.decoding.best import Best, best_rows
 from kvik.decoding.state import DecodingState
 from kvik.engine.request import Choice, Chunk, FinishReason, Request, RequestStats, TokenLogprobs, Usage
 from kvik.engine.runner import RowLogits
@@ -265,8 +266,13 @@ def beam_group(
     )  # fmt: skip
 
 
-def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> dict[BeamGroup, DataError | None]:
-    """Give the beams of these rows their candidates. Of each group the error of a row that is not finite, or None."""
+def take_candidates(
+    logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: Pool | None
+) -> dict[BeamGroup, DataError | None]:
+    """Give the beams of these rows their candidates. Of each group the error of a row that is not finite, or None.
+
+    pool: whose threads share the rows.
+    """
     by_group: dict[BeamGroup, list[Beam]] = {}
     for row in rows:  # those of a group are together
         assert isinstance(row.sequence, Beam) and isinstance(row.group, BeamGroup)
@@ -277,7 +283,7 @@ def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> 
     failed: dict[BeamGroup, DataError | None] = dict.fromkeys(by_group)
     best: Best | None = None
     with suppress(DataError):  # some row is not finite: the others go on
-        best = best_rows(chosen, edits, count)
+        best = best_rows(chosen, edits, count, pool=pool)
     at = 0
     for group, beams in by_group.items():
         part = slice(at, at + len(beams))
