@@ -170,7 +170,7 @@ class BeamGroup(Group):
             beam.found = Candidates(*(of[place] for of in found))
 
     def advance(self) -> int:
-        """Where every beam has its candidates, a step of the search; beams that go on."""
+        """Where every beam has its candidates, a step of the search; tokens it took: of the beams that go on, or the last."""
         beams: list[Beam] = self.sequences
         together, self._together = self._together, None
         if together is None:
@@ -184,7 +184,7 @@ class BeamGroup(Group):
         chosen = self.search.step(together, lambda beam, token: self._ends(beams[beam], token))
         if chosen:
             self._follow(beams, chosen)
-        return len(chosen)
+        return len(chosen) or 1
 
     def _ends(self, beam: Beam, token: int) -> bool:
         return token in self.end_ids or (beam.reading is not None and beam.reading.fork().stops(token))
