@@ -41,7 +41,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "batch mates": {"mates": 5},
     "chunks": {"engine": {"max_batch_tokens": 5}, "mates": 1},
     "two threads": {"engine": {"threads": 2}},
-    "preemption": {"engine": {"num_slabs": 10}, "mates": 5, "happens": "preemptions"},
+    "preemption": {"engine": {"num_slabs": 10}, "mates": 9, "happens": "preemptions"},
     "prefix hit": {"before": 1, "happens": "prefix_hit_tokens"},
 }
 REFUSED: dict[tuple[str, str], str] = {  # (strategy, feature): what the refusal says
@@ -100,7 +100,10 @@ def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv:
     params = params_of(settings)
     alone = small_engine(tokenizer, model, kv=kv, prefix_sharing=False)
     (want,) = run_all(alone, [(PROMPT, params)])
-    made = small_engine(tokenizer, model, kv=kv, **what.get("engine", {}))
+    machine = dict(what.get("engine", {}))
+    if "num_slabs" in machine:  # at least what the request needs by itself
+        machine["num_slabs"] = max(machine["num_slabs"], alone._slabs(len(PROMPT), 30, params.num_sequences))
+    made = small_engine(tokenizer, model, kv=kv, **machine)
     for _ in range(what.get("before", 0)):
         run_all(made, [(PROMPT, params)])
     mates: list[tuple[tuple[int, ...], SamplingParams | BeamParams]] = [
