@@ -109,7 +109,7 @@ def test_a_stop_string_finishes_a_beam_before_it(small_tokenizer: Tokenizer) -> 
     made, script = engine(small_tokenizer)
     a, b, c, d = ids(small_tokenizer, "abcd")
     follow(made, script, {a: {b: 0.7, d: 0.3}, b: {c: 1.0}, c: {d: 1.0}, d: {d: 1.0}})
-    group, chunks = run(
+    _, chunks = run(
         made, (a,), num_beams=2, num_return_sequences=2, max_tokens=5, ignore_eos=True, stop=("bc",), length_penalty=0.0
     )
     assert [(one.text, one.token_ids, one.finish_reason) for one in chunks] == [
@@ -146,7 +146,7 @@ def test_log_probabilities_of_the_chosen_tokens(small_tokenizer: Tokenizer) -> N
 def test_where_nothing_can_follow(small_tokenizer: Tokenizer) -> None:
     """No n-gram of one token twice, in a vocabulary of 98: after 98 tokens there is none."""
     made = seeing(small_tokenizer)
-    group, (found,) = run(made, (5,), num_beams=2, no_repeat_ngram_size=1, ignore_eos=True, num_return_sequences=2)
+    _, (found,) = run(made, (5,), num_beams=2, no_repeat_ngram_size=1, ignore_eos=True, num_return_sequences=2)
     assert found.finish_reason == "no_token" and sorted((5, *found.token_ids)) == list(range(98))
 
 

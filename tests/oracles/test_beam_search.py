@@ -16,8 +16,8 @@ from oracles.random_models.shapes import SHAPES
 from oracles.tables import TableModel, generate
 
 import kvik
-from kvik.decoding.beam import BeamSearch, Candidates
-from kvik.decoding.best import best_rows_by_definition
+from kvik.decoding.beam import BeamSearch
+from kvik.decoding.best import Best, best_rows_by_definition
 from kvik.decoding.state import DecodingState
 from kvik.params import BeamParams
 
@@ -52,7 +52,7 @@ def ours(model: TableModel, ends: tuple[int, ...], params: BeamParams) -> Answer
         rows = np.stack([model.row(beam) for beam in beams])
         best = best_rows_by_definition(rows, [state.edits() for state in states], min(search.wanted, VOCABULARY))
         count = len(search.beams) // len(beams)
-        found = Candidates(*(np.repeat(of, count, 0) for of in best))
+        found = Best(*(np.repeat(of, count, 0) for of in best))
         chosen = search.step(found, lambda beam, token: token in ends)
         states = [states[one.parent // count].fork() for one in chosen]
         beams = [[*beams[one.parent // count], one.node.token] for one in chosen]
@@ -156,7 +156,7 @@ def test_through_the_engine(both: tuple[Any, kvik.LLM], settings: dict[str, Any]
 
 
 def test_one_beam_is_greedy(both: tuple[Any, kvik.LLM]) -> None:
-    model, llm = both
+    _, llm = both
     prompt = random_tokens(60, 5).tolist()
     greedy, searched = llm.generate(
         [prompt, prompt],
