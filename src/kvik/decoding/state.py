@@ -48,6 +48,9 @@ class Words(NamedTuple):
     breakers: tuple[tuple[int, ...], ...] = ()
 
 
+NO_WORDS = Words()
+
+
 class DecodingState:
     """One for each sequence or beam. `accept` tells it each token that is out, `edits` is what the next draw needs.
 
@@ -67,7 +70,7 @@ class DecodingState:
         vocab_size: int,
         *,
         end_ids: Iterable[int] = (),
-        words: Words = Words(),
+        words: Words = NO_WORDS,
         matcher: Matcher | None = None,
     ) -> None:
         self.matcher = matcher

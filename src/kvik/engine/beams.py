@@ -15,10 +15,11 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik import _native
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.beam import BeamSearch, Candidates, Chosen, Hypothesis
-from kvik.decoding.sampler import Best, best_rows
+from kvik.decoding.best import Best, best_rows
 from kvik.decoding.state import DecodingState
 from kvik.engine.request import Choice, Chunk, FinishReason, Request, RequestStats, TokenLogprobs, Usage
 from kvik.engine.runner import RowLogits
@@ -243,8 +244,13 @@ def beam_group(
     )  # fmt: skip
 
 
-def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> dict[BeamGroup, DataError | None]:
-    """Give the beams of these rows their candidates. Of each group the error of a row that is not finite, or None."""
+def take_candidates(
+    logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: _native.Pool | None
+) -> dict[BeamGroup, DataError | None]:
+    """Give the beams of these rows their candidates. Of each group the error of a row that is not finite, or None.
+
+    pool: whose threads share the rows.
+    """
     failed: dict[BeamGroup, DataError | None] = {}
     beams: list[Beam] = []
     for row in rows:
@@ -255,7 +261,7 @@ def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> 
     count = min(max(group.wanted for group in failed), logits.shape[1])
     edits = [beam.state.edits() for beam in beams]
     try:
-        _note(rows, best_rows(chosen, edits, count))
+        _note(rows, best_rows(chosen, edits, count, pool=pool))
     except DataError:  # some row is not finite: the others go on
         for place, (beam, row) in enumerate(zip(beams, rows, strict=True)):
             try:
