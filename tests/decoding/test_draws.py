@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kvik.decoding import DrawRequest, filters, sample_rows
+from kvik.decoding import DrawRequest, sample_rows
+from kvik.decoding.pipeline import apply
 from kvik.params import SamplingParams
 
 DRAWS = 100_000
@@ -42,7 +43,7 @@ def draws(
 
 
 def check(row: np.ndarray, params: SamplingParams, counts: np.ndarray) -> None:
-    expected = np.exp(filters.apply(row, params)) * counts.sum()
+    expected = np.exp(apply(row, params)) * counts.sum()
     assert (counts[expected == 0] == 0).all()
     common = expected >= 10
     pooled_expected = np.append(expected[common], expected[~common].sum())

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kvik.decoding import filters
+from kvik.decoding import Edits, filters
+from kvik.decoding.pipeline import apply
 from kvik.errors import KvikError, ParameterError
 from kvik.params import SamplingParams
 
@@ -19,6 +20,10 @@ def row(*values: float) -> np.ndarray:
     result = np.array(values, np.float64)
     result.flags.writeable = False  # a filter that writes into its input fails
     return result
+
+
+def bans(*ids: int) -> Edits:
+    return Edits(banned=np.array(ids, np.int32))
 
 
 def kept(scores: np.ndarray) -> list[int]:
@@ -66,27 +71,29 @@ def test_min_p() -> None:
 
 
 def test_ban_and_a_row_without_tokens() -> None:
-    assert kept(filters.ban(row(1, 2, 3), [1, 1])) == [0, 2]
-    with pytest.raises(ParameterError, match=r"in \[0, 2\], got 3"):
-        filters.ban(row(1, 2, 3), [3])
     nothing = row(-INF, -INF)
     for result in (
         filters.top_k(nothing, 1),
         filters.top_p(nothing, 0.5),
         filters.min_p(nothing, 0.5),
+        filters.typical(nothing, 0.5),
+        filters.epsilon(nothing, 0.5),
+        filters.eta(nothing, 0.5),
+        filters.top_n_sigma(nothing, 1.0),
+        filters.xtc(nothing, 0.1),
         filters.log_softmax(nothing),
         filters.temperature(nothing, 0.5),
         filters.greedy(nothing),
     ):
         np.testing.assert_array_equal(result, nothing)
     np.testing.assert_array_equal(
-        filters.apply(row(1, 2), SamplingParams(top_p=0.5, top_k=1, min_p=0.1), [0, 1]), nothing
+        apply(row(1, 2), SamplingParams(top_p=0.5, top_k=1, min_p=0.1), bans(0, 1)), nothing
     )
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-300, 1e-30, 9e-10])
 def test_temperature_near_zero_is_greedy(value: float) -> None:
-    result = filters.apply(row(1, 5, 5, -2), SamplingParams(temperature=value))
+    result = apply(row(1, 5, 5, -2), SamplingParams(temperature=value))
     np.testing.assert_array_equal(result, [-INF, 0, -INF, -INF])
 
 
@@ -95,9 +102,9 @@ def test_temperature_scales() -> None:
     np.testing.assert_allclose(filters.temperature(x, 0.5), x * 2)
     with pytest.raises(ParameterError, match="temperature"):
         filters.temperature(x, 0.0)
-    hot = filters.apply(row(1e30, -1e30, 0), SamplingParams(temperature=1e308))
+    hot = apply(row(1e30, -1e30, 0), SamplingParams(temperature=1e308))
     assert np.isfinite(hot).all()
-    cold = filters.apply(row(3e38, -3e38, 0), SamplingParams(temperature=1e-9))
+    cold = apply(row(3e38, -3e38, 0), SamplingParams(temperature=1e-9))
     np.testing.assert_array_equal(cold[:1], [0.0])
     assert not np.isnan(cold).any()
 
@@ -111,7 +118,7 @@ def test_temperature_keeps_distinct_logits_distinct() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), INF])
 def test_damaged_logits_are_named(bad: float) -> None:
     with pytest.raises(KvikError, match="logit of token 2 is"):
-        filters.apply(np.array([0, 1, bad], np.float32), SamplingParams())
+        apply(np.array([0, 1, bad], np.float32), SamplingParams())
 
 
 @pytest.mark.parametrize(
@@ -135,14 +142,14 @@ def test_ranges(call: Callable[[np.ndarray], object]) -> None:
 def test_the_declared_order() -> None:
     x = np.log(row(0.5, 0.2, 0.2, 0.1))
     # top-p counts probabilities among the top k: 0.5 / 0.7 >= 0.7, while 0.5 of everything is not
-    assert kept(filters.apply(x, SamplingParams(top_k=2, top_p=0.69))) == [0]
-    assert kept(filters.apply(x, SamplingParams(top_p=0.69))) == [0, 1]
+    assert kept(apply(x, SamplingParams(top_k=2, top_p=0.69))) == [0]
+    assert kept(apply(x, SamplingParams(top_p=0.69))) == [0, 1]
     # temperature comes first: squared probabilities are 25 : 4 : 4 : 1
-    assert kept(filters.apply(x, SamplingParams(temperature=0.5, top_p=0.69))) == [0]
-    assert kept(filters.apply(x, SamplingParams(temperature=0.5, min_p=0.1))) == [0, 1, 2]
+    assert kept(apply(x, SamplingParams(temperature=0.5, top_p=0.69))) == [0]
+    assert kept(apply(x, SamplingParams(temperature=0.5, min_p=0.1))) == [0, 1, 2]
     # a ban comes before everything
-    assert kept(filters.apply(x, SamplingParams(top_k=1), [0])) == [1]
-    np.testing.assert_allclose(np.exp(filters.apply(x, SamplingParams(top_k=3), [0])), [0, 0.4, 0.4, 0.2], atol=1e-15)
+    assert kept(apply(x, SamplingParams(top_k=1), bans(0))) == [1]
+    np.testing.assert_allclose(np.exp(apply(x, SamplingParams(top_k=3), bans(0))), [0, 0.4, 0.4, 0.2], atol=1e-7)
 
 
 def test_apply_is_a_distribution_over_a_prefix_of_the_order(kind: str, make_row: Callable[..., np.ndarray]) -> None:
@@ -156,7 +163,7 @@ def test_apply_is_a_distribution_over_a_prefix_of_the_order(kind: str, make_row:
             top_p=float(rng.choice([0.0, 0.5, 0.9, 1.0])),
             min_p=float(rng.choice([0.0, 0.05])),
         )
-        logprobs = filters.apply(x, params)
+        logprobs = apply(x, params)
         assert np.exp(logprobs).sum() == pytest.approx(1.0 if (x > -INF).any() else 0.0, abs=1e-12)
         chosen = set(kept(logprobs))
         order = np.argsort(-x.astype(np.float64), kind="stable")[: len(chosen)]
