@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.beam import BeamSearch, Candidates, Chosen, Hypothesis
-from kvik.decoding.sampler import Best, best_rows
-from kvik.decoding.state import DecodingState
+from kvik.decoding.best import Best, best_rows
+from kvik.decoding.state import DecodingState, Edits
 from kvik.engine.request import Choice, Chunk, FinishReason, Request, RequestStats, TokenLogprobs, Usage
 from kvik.engine.runner import RowLogits
 from kvik.engine.sequence import Group, Sequence, Timeline
-from kvik.errors import DataError
+from kvik.errors import DataError, ParameterError
 from kvik.params import BeamParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
@@ -243,17 +243,23 @@ def beam_group(
     )  # fmt: skip
 
 
-def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> dict[BeamGroup, DataError | None]:
-    """Give the beams of these rows their candidates. Of each group the error of a row that is not finite, or None."""
-    failed: dict[BeamGroup, DataError | None] = {}
+def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> dict[BeamGroup, Exception | None]:
+    """Give the beams of these rows their candidates. Of each group the error of a row that is not finite or of a grammar
+    that is too costly, or None."""
+    failed: dict[BeamGroup, Exception | None] = {}
     beams: list[Beam] = []
+    edits: list[Edits | None] = []
     for row in rows:
         assert isinstance(row.sequence, Beam) and isinstance(row.group, BeamGroup)
         beams.append(row.sequence)
-        failed[row.group] = None
+        failed.setdefault(row.group, None)
+        try:
+            edits.append(row.sequence.state.edits())
+        except ParameterError as error:
+            edits.append(None)
+            failed[row.group] = error
     chosen = logits if len(rows) == len(logits) else logits[[row.first_row for row in rows]]
     count = min(max(group.wanted for group in failed), logits.shape[1])
-    edits = [beam.state.edits() for beam in beams]
     try:
         _note(rows, best_rows(chosen, edits, count))
     except DataError:  # some row is not finite: the others go on

@@ -9,6 +9,7 @@ from kvik.errors import ParameterError
 from kvik.params import BeamParams, SamplingParams, beam_params
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
+from kvik.server.formats import FORMATS, grammar_field
 from kvik.text.tokenizer import check_text
 
 __all__ = ["Common", "chat_fields", "check_top", "completion_fields", "generation_params"]
@@ -27,14 +28,13 @@ BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_beam_groups", "di
 SEARCH = (*BEAMS, "repetition_penalty", "no_repeat_ngram_size")
 """Fields of BeamParams, beside those of any answer."""
 
-_COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", *SAMPLING)
+_COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", *SAMPLING, *FORMATS)
 _FREE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "repetition_penalty": (1,),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
 }
@@ -104,6 +104,7 @@ def check_top(top: int | None, name: str) -> int | None:
 def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | None) -> SamplingParams | BeamParams:
     """The sampling or the beam search of a body. ParameterError begins with the field's name."""
     given = {name: fields.given[name] for name in (*SAMPLING, *SEARCH) if name in fields.given}
+    given |= grammar_field(fields)
     if isinstance(given.get("stop"), dict):
         raise ParameterError("stop must be a string or a list of strings")
     beams = given.get("num_beams", 1)
