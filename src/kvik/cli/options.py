@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from kvik.cli.output import Progress
-from kvik.errors import ParameterError
-from kvik.params import PRESETS, BeamParams, EngineParams, SamplingParams, beam_params, preset_fields
+from kvik.errors import DataError, ParameterError
+from kvik.params import PRESETS, BeamParams, EngineParams, Grammar, SamplingParams, beam_params, preset_fields
 from kvik.weights.catalogue import CATALOGUE, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "BatchOptions",
     "BeamOptions",
     "EngineOptions",
+    "GrammarOptions",
     "Json",
     "ModelOptions",
     "Plain",
@@ -44,7 +45,7 @@ __all__ = [
 
 DEFAULT_MAX_TOKENS = 512
 MODEL_PANEL, ENGINE_PANEL, SAMPLING_PANEL, BATCH_PANEL = "Model", "Engine", "Sampling", "Batch"
-BEAM_PANEL = "Beam search"
+BEAM_PANEL, GRAMMAR_PANEL = "Beam search", "Structured output"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the field names of the Python API.")]
 Plain = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the model's chat template.")]
@@ -461,6 +462,69 @@ class BeamOptions:
             words = [f"--{names.get(w, w).replace('_', '-')}" if w in _FIELDS else w for w in str(error).split(" ")]
             raise ParameterError(" ".join(words)) from None
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrammarOptions:
+    """What the answer has to be: one of the kinds of Grammar."""
+
+    json_schema: Annotated[
+        str | None,
+        _option("--json-schema", "The answer is JSON of this schema: a file, or JSON itself.", GRAMMAR_PANEL, "",
+                metavar="FILE"),
+    ] = None  # fmt: skip
+    regex: Annotated[
+        str | None,
+        _option("--regex", "The whole answer matches this regular expression.", GRAMMAR_PANEL, "", metavar="PATTERN"),
+    ] = None
+    lark: Annotated[
+        str | None,
+        _option("--lark", "The answer is text of this Lark grammar: a file, or the grammar itself.", GRAMMAR_PANEL, "",
+                metavar="FILE"),
+    ] = None  # fmt: skip
+
+    def grammar(self) -> Grammar | None:
+        """ParameterError names an option; DataError or StorageError a file."""
+        given = [(f.name, value) for f in fields(self) if (value := getattr(self, f.name)) is not None]
+        if not given:
+            return None
+        if len(given) > 1:
+            raise ParameterError(f"{_flag(given[0][0])} and {_flag(given[1][0])} exclude each other")
+        ((kind, text),) = given
+        path = self._path(kind, text)
+        if path is not None:
+            from kvik.cli.input import read_text
+
+            text = read_text(path)
+        with self.naming():
+            return Grammar(kind, text)  # type: ignore[arg-type] # the fields are the kinds
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Where a ParameterError is about the grammar, name the option; or the file, which then is bad data."""
+        try:
+            yield
+        except ParameterError as error:
+            kind, text = next(((f.name, v) for f in fields(self) if (v := getattr(self, f.name)) is not None), ("", ""))
+            if not kind or not str(error).startswith("grammar: "):
+                raise
+            reason, path = str(error).removeprefix("grammar: "), self._path(kind, text)
+            if path is not None:
+                raise DataError(reason, path=path) from None
+            raise ParameterError(f"{_flag(kind)}: {reason}") from None
+
+    @staticmethod
+    def _path(kind: str, text: str) -> str | None:
+        """The file that is named, if it is one: a schema begins with a brace, a grammar has a colon after a name."""
+        itself = {
+            "json_schema": text.lstrip().startswith("{") or text.strip() in ("true", "false"),
+            "lark": "\n" in text or re.search(r"\bstart\s*:", text) is not None,
+        }
+        return None if itself.get(kind, True) else text
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 _FIELDS = {f.name for kind in (SamplingParams, BeamParams) for f in fields(kind)}

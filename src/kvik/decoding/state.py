@@ -185,6 +185,11 @@ class DecodingState:
         if self._breakers is not None and self._tokens is not None:
             self._break = self._breakers.find(self._tokens.ids)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the text is one of the grammar that nothing can follow, and long enough."""
+        return self.matcher is not None and self.num_accepted >= self._min_tokens and self.matcher.stopped
+
     # ---- edits
 
     def edits(self) -> Edits | None:

@@ -9,6 +9,7 @@ from kvik.errors import ParameterError
 from kvik.params import BeamParams, SamplingParams, beam_params, json_biases, preset_fields
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
+from kvik.server.formats import FORMATS, grammar_field
 from kvik.text.tokenizer import check_text
 
 __all__ = ["Common", "chat_fields", "check_top", "completion_fields", "generation_params"]
@@ -28,10 +29,9 @@ BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_beam_groups", "di
 """Fields that only BeamParams has. num_beams above 1 makes the request a beam search, of which n answers are returned."""
 
 _COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", "preset",
-           *SAMPLING, *BEAMS)  # fmt: skip
+           *SAMPLING, *BEAMS, *FORMATS)  # fmt: skip
 _FREE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
 }
@@ -98,6 +98,7 @@ def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | No
     given = {name: fields.given[name] for name in (*SAMPLING, *BEAMS) if name in fields.given}
     if "logit_bias" in given:
         given["logit_bias"] = json_biases(given["logit_bias"])
+    given |= grammar_field(fields)
     if isinstance(given.get("stop"), dict):
         raise ParameterError("stop must be a string or a list of strings")
     beams = given.get("num_beams", 1)
