@@ -72,11 +72,11 @@ def test_refused(text):
 
 
 def test_command_says_what_is_not_the_default():
-    assert command_line(SamplingParams(temperature=0.0), "it's") == """kvik run 'it'"'"'s' --temperature 0.0"""
+    assert command_line(SamplingParams(temperature=0.0), "it's") == """kvik run 'it'"'"'s' --temperature 0"""
     preset = SamplingParams.preset("creative", temperature=1.0, n=3)
     assert command_line(preset, "x") == "kvik run x --preset creative --n 3"
     assert command_line(BeamParams(), "x") == "kvik run x --num-beams 4"
-    assert command_line(SamplingParams(top_p=0.9), "x") == "kvik run x --temperature 1.0 --top-k 0 --top-p 0.9"
+    assert command_line(SamplingParams(top_p=0.9), "x") == "kvik run x --temperature 1 --top-k 0 --top-p 0.9"
 
 
 def test_sweep():

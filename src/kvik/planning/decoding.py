@@ -65,7 +65,8 @@ ADVICE: Mapping[str, Advice] = {
         {"temperature": "at 0.2, with n=5 and tests that pick the sample that passes"},
         "few-shot",
         "a signature and an example of the style fix format and names, above all with small models",
-        "# Python 3, type hints\n# double([1, 2]) == [2, 4]\ndef double(values: list[int]) -> list[int]:",
+        "Python, one line. Double a list: [2 * x for x in values]. Keep the even numbers: [x for x in values if x % 2 == 0]. "
+        "Square the odd numbers:",
     ),
     "translation": Advice(
         "greedy",
@@ -74,7 +75,7 @@ ADVICE: Mapping[str, Advice] = {
         {"beam": "where the best wording is worth several times the computation, for a sentence at a time"},
         "few-shot",
         "a pair or two set register and terms, and that only the translation is to come",
-        "English: Good morning.\nFrench: Bonjour.\nEnglish: Where is the station?\nFrench:",
+        "Translate into French. Good morning. -> Bonjour. Thank you very much. -> Merci beaucoup. Where is the station? ->",
     ),
     "maths": Advice(
         "greedy",
@@ -179,5 +180,5 @@ def command_line(params: SamplingParams | BeamParams, prompt: str) -> str:
                 given = {field: value for field, value in given.items() if field not in preset}
                 break
     for field, value in given.items():
-        words += [f"--{field.replace('_', '-')}", str(value)]
+        words += [f"--{field.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join(words)
