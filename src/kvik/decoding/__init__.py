@@ -1,5 +1,19 @@
-"""From logits to tokens. filters.py and noise.py are the definition, the native sampler is its fast twin."""
+"""From logits to tokens. pipeline.py and noise.py are the definition, the native sampler is its fast twin."""
 
-from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, TokenLogprob, sample_rows, sample_rows_by_definition
+from kvik.decoding.pipeline import DrawRequest
+from kvik.decoding.sampler import Drawn, Sampler, TokenLogprob, best_rows, sample_rows, sample_rows_by_definition
+from kvik.decoding.state import DecodingState, Edits, Matcher, Words
 
-__all__ = ["DrawRequest", "Drawn", "Sampler", "TokenLogprob", "sample_rows", "sample_rows_by_definition"]
+__all__ = [
+    "DecodingState",
+    "DrawRequest",
+    "Drawn",
+    "Edits",
+    "Matcher",
+    "Sampler",
+    "TokenLogprob",
+    "Words",
+    "best_rows",
+    "sample_rows",
+    "sample_rows_by_definition",
+]

@@ -1,36 +1,39 @@
 """The filters of sampling: pure functions on one row of scores, float64 [V]; -inf marks a removed token.
 
-This is the definition; native/sampler.cpp is its fast twin, with the same kept set and the same drawn token. The
-order is fixed: banned (min_tokens), temperature, top-k, top-p, min-p. No function writes into its input. The best
-remaining token, the one with the lowest id among equals, survives every filter.
+This is the definition; native/sampler_filters.cpp is its fast twin, with the same kept set. pipeline.py has the order.
+No function writes into its input. Probabilities are those among the tokens that remain. Some token survives every
+filter: the best one, the one with the lowest id among equals, except where a filter is there to take it away: `typical`
+keeps the most typical token, `xtc` the least of the top choices.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kvik.decoding.elementary import Float64, exact_exp, exact_log
 from kvik.errors import DataError, ParameterError
-from kvik.params import SamplingParams
 
 __all__ = [
     "LEAST_TEMPERATURE",
     "MAX_VOCABULARY",
-    "apply",
-    "ban",
     "checked",
-    "filtered_scores",
+    "epsilon",
+    "eta",
     "greedy",
     "is_greedy",
     "log_softmax",
     "min_p",
+    "spread",
     "temperature",
     "top_k",
+    "top_n_sigma",
     "top_p",
+    "typical",
+    "xtc",
 ]
 
 # Logits are f32: below this temperature every difference one of them can show becomes certainty, so it means greedy.
@@ -40,6 +43,9 @@ MOST_TEMPERATURE = 1e30
 # A weight is an integer multiple of 2^-42 of the best token's; 2^20 of them cannot overflow 63 bits.
 WEIGHT_BITS = 42
 MAX_VOCABULARY = 2**20
+# e^-40 is below half a weight: as far as sums are concerned nothing lies farther from the best
+LEAST_DISTANCE = -40.0
+SPREAD_UNITS = 2.0**31
 
 
 def checked(logits: npt.ArrayLike) -> Float64:
@@ -62,16 +68,6 @@ def log_softmax(scores: Float64) -> Float64:
     shifted = scores - best
     normalised: Float64 = shifted - np.log(np.exp(shifted).sum())
     return normalised
-
-
-def ban(scores: Float64, token_ids: Iterable[int]) -> Float64:
-    """Removes token_ids (each in [0, V)), e.g. the ends of text until min_tokens are out."""
-    result = scores.copy()
-    for token in token_ids:
-        if not 0 <= token < scores.size:
-            raise ParameterError(f"banned token id must be in [0, {scores.size - 1}], got {token}")
-        result[token] = -np.inf
-    return result
 
 
 def is_greedy(value: float) -> bool:
@@ -152,25 +148,117 @@ def min_p(scores: Float64, p: float) -> Float64:
     return np.where(scores - best >= exact_log(p), scores, -np.inf)
 
 
-def filtered_scores(logits: npt.ArrayLike, params: SamplingParams, banned: Iterable[int] = ()) -> Float64:
-    """What the noise is added to: all filters in order on logits [V], shifted so that the best token's score is 0."""
-    scores = ban(checked(logits), banned)
-    if is_greedy(params.temperature):
-        scores = greedy(scores)
-    else:
-        scores = temperature(scores, params.temperature)
-        if params.top_k:
-            scores = top_k(scores, params.top_k)
-        if params.top_p < 1.0:
-            scores = top_p(scores, params.top_p)
-        scores = min_p(scores, params.min_p)
-    best = scores.max()
-    return scores if best == -np.inf else scores - best
+class Moments(NamedTuple):
+    """Of the distribution that scores [V] make. log_sum: ln of the sum of e^(score - best); mean: of score - best, <= 0.
 
-
-def apply(logits: npt.ArrayLike, params: SamplingParams, banned: Iterable[int] = ()) -> Float64:
-    """Log-probabilities [V] of the distribution params draws from; a row of -inf where nothing remains.
-
-    logits [V] is not written to; NaN and +inf raise KvikError, banned ids outside [0, V) ParameterError.
+    The entropy is log_sum - mean.
     """
-    return log_softmax(filtered_scores(logits, params, banned))
+
+    log_sum: float
+    mean: float
+
+
+def moments(scores: Float64) -> Moments:
+    """By sums of whole multiples of 2^-42, exact in any order: e^d for log_sum, d e^d (at most 1 / e) for the mean."""
+    d = np.maximum(scores - scores.max(), LEAST_DISTANCE)
+    e = exact_exp(d)
+    total = int(np.rint(e * 2.0**WEIGHT_BITS).astype(np.int64).sum())
+    moment = int(np.rint(e * d * 2.0**WEIGHT_BITS).astype(np.int64).sum())
+    return Moments(float(exact_log(float(total) * 2.0**-WEIGHT_BITS)), float(moment) / float(total))
+
+
+def typical(scores: Float64, p: float) -> Float64:
+    """Keeps the tokens whose information is nearest the entropy, up to cumulative probability >= p, p in (0, 1].
+
+    Meister et al. 2023, "Locally typical sampling", arXiv:2202.00666. Information - entropy is mean - score, so that
+    distances are exact; equal ones by token id.
+    """
+    if not 0.0 < p <= 1.0:
+        raise ParameterError(f"typical_p must be in (0, 1], got {p}")
+    best = scores.max()
+    if best == -np.inf:
+        return scores.copy()
+    d = scores - best
+    order = np.argsort(np.abs(d - moments(scores).mean), kind="stable")
+    cumulative = np.cumsum(weights(scores)[order])
+    total = int(cumulative[-1])
+    needed = min(max(math.ceil(p * float(total)), 1), total)
+    kept = order[: int(np.searchsorted(cumulative, needed)) + 1]
+    return _keep(scores, kept)
+
+
+def _at_least(scores: Float64, log_probability: float, log_sum: float) -> Float64:
+    """Tokens of at least this probability, the best ones in any case."""
+    return np.where(scores - scores.max() >= min(log_probability + log_sum, 0.0), scores, -np.inf)
+
+
+def epsilon(scores: Float64, cutoff: float) -> Float64:
+    """Keeps tokens of at least this probability, cutoff in (0, 1), and the best (Hewitt, Manning and Liang 2022,
+    "Truncation sampling as language model desmoothing", arXiv:2210.15191)."""
+    if not 0.0 < cutoff < 1.0:
+        raise ParameterError(f"epsilon_cutoff must be in (0, 1) to filter by, got {cutoff}")
+    if scores.max() == -np.inf:
+        return scores.copy()
+    return _at_least(scores, float(exact_log(cutoff)), moments(scores).log_sum)
+
+
+def eta(scores: Float64, cutoff: float) -> Float64:
+    """Keeps tokens of at least min(eta, sqrt(eta) e^-entropy), eta in (0, 1), and the best (the same paper)."""
+    if not 0.0 < cutoff < 1.0:
+        raise ParameterError(f"eta_cutoff must be in (0, 1) to filter by, got {cutoff}")
+    if scores.max() == -np.inf:
+        return scores.copy()
+    log_sum, mean = moments(scores)
+    log_eta = float(exact_log(cutoff))
+    return _at_least(scores, min(log_eta, 0.5 * log_eta - (log_sum - mean)), log_sum)
+
+
+def spread(scores: Float64) -> float:
+    """The standard deviation of the scores that remain (at least one), over their number.
+
+    Of multiples of range / 2^31, whose sums are exact: the range is at most 1449 deviations of 2^20 scores, so that the
+    relative error is below 1e-6, and about 1e-9 for a model's logits.
+    """
+    d = scores[scores > -np.inf]
+    d = d - d.max()
+    width = -float(d.min())
+    if width == 0.0:
+        return 0.0
+    units = np.rint(d * (-SPREAD_UNITS / width)).astype(np.uint64)
+    squares = units * units
+    high, low = int((squares >> np.uint64(32)).sum()), int((squares & np.uint64(0xFFFFFFFF)).sum())
+    variance = d.size * ((high << 32) + low) - int(units.sum()) ** 2  # times d.size^2, in units^2
+    return math.sqrt(float(variance)) / float(d.size) * (width / SPREAD_UNITS)
+
+
+def top_n_sigma(scores: Float64, n: float) -> Float64:
+    """Keeps tokens within n standard deviations of the best score, n > 0 (Tang et al. 2024, "Top-nsigma: not all logits
+    are you need", arXiv:2411.07641). The deviation is that of the scores that remain."""
+    if not n > 0.0:
+        raise ParameterError(f"top_n_sigma must be above 0 to filter by, got {n}")
+    best = scores.max()
+    if best == -np.inf:
+        return scores.copy()
+    return np.where(scores - best >= -(n * spread(scores)), scores, -np.inf)
+
+
+def xtc(scores: Float64, threshold: float) -> Float64:
+    """Removes all tokens of at least this probability but the least of them; two or more there must be.
+
+    "Exclude Top Choices" (p-e-w 2024, as llama.cpp has it), once its coin fell for it: `noise.coin`. The least of equals
+    has the highest id. threshold in [0, 0.5].
+    """
+    if not 0.0 <= threshold <= 0.5:
+        raise ParameterError(f"xtc_threshold must be in [0, 0.5], got {threshold}")
+    best = scores.max()
+    if best == -np.inf:
+        return scores.copy()
+    bound = float(exact_log(threshold)) + moments(scores).log_sum if threshold > 0.0 else -math.inf
+    above = np.count_nonzero((scores - best >= bound) & (scores > -np.inf))
+    return _without(scores, _descending(scores)[: above - 1]) if above > 1 else scores.copy()
+
+
+def _without(scores: Float64, token_ids: npt.NDArray[np.intp]) -> Float64:
+    result = scores.copy()
+    result[token_ids] = -np.inf
+    return result

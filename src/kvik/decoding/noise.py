@@ -4,7 +4,7 @@ Construction: Philox4x32-10, the counter-based bijection of Salmon, Moraes, Dror
 easy as 1, 2, 3" (SC 2011). The key is the seed (two 32-bit words); the counter's words are block, position, sample
 index and stream. A call yields four words, shared among tokens so that sixteen lanes of native code need no shuffle:
 token t reads word (t / 16) mod 4 of block 16 * (t / 64) + t mod 16. Stream 0 holds the high, stream 1 the low 32 bits
-of a token's 64-bit integer h; further streams are free for other uses of the same key.
+of a token's 64-bit integer h, stream 2 the coin of a position; further streams are free for other uses of the key.
 
 h becomes v = (h + 1/2) / 2^64 in (0, 1), an exponential variate -ln(1 - v), and the Gumbel variate -ln(-ln(1 - v)).
 Large noise, which decides draws, comes from v near 0, where float64 resolves every h: no token of probability above
@@ -23,12 +23,14 @@ from kvik.decoding.elementary import Float64, exact_log
 from kvik.errors import ParameterError
 
 __all__ = [
+    "COIN_STREAM",
     "HIGH_STREAM",
     "LOW_STREAM",
     "MAX_POSITION",
     "MAX_SAMPLE",
     "MAX_SEED",
     "MAX_TOKEN",
+    "coin",
     "gumbel",
     "integers",
     "philox",
@@ -39,7 +41,7 @@ UInt64 = npt.NDArray[np.uint64]
 
 MAX_SEED = 2**64 - 1
 MAX_SAMPLE = MAX_POSITION = MAX_TOKEN = 2**32 - 1
-HIGH_STREAM, LOW_STREAM = 0, 1
+HIGH_STREAM, LOW_STREAM, COIN_STREAM = 0, 1, 2
 
 MULTIPLIER = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 KEY_STEP = (0x9E3779B9, 0xBB67AE85)
@@ -110,3 +112,15 @@ def gumbel(seed: int, sample_index: int, position: int, token_ids: npt.ArrayLike
     tiny = rest == 1.0
     exponential = np.where(tiny, v, exact_log(rest) * (v / np.where(tiny, -1.0, rest - 1.0)))
     return -exact_log(exponential)
+
+
+def coin(seed: int, sample_index: int, position: int) -> float:
+    """A number in (0, 1), one for each position: what is done with probability p is done where it is below p.
+
+    Ranges as `integers`. Words 0 and 1 of block 0 of stream 2 are the high and low half of its h.
+    """
+    key = _bounded("seed", seed, MAX_SEED)
+    sample = _bounded("sample index", sample_index, MAX_SAMPLE)
+    at = _bounded("position", position, MAX_POSITION)
+    words = philox(Words(*(np.array([word], np.uint64) for word in (0, at, sample, COIN_STREAM))), key)
+    return float(uniform((words.w0 << HALF) | words.w1)[0])

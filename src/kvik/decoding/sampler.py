@@ -8,7 +8,7 @@ Its snapshot is itself. The engine asks each sequence for a `DrawRequest` and ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 from kvik import _native
 from kvik.decoding import filters, noise
+from kvik.decoding.edits import Edits, edited
+from kvik.decoding.pipeline import DrawRequest, filtered_scores
+from kvik.decoding.state import DecodingState
 from kvik.errors import DataError, ParameterError
 from kvik.params import SamplingParams
 
@@ -42,16 +45,6 @@ class Drawn(NamedTuple):
     top: tuple[TokenLogprob, ...] = ()
 
 
-class DrawRequest(NamedTuple):
-    """What one row of logits needs to become a token. banned: ids in [0, V) that may not be drawn."""
-
-    params: SamplingParams
-    seed: int
-    sample_index: int
-    position: int
-    banned: tuple[int, ...] = ()
-
-
 @dataclass(frozen=True)
 class Sampler:
     """How one sequence draws its tokens.
@@ -61,16 +54,12 @@ class Sampler:
         params: what to draw from; params.seed None has been resolved into `seed` by the caller.
         seed: 0 to 2^64 - 1.
         sample_index: which of the prompt's n samples this is, 0 to 2^32 - 1; part of the noise's key.
-        end_ids: the model's end-of-text tokens, in [0, V). With params.stop_token_ids they are banned, also under
-            ignore_eos, until params.min_tokens tokens are out.
     """
 
     vocab_size: int
     params: SamplingParams
     seed: int
     sample_index: int = 0
-    end_ids: frozenset[int] = frozenset()
-    _banned: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -80,23 +69,17 @@ class Sampler:
         ):
             if not low <= value <= high:
                 raise ParameterError(f"{name} must be in [{low}, {high}], got {value}")
-        for name, ids in (("end-of-text token ids", self.end_ids), ("stop_token_ids", self.params.stop_token_ids)):
-            outside = sorted(token for token in ids if not 0 <= token < self.vocab_size)
-            if outside:
-                listed = ", ".join(map(str, outside))
-                raise ParameterError(f"{name} must be in [0, {self.vocab_size - 1}], got {listed}")
-        object.__setattr__(self, "_banned", tuple(sorted(self.end_ids.union(self.params.stop_token_ids))))
 
-    def request(self, position: int, num_generated: int) -> DrawRequest:
-        """The draw of the token at `position` of the sequence, after num_generated tokens of this completion."""
-        banned = self._banned if num_generated < self.params.min_tokens else ()
-        return DrawRequest(self.params, self.seed, self.sample_index, position, banned)
+    def request(self, position: int, state: DecodingState | None = None) -> DrawRequest:
+        """The draw of the token at `position` of the sequence. state: what came before it; None edits nothing."""
+        edits = None if state is None else state.edits()
+        return DrawRequest(self.params, self.seed, self.sample_index, position, edits)
 
-    def sample(self, logits: npt.NDArray[np.float32], position: int, num_generated: int) -> Drawn:
+    def sample(self, logits: npt.NDArray[np.float32], position: int, state: DecodingState | None = None) -> Drawn:
         """Draws from one row, logits [V]; `sample_rows` for many."""
         if logits.shape != (self.vocab_size,):
             raise ParameterError(f"logits must have shape ({self.vocab_size},), got {logits.shape}")
-        return sample_rows(logits[None], [self.request(position, num_generated)])[0]
+        return sample_rows(logits[None], [self.request(position, state)])[0]
 
 
 def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest], *, isa: str = "") -> list[Drawn]:
@@ -110,11 +93,14 @@ def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest]
         raise ParameterError(f"logits must be float32 [{rows}, V], got {logits.dtype} {logits.shape}")
     if rows == 0:
         return []
+    if any(_needs_definition(request) for request in requests):
+        return sample_rows_by_definition(logits, requests)
     reals: list[tuple[float, ...]] = []
     whole: list[tuple[int, ...]] = []
     banned: list[int] = []
     most = 0
-    for params, seed, sample_index, position, ban in requests:
+    for params, seed, sample_index, position, _ in requests:
+        ban: tuple[int, ...] = ()
         reals.append((params.temperature, params.top_p, params.min_p))
         processed = params.logprobs_mode == "processed"
         top = min(params.logprobs or 0, logits.shape[1])
@@ -140,6 +126,47 @@ def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest]
     return drawn
 
 
+def _needs_definition(request: DrawRequest) -> bool:
+    p = request.params
+    return (
+        request.edits is not None or p.typical_p < 1 or p.epsilon_cutoff > 0 or p.eta_cutoff > 0 or p.top_n_sigma > 0
+        or p.xtc_probability > 0
+    )  # fmt: skip
+
+
+class Best(NamedTuple):
+    """The best tokens of R rows, falling, ties to the lower id: ids int32 and logprobs float32 [R, count], of which each
+    row has the first `found` [R]; the rest are -1 and -inf."""
+
+    ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+    found: npt.NDArray[np.int32]
+
+
+def best_rows_by_definition(
+    logits: npt.NDArray[np.float32], edits: Sequence[Edits | None], count: int
+) -> Best:
+    """For each row of logits [R, V], the `count` best tokens of its log-softmax after its edits.
+
+    The edits are done to log-probabilities (transformers does so in beam search), which are not normalised again.
+    """
+    rows = len(edits)
+    ids, logprobs = np.full((rows, count), -1, np.int32), np.full((rows, count), -np.inf, np.float32)
+    found = np.zeros(rows, np.int32)
+    for at, (row, edit) in enumerate(zip(logits, edits, strict=True)):
+        scores = edited(filters.log_softmax(filters.checked(row)).astype(np.float32), edit)
+        order = np.argsort(-scores, kind="stable")[:count]
+        order = order[scores[order] > -np.inf]
+        found[at] = len(order)
+        ids[at, : len(order)], logprobs[at, : len(order)] = order, scores[order]
+    return Best(ids, logprobs, found)
+
+
+def best_rows(logits: npt.NDArray[np.float32], edits: Sequence[Edits | None], count: int) -> Best:
+    """`best_rows_by_definition` in one native call."""
+    return best_rows_by_definition(logits, edits, count)
+
+
 def _refuse(row: npt.NDArray[np.float32], position: int) -> None:
     try:
         filters.checked(row)
@@ -154,7 +181,7 @@ def sample_rows_by_definition(logits: npt.NDArray[np.float32], requests: Sequenc
 
 def _draw_by_definition(row: npt.NDArray[np.float32], request: DrawRequest) -> Drawn:
     params = request.params
-    scores = filters.filtered_scores(row, params, request.banned)
+    scores = filtered_scores(row, request)
     processed = params.logprobs_mode == "processed"
     reported = scores if processed else filters.checked(row)
     logprobs = filters.log_softmax(reported)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +17,7 @@ from kvik.cache.layout import BLOCK_TOKENS, KVLayout
 from kvik.cache.prefix import PrefixIndex
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.sampler import Drawn, Sampler, sample_rows
+from kvik.decoding.state import DecodingState, Words
 from kvik.engine.request import Chunk, Request, ScoreRequest, Usage
 from kvik.engine.runner import RowLogits, run_step
 from kvik.engine.scheduler import Scheduler, Step
@@ -24,12 +25,15 @@ from kvik.engine.sequence import Generating, Group, Scoring, Timeline
 from kvik.engine.stats import EngineStats, StepStats
 from kvik.errors import DataError, KvikError, ParameterError, TryAgainError
 from kvik.ops import Executor
-from kvik.params import EngineParams, SamplingParams
+from kvik.params import BeamParams, EngineParams, SamplingParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
 from kvik.text.tokenizer import Tokenizer
+from kvik.text.words import bad_word_ids, breaker_ids
 
 __all__ = ["Engine", "Model"]
+
+MOST_BREAKERS = 16  # lists of dry_breakers that an engine remembers
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Engine:
         self.stats = EngineStats()
         self.on_step: Callable[[StepStats], None] | None = None
         self._turn = threading.RLock()
+        self._breakers: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
 
     # ---- requests
 
@@ -86,8 +91,36 @@ class Engine:
         outside = [token for token in params.stop_token_ids if token >= self.model.vocab_size]
         if outside:
             raise ParameterError(f"stop_token_ids must be in [0, {self.model.vocab_size - 1}], got {outside[0]}")
+        self._check_words(params)
         seed = params.seed if params.seed is not None else secrets.randbits(64)
         return Request(prompt, params, seed, salt)
+
+    def _check_words(self, params: SamplingParams) -> None:
+        """Refuse what names tokens that the model does not have."""
+        last = self.model.vocab_size - 1
+        outside = [token for token, _ in params.logit_bias if token > last]  # type: ignore[misc] # pairs by now
+        if outside:
+            raise ParameterError(f"logit_bias has token ids outside [0, {last}]: {', '.join(map(str, outside))}")
+        for word in params.bad_words:
+            ids = bad_word_ids(self.model.tokenizer, word)
+            if not ids or any(token > last for sequence in ids for token in sequence):
+                raise ParameterError(f"bad_words has {word!r}, which the model's vocabulary cannot write")
+
+    def decoding_state(self, prompt: Sequence[int], params: SamplingParams | BeamParams) -> DecodingState:
+        """What a sequence of a checked request begins with."""
+        words = Words()
+        if isinstance(params, SamplingParams):
+            bad = [ids for word in params.bad_words for ids in bad_word_ids(self.model.tokenizer, word)]
+            words = Words(tuple(bad), self._breaker_ids(params.dry_breakers) if params.dry_multiplier else ())
+        return DecodingState(params, prompt, self.model.vocab_size, end_ids=self.model.tokenizer.eos_ids, words=words)
+
+    def _breaker_ids(self, breakers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        """Remembered for the last few lists of breakers: finding them looks at the whole vocabulary."""
+        found = self._breakers.pop(breakers, None) or breaker_ids(self.model.tokenizer, breakers)
+        self._breakers[breakers] = found
+        if len(self._breakers) > MOST_BREAKERS:
+            del self._breakers[next(iter(self._breakers))]
+        return found
 
     def score_request(
         self, token_ids: tuple[int, ...], return_logits: bool = False, top: int = 0, salt: str = ""
@@ -141,10 +174,11 @@ class Engine:
         """Queue a request. emit gets its chunks, from inside `step`. TryAgainError where too many wait already."""
         tokenizer, params = self.model.tokenizer, request.params
         most = self._most_tokens(len(request.prompt), params.n)
+        state = self.decoding_state(request.prompt, params)
         samples = [
             Generating(
                 list(request.prompt), self._cache(), request=request, index=index,
-                sampler=Sampler(self.model.vocab_size, params, request.seed, index, tokenizer.eos_ids),
+                sampler=Sampler(self.model.vocab_size, params, request.seed, index), state=state.fork(),
                 detokenizer=Detokenizer(tokenizer, after=request.prompt[-1]), stop=StopChecker(params.stop),
                 end_ids=tokenizer.eos_ids, most_tokens_held=most, emit=emit,
             )

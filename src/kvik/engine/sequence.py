@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, TokenLogprob
+from kvik.decoding.state import DecodingState
 from kvik.engine.request import (
     Choice,
     Chunk,
@@ -187,6 +188,7 @@ class Generating(Sequence):
     request: Request = field(kw_only=True)
     index: int = field(kw_only=True)
     sampler: Sampler = field(kw_only=True)
+    state: DecodingState = field(kw_only=True)
     detokenizer: Detokenizer = field(kw_only=True)
     stop: StopChecker = field(kw_only=True)
     end_ids: frozenset[int] = field(kw_only=True)
@@ -212,7 +214,7 @@ class Generating(Sequence):
         return len(self.tokens) - len(self.request.prompt)
 
     def draw_request(self) -> DrawRequest:
-        return self.sampler.request(len(self.tokens), self.num_generated)
+        return self.sampler.request(len(self.tokens), self.state)
 
     def outcome(self, drawn: Drawn) -> FinishReason | None:
         """Append the drawn token; what ends the sample with it, except a stop string."""
@@ -220,6 +222,7 @@ class Generating(Sequence):
         if token is None:
             return "no_token"
         self.tokens.append(token)
+        self.state.accept(token)
         self.cumulative_logprob += drawn.logprob
         if self.request.params.logprobs is not None:
             self.logprobs.append(TokenLogprobs(token, drawn.logprob, drawn.top))
