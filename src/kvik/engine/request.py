@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.decoding.sampler import TokenLogprob
+from kvik.decoding.trace import TokenTrace
 from kvik.params import SamplingParams
 
 __all__ = [
@@ -133,7 +134,7 @@ class Receipt:
 class Choice:
     """One sample. token_ids include the token that ended it; text does not include a stop string or special token.
 
-    cumulative_logprob: sum of the generated tokens' log-probabilities. logprobs: None unless asked for.
+    cumulative_logprob: sum of the generated tokens' log-probabilities. logprobs, trace: None unless asked for.
     """
 
     index: int
@@ -142,6 +143,7 @@ class Choice:
     finish_reason: FinishReason
     cumulative_logprob: float
     logprobs: tuple[TokenLogprobs, ...] | None
+    trace: tuple[TokenTrace, ...] | None = None
 
 
 @dataclass(frozen=True)
