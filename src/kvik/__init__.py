@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvik.errors import DataError, KvikError, ParameterError, StorageError, TryAgainError
-from kvik.params import EngineParams, SamplingParams
+from kvik.params import BeamParams, EngineParams, SamplingParams
 
 if TYPE_CHECKING:
     from kvik.async_llm import AsyncLLM
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "BeamParams",
     "Choice",
     "Chunk",
     "Completion",

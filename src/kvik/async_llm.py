@@ -11,7 +11,7 @@ from typing import Any, Self
 from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreResult
 from kvik.engine.sequence import Group
 from kvik.errors import KvikError, TryAgainError
-from kvik.llm import LLM, Prompt, score_result
+from kvik.llm import LLM, AnyParams, Prompt, score_result
 from kvik.params import SamplingParams
 from kvik.text.chat_template import Tools
 from kvik.text.conversation import Message
@@ -43,7 +43,7 @@ class AsyncLLM:
         self.close()
 
     def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, salt: str = ""
+        self, prompt: Prompt, params: AnyParams | None = None, *, salt: str = ""
     ) -> AsyncGenerator[Chunk, None]:
         """The answer's chunks as they come, those of its samples in turn. `aclose` (or cancelling the task) cancels.
 
@@ -54,7 +54,7 @@ class AsyncLLM:
     def chat(
         self,
         messages: Sequence[Message],
-        params: SamplingParams | None = None,
+        params: AnyParams | None = None,
         tools: Tools | None = None,
         *,
         salt: str = "",

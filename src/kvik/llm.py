@@ -12,13 +12,14 @@ from typing import Any, TypeGuard, TypeVar
 from kvik import __version__
 from kvik.cache.layout import kv_layout, parse_kv
 from kvik.cache.storage import num_slabs_for
+from kvik.engine.beams import BeamAnswer, BeamGroup
 from kvik.engine.engine import Engine, Model
 from kvik.engine.executors import EXECUTORS, build_executor, check_device
-from kvik.engine.request import Chunk, Completion, Receipt, Request, ScoreRequest, ScoreResult
+from kvik.engine.request import Chunk, Completion, Receipt, Request, ScoreRequest, ScoreResult, params_kind
 from kvik.engine.sequence import Generating, Group, Scoring
 from kvik.errors import ParameterError, TryAgainError
 from kvik.models.loading import load_model
-from kvik.params import MAX_LOGPROBS, EngineParams, SamplingParams, choose
+from kvik.params import MAX_LOGPROBS, BeamParams, EngineParams, SamplingParams, choose
 from kvik.text.chat_template import ChatTemplate, Tools
 from kvik.text.conversation import Message
 from kvik.text.tokenizer import Tokenizer
@@ -29,7 +30,8 @@ __all__ = ["LLM", "ModelInfo", "Stream", "as_prompts", "score_result"]
 
 Prompt = str | Sequence[int]
 Key = TypeVar("Key", bound=Hashable)
-Params = SamplingParams | Sequence[SamplingParams] | None
+AnyParams = SamplingParams | BeamParams
+Params = AnyParams | Sequence[AnyParams] | None
 
 _FALLBACK = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
 """Sampling of `default_params` for a model that brings none of its own."""
@@ -141,8 +143,8 @@ class LLM:
     def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[Completion]:
         """One Completion a prompt, in order; all run together as far as the engine has room.
 
-        prompts: a string, a list of token ids, or a list of those. params: one for all or one a prompt; None is
-        SamplingParams(). Everything is checked before anything is computed.
+        prompts: a string, a list of token ids, or a list of those. params: SamplingParams or BeamParams, one for all or
+        one a prompt; None is SamplingParams(). Everything is checked before anything is computed.
         """
         many = as_prompts(prompts)
         requests = [self.request(p, q) for p, q in zip(many, _as_params(params, len(many)), strict=True)]
@@ -193,12 +195,15 @@ class LLM:
             for _, group in running.values():
                 self.engine.cancel(group)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
-        """The answer's chunks as they come, those of its samples in turn. Closing the iterator cancels."""
+    def stream(self, prompt: Prompt, params: AnyParams | None = None) -> Stream:
+        """The answer's chunks as they come, those of its samples in turn. Closing the iterator cancels.
+
+        What a beam search answers is known at its end: there is one chunk for each answer, the best first.
+        """
         return Stream(self, self.request(prompt, params or SamplingParams()))
 
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, tools: Tools | None = None
+        self, messages: Sequence[Message], params: AnyParams | None = None, tools: Tools | None = None
     ) -> Completion:
         """The assistant's answer to a conversation, through the model's chat template.
 
@@ -208,7 +213,7 @@ class LLM:
         return self.generate([self.chat_ids(messages, tools)], params)[0]
 
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, tools: Tools | None = None
+        self, messages: Sequence[Message], params: AnyParams | None = None, tools: Tools | None = None
     ) -> Stream:
         """`chat`, streamed."""
         return self.stream(self.chat_ids(messages, tools), params)
@@ -237,7 +242,7 @@ class LLM:
                 self.engine.cancel(group)
         return results
 
-    def request(self, prompt: Prompt, params: SamplingParams, salt: str = "") -> Request:
+    def request(self, prompt: Prompt, params: AnyParams, salt: str = "") -> Request:
         """A checked request for `complete_each`. salt: only requests with the same one share cached prefixes."""
         return self.engine.request(self._ids(prompt, "prompt"), params, salt)
 
@@ -249,15 +254,16 @@ class LLM:
 
     def completion(self, request: Request, group: Group) -> Completion:
         """The answer of a request that is done."""
-        samples: tuple[Generating, ...] = group.samples
+        samples: tuple[Generating | BeamAnswer, ...] = group.samples
         choices = tuple(s.choice() for s in samples)
         usage, stats = next((s.usage, s.stats) for s in samples if s.usage is not None)
         assert usage is not None
         receipt = Receipt(
-            __version__, self.identity, _params_as_used(request, samples), request.prompt,
+            __version__, self.identity, params_kind(request.params), _params_as_used(request, samples), request.prompt,
             tuple(c.token_ids for c in choices), tuple(c.finish_reason for c in choices),
         )  # fmt: skip
-        return Completion(choices[0].text, choices, request.prompt, usage, stats, receipt)
+        beams = tuple(group.search.steps) if isinstance(group, BeamGroup) and group.params.trace else None
+        return Completion(choices[0].text, choices, request.prompt, usage, stats, receipt, beams)
 
     def chat_ids(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
         """A conversation as token ids, by the model's chat template, with the beginning of an answer."""
@@ -324,10 +330,16 @@ def score_result(group: Group) -> ScoreResult:
     return sequence.result()
 
 
-def _params_as_used(request: Request, samples: Sequence[Generating]) -> dict[str, Any]:
-    """The request's parameters by name, with the seed that was used and, where it ended a sample, the pool's limit."""
-    used = {**asdict(request.params), "seed": request.seed}
-    if used["max_tokens"] is None and any(sample.finish_reason == "length" for sample in samples):
+def _params_as_used(request: Request, samples: Sequence[Generating | BeamAnswer]) -> dict[str, Any]:
+    """The request's parameters by name, with the seed that was used and, where it ended a sample, the pool's limit.
+
+    A beam search may end with it though no answer does.
+    """
+    used = asdict(request.params)
+    searched = isinstance(request.params, BeamParams)
+    if not searched:
+        used["seed"] = request.seed
+    if used["max_tokens"] is None and (searched or any(sample.finish_reason == "length" for sample in samples)):
         used["max_tokens"] = samples[0].most_tokens_held - len(request.prompt)
     return used
 
@@ -353,11 +365,11 @@ def _is_prompt(prompt: object) -> TypeGuard[Prompt]:
     raise ParameterError(f"a prompt must be a string or a list of token ids, got {prompt!r}")
 
 
-def _as_params(params: Params, count: int) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
+def _as_params(params: Params, count: int) -> list[AnyParams]:
+    if params is None or isinstance(params, AnyParams):
         return [params or SamplingParams()] * count
-    if not isinstance(params, list | tuple) or not all(isinstance(p, SamplingParams) for p in params):
-        raise ParameterError(f"params must be SamplingParams or a list of them, got {params!r}")
+    if not isinstance(params, list | tuple) or not all(isinstance(p, AnyParams) for p in params):
+        raise ParameterError(f"params must be SamplingParams, BeamParams or a list of these, got {params!r}")
     listed = list(params)
     if len(listed) != count:
         raise ParameterError(f"params has {len(listed)} entries for {count} prompts; give one, or one a prompt")

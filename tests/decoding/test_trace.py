@@ -85,8 +85,10 @@ def test_edits_are_stages():
 
 def test_sweep_is_the_softmax_at_each_temperature():
     row = row_of(2)
+    for own, more in ((1.0, []), (0.9, [0.9]), (0.0, []), (9.0, [])):
+        found = trace_token(row, DrawRequest(SamplingParams(temperature=own), 0, 0, 0), int(row.argmax()))
+        assert [one.temperature for one in found.sweep] == sorted([*TEMPERATURES, *more])
     trace = trace_token(row, DrawRequest(SamplingParams(), 0, 0, 0), int(row.argmax()))
-    assert tuple(one.temperature for one in trace.sweep) == TEMPERATURES
     for one in trace.sweep:
         p = softmax([float(x) / one.temperature for x in row])
         assert one.shares == pytest.approx([p[c.token_id] for c in trace.candidates])

@@ -143,6 +143,10 @@ class SequenceCache:
         """Bytes of (group, block) pairs."""
         return sum(self._layout.block_bytes[group] for group, _ in pairs)
 
+    def bytes_of_counts(self, blocks: Sequence[int]) -> int:
+        """Bytes of so many blocks of each group."""
+        return self._layout.held_bytes(blocks)
+
     def can_append(self, tokens: int) -> bool:
         """Whether the pool has the blocks that `append(tokens)` takes: new ones, and a copy of a last one that is shared."""
         more = blocks_for(self.num_tokens + tokens) - self.tables[0].count

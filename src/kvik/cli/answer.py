@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvik.cli.output import Interrupt, amount, print_table, quoted, write
 from kvik.errors import ParameterError
+from kvik.params import BeamParams, SamplingParams
 
 if TYPE_CHECKING:
     from kvik.engine.request import Chunk, Completion
     from kvik.llm import LLM, Stream
-    from kvik.params import SamplingParams
 
 __all__ = [
     "Answer",
@@ -132,9 +132,11 @@ def encode(llm: LLM, messages: Sequence[Message], raw: bool) -> list[int]:
     return ids
 
 
-def with_seed(params: SamplingParams) -> SamplingParams:
-    """The parameters with a seed that can be told, drawn here when none was given."""
-    return params if params.seed is not None else replace(params, seed=int.from_bytes(os.urandom(4)))
+def with_seed(params: SamplingParams | BeamParams) -> SamplingParams | BeamParams:
+    """The parameters with a seed that can be told, drawn here when none was given and one is needed."""
+    if isinstance(params, SamplingParams) and params.seed is None:
+        return replace(params, seed=int.from_bytes(os.urandom(4)))
+    return params
 
 
 def take_answer(stream: Stream, answer: Answer, show: Callable[[Chunk], None]) -> None:

@@ -20,7 +20,7 @@ from kvik.cli.batch_progress import BatchProgress
 from kvik.cli.input import STDIN
 from kvik.cli.output import Interrupt, note, print_json
 from kvik.errors import DataError, KvikError, ParameterError
-from kvik.params import EngineParams, SamplingParams
+from kvik.params import BeamParams, EngineParams, SamplingParams
 
 if TYPE_CHECKING:
     from kvik.cli.options import BatchOptions, ModelOptions, SamplingOptions
@@ -33,7 +33,7 @@ _INTERRUPTED, _BAD_LINES = 130, 65
 
 
 def run_batch(
-    model: ModelOptions, machine: EngineParams, sampling: SamplingOptions, options: BatchOptions,
+    model: ModelOptions, machine: EngineParams, asked: SamplingOptions | BeamParams, options: BatchOptions,
     *, raw: bool, system: str | None, json: bool, stats: bool,
 ) -> None:  # fmt: skip
     """Run every request of the file, and end with the exit code that fits: 0, 65 after bad lines, 130 after Ctrl-C."""
@@ -42,7 +42,7 @@ def run_batch(
         if results.same_file(file):
             raise ParameterError("--out and --batch are the same file")
         llm = model.load(machine)
-        defaults = sampling.params(llm.default_params())
+        defaults = asked if isinstance(asked, BeamParams) else asked.params(llm.default_params())
         name = STDIN if options.batch == "-" else options.batch
         batch = _Batch(llm, results, _Asking(defaults, raw, system), name, stats)
         total = batch.look_ahead(file) if file.seekable() else None
@@ -99,7 +99,7 @@ class _Job(NamedTuple):
 class _Asking:
     """What the command line says of all requests."""
 
-    defaults: SamplingParams
+    defaults: SamplingParams | BeamParams
     raw: bool
     system: str | None
 

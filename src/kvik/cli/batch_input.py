@@ -11,14 +11,16 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import IO, Any
 
-from kvik.errors import DataError, KvikError
-from kvik.params import SamplingParams
+from kvik.errors import DataError, KvikError, ParameterError
+from kvik.params import BeamParams, SamplingParams, beam_params
 
 __all__ = ["MAX_LINE_BYTES", "BadLine", "Line", "id_mark", "parse_line", "read_lines", "read_live"]
 
 MAX_LINE_BYTES = 64 << 20
 _LINES_AHEAD = 64
-_PARAMS = tuple(f.name for f in fields(SamplingParams))
+_SAMPLING = tuple(f.name for f in fields(SamplingParams))
+_SEARCH = tuple(f.name for f in fields(BeamParams))
+_PARAMS = tuple(dict.fromkeys((*_SAMPLING, *_SEARCH)))
 _FIELDS = ("id", "prompt", "messages", *_PARAMS)
 
 Id = str | int
@@ -40,7 +42,7 @@ class Line:
     id: Id
     prompt: str | list[int] | None
     messages: list[dict[str, Any]] | None
-    params: SamplingParams
+    params: SamplingParams | BeamParams
 
     def mark(self, context: str) -> int:
         """64 bits that tell this request from others. context: what it was asked of, and how."""
@@ -100,8 +102,11 @@ def read_live(file: IO[bytes], busy: Callable[[], bool]) -> Iterator[tuple[int, 
         yield found
 
 
-def parse_line(number: int, data: bytes, defaults: SamplingParams) -> Line:
-    """The request of a line. BadLine says what is wrong with it."""
+def parse_line(number: int, data: bytes, defaults: SamplingParams | BeamParams) -> Line:
+    """The request of a line. BadLine says what is wrong with it.
+
+    A line with num_beams is a beam search; of defaults to sample by it takes what BeamParams has too.
+    """
     found = _object(data)
     id = found.pop("id", number)
     if isinstance(id, bool) or not isinstance(id, str | int):
@@ -143,7 +148,7 @@ def _not_json(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def _request(number: int, id: Id, found: dict[str, Any], defaults: SamplingParams) -> Line:
+def _request(number: int, id: Id, found: dict[str, Any], defaults: SamplingParams | BeamParams) -> Line:
     for name in found:
         if name not in _FIELDS:
             near = difflib.get_close_matches(name, _FIELDS, 1)
@@ -156,7 +161,20 @@ def _request(number: int, id: Id, found: dict[str, Any], defaults: SamplingParam
         raise BadLine(f"prompt must be text or a list of token ids, got {_shown(prompt)}")
     if not prompt and messages is None:
         raise BadLine("the prompt is empty")
-    return Line(number, id, prompt, messages, replace(defaults, **found))
+    return Line(number, id, prompt, messages, _params(found, defaults))
+
+
+def _params(found: dict[str, Any], defaults: SamplingParams | BeamParams) -> SamplingParams | BeamParams:
+    if isinstance(defaults, BeamParams):
+        return beam_params(found, defaults)
+    if "num_beams" in found:
+        common = ("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "grammar", "trace")
+        count = {} if "num_return_sequences" in found else {"n": defaults.n}
+        return beam_params({name: getattr(defaults, name) for name in common} | count | found)
+    for name in found:
+        if name not in _SAMPLING:
+            raise ParameterError(f"{name} needs num_beams")
+    return replace(defaults, **found)
 
 
 def _is_id(value: object) -> bool:

@@ -16,7 +16,7 @@ import typer
 
 from kvik.cli.output import Progress
 from kvik.errors import ParameterError
-from kvik.params import EngineParams, SamplingParams
+from kvik.params import BeamParams, EngineParams, SamplingParams, beam_params
 from kvik.weights.catalogue import CATALOGUE, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MAX_TOKENS",
     "BatchOptions",
+    "BeamOptions",
     "EngineOptions",
     "Json",
     "ModelOptions",
@@ -42,6 +43,7 @@ __all__ = [
 
 DEFAULT_MAX_TOKENS = 512
 MODEL_PANEL, ENGINE_PANEL, SAMPLING_PANEL, BATCH_PANEL = "Model", "Engine", "Sampling", "Batch"
+BEAM_PANEL = "Beam search"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the field names of the Python API.")]
 Plain = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the model's chat template.")]
@@ -297,20 +299,79 @@ class SamplingOptions:
                 metavar="MODE", autocompletion=_choices("raw", "processed")),
     ] = SamplingParams.logprobs_mode  # fmt: skip
 
-    def params(self, base: SamplingParams) -> SamplingParams:
-        """`base` with what was given. Raises ParameterError naming the option and its range."""
+    def given(self) -> dict[str, Any]:
+        """What was given, by the names of SamplingParams."""
         given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         if "stop_token_ids" in given:
             given["stop_token_ids"] = _ids(given["stop_token_ids"])
+        return given
+
+    def params(self, base: SamplingParams) -> SamplingParams:
+        """`base` with what was given. Raises ParameterError naming the option and its range."""
         with naming_options(SamplingParams):
-            return replace(base, **given)
+            return replace(base, **self.given())
 
     def check(self, json: bool) -> None:
         """Raise what `params` would raise, and what would have no effect, before a model is loaded for it."""
         params = self.params(SamplingParams())
         if params.logprobs_mode != SamplingParams.logprobs_mode and params.logprobs is None and not json:
             raise ParameterError("--logprobs-mode needs --logprobs, which says that log-probabilities are printed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamOptions:
+    """The fields that only BeamParams has; None is what was not given."""
+
+    num_beams: Annotated[
+        int | None,
+        _option(("--beams", "--num-beams"), "Follow so many beams instead of sampling, 1 to 64; --n best are printed.",
+                BEAM_PANEL, "", metavar="N"),
+    ] = None  # fmt: skip
+    length_penalty: Annotated[
+        float | None,
+        _option("--length-penalty", "A beam's score is its log-probability / length ** X: above 0 favours longer answers.",
+                BEAM_PANEL, f"{BeamParams.length_penalty:g}", metavar="X"),
+    ] = None  # fmt: skip
+    early_stopping: Annotated[
+        str | None,
+        _option("--early-stopping", "true: end when as many answers as beams are finished; false: when a better one is "
+                "unlikely; never: when none can come.", BEAM_PANEL, "false", metavar="WHEN",
+                autocompletion=_choices("true", "false", "never")),
+    ] = None  # fmt: skip
+    num_beam_groups: Annotated[
+        int | None,
+        _option(("--beam-groups", "--num-beam-groups"), "Groups of beams that diverge, a divisor of --beams.", BEAM_PANEL,
+                f"{BeamParams.num_beam_groups}", metavar="N"),
+    ] = None  # fmt: skip
+    diversity_penalty: Annotated[
+        float | None,
+        _option("--diversity-penalty", "Subtracted for each beam of an earlier group that takes the same token.",
+                BEAM_PANEL, f"{BeamParams.diversity_penalty:g}", metavar="X"),
+    ] = None  # fmt: skip
+
+    def params(self, sampling: SamplingOptions) -> BeamParams | None:
+        """The search, with what the sampling options say of any answer; None without --beams.
+
+        ParameterError names an option that cannot apply.
+        """
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        if "early_stopping" in given:
+            wanted = given["early_stopping"].lower()
+            given["early_stopping"] = {"true": True, "false": False}.get(wanted, wanted)
+        try:
+            if self.num_beams is not None:
+                return beam_params(sampling.given() | given)
+            if given:
+                raise ParameterError(f"{next(iter(given))} needs num_beams")
+        except ParameterError as error:
+            names = {"num_beams": "beams", "num_beam_groups": "beam_groups", "num_return_sequences": "n"}
+            words = [f"--{names.get(w, w).replace('_', '-')}" if w in _FIELDS else w for w in str(error).split(" ")]
+            raise ParameterError(" ".join(words)) from None
+        return None
+
+
+_FIELDS = {f.name for kind in (SamplingParams, BeamParams) for f in fields(kind)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,7 @@ def replay(
       kvik run "Why is the sky blue?" --receipt sky.json && kvik replay sky.json
       kvik replay sky.json --crowd 32 --kv-bytes 32MiB --max-batch-tokens 96
     """
-    from kvik.engine.receipt import receipt_from_json
+    from kvik.engine.receipt import params_of, receipt_from_json
 
     if not 0 <= crowd <= MAX_CROWD:
         raise ParameterError(f"--crowd must be in [0, {MAX_CROWD}], got {crowd}")
@@ -73,12 +73,16 @@ def replay(
     machine = engine.params()
     wanted = receipt_from_json(read_text(receipt), receipt)
     _check_version(wanted, receipt)
+    if wanted.kind == "beam" and "cancelled" in wanted.finish_reasons:
+        raise DataError(
+            "is of a beam search that was cancelled: what it had found then is no beginning of its answer", path=receipt
+        )
     llm = _load(wanted, model, machine)
     _check_model(wanted, llm, receipt)
     if max(wanted.prompt) >= llm.info.vocab_size or len(wanted.prompt) >= llm.info.context_length:
         raise DataError("is no receipt: its prompt is none of its model", path=receipt)
     with naming_options(EngineParams):
-        request = llm.request(wanted.prompt, SamplingParams(**wanted.params))
+        request = llm.request(wanted.prompt, params_of(wanted))
     longest = max(len(tokens) for tokens in wanted.outputs)
     pace = min(_STEPS_BETWEEN, 0.7 * longest / max(1, crowd))
     found = _among(llm, request, crowd, pace, random.Random(seed))
@@ -217,6 +221,9 @@ class _Ended(NamedTuple):
 
 def first_difference(wanted: Receipt, found: Completion) -> Difference | None:
     """None where they are the same. What was cancelled is compared as far as it came."""
+    if len(wanted.outputs) != len(found.choices):  # of beam searches only
+        counts = [f"{count} answers" for count in (len(wanted.outputs), len(found.choices))]
+        return Difference(min(len(wanted.outputs), len(found.choices)), 0, None, None, *counts)
     for choice in found.choices:
         old = _Ended(wanted.outputs[choice.index], wanted.finish_reasons[choice.index])
         new = _Ended(choice.token_ids, choice.finish_reason)

@@ -12,6 +12,7 @@ from kvik.cli.answer import Answer, InOrder, encode, print_logprobs, take_answer
 from kvik.cli.input import argument_text
 from kvik.cli.options import (
     BatchOptions,
+    BeamOptions,
     EngineOptions,
     Json,
     ModelOptions,
@@ -23,7 +24,7 @@ from kvik.cli.options import (
 )
 from kvik.cli.output import note, plain, print_json, write
 from kvik.errors import ParameterError
-from kvik.params import EngineParams, SamplingParams
+from kvik.params import BeamParams, EngineParams
 
 if TYPE_CHECKING:
     from kvik.engine.request import Receipt
@@ -41,6 +42,7 @@ def register(app: typer.Typer) -> None:
 def run(
     model: ModelOptions,
     sampling: SamplingOptions,
+    beams: BeamOptions,
     engine: EngineOptions,
     batch: BatchOptions,
     prompt: Annotated[
@@ -63,31 +65,38 @@ def run(
     answer and keeps what there is of it.
 
     A line of a --batch file is a JSON object with "prompt" (text, or token ids, which are taken as they are) or
-    "messages" (of "role" and "content"); it may have an "id" and any sampling option, like "max_tokens". Results go to
-    --out as they finish, a line each. Ctrl-C keeps the finished ones, and --resume goes on with the others.
+    "messages" (of "role" and "content"); it may have an "id" and any sampling option, like "max_tokens", or those of a
+    beam search, with "num_beams". Results go to --out as they finish, a line each. Ctrl-C keeps the finished ones, and
+    --resume goes on with the others.
+
+    With --beams the answer comes when the search has ended.
 
     \b
     Examples:
       kvik run "Why is the sky blue?" --stats
       kvik run "Name a colour." --temperature 0 --max-tokens 8
       kvik run "Write a haiku." --n 3 --seed 7 --receipt haiku.json
+      kvik run "Translate to French: good morning" --beams 4 --early-stopping true
       git diff | kvik run - --system "Write a commit message."
       kvik run --raw "The future of AI is" --logprobs 3 --json
       kvik run --batch requests.jsonl --out results.jsonl --max-tokens 64
     """
     batch.check(prompt, receipt)
-    sampling.check(json or batch.batch is not None)
+    searching = beams.params(sampling)
+    if searching is None:
+        sampling.check(json or batch.batch is not None)
     machine = engine.params()
     if batch.batch is not None:
         from kvik.cli.batch import run_batch
 
-        run_batch(model, machine, sampling, batch, raw=raw, system=system, json=json, stats=stats)
+        run_batch(model, machine, searching or sampling, batch, raw=raw, system=system, json=json, stats=stats)
     else:
-        _answer(model, machine, sampling, prompt, raw=raw, system=system, json=json, stats=stats, receipt=receipt)
+        asked = searching or sampling
+        _answer(model, machine, asked, prompt, raw=raw, system=system, json=json, stats=stats, receipt=receipt)
 
 
 def _answer(
-    model: ModelOptions, machine: EngineParams, sampling: SamplingOptions, prompt: str | None,
+    model: ModelOptions, machine: EngineParams, asked: SamplingOptions | BeamParams, prompt: str | None,
     *, raw: bool, system: str | None, json: bool, stats: bool, receipt: str | None,
 ) -> None:  # fmt: skip
     """One prompt."""
@@ -102,9 +111,9 @@ def _answer(
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     ids = encode(llm, messages, raw)
-    params = with_seed(sampling.params(llm.default_params()))
-    answer, shown = Answer(len(ids), loaded), InOrder(params.n)
-    with naming_options(SamplingParams):
+    params = with_seed(asked if isinstance(asked, BeamParams) else asked.params(llm.default_params()))
+    answer, shown = Answer(len(ids), loaded), InOrder(params.num_answers)
+    with naming_options(type(params)):
         take_answer(llm.stream(ids, params), answer, (lambda chunk: None) if json else shown)
     found = answer.whole
     if receipt is not None:

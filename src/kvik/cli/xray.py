@@ -122,7 +122,8 @@ def xray(
     tree = _follow(llm, ids, options)
     at = _detail(traces, options.at)
     if options.html is not None:
-        _write_page(llm, options, traces, tree, {"prompt": text, "raw": raw, "strategy": strategy_line(params)})
+        told = {"strategy": strategy_line(params), "temperature": params.temperature}
+        _write_page(llm, options, traces, tree, {"prompt": text, "raw": raw, **told})
     if options.plot is not None and at is not None:
         from kvik.cli.xray_plot import draw_sweep
 

@@ -49,13 +49,13 @@ def page(
 ) -> str:
     """The whole page.
 
-    piece: a token's bytes. facts: model, strategy (a line), prompt, raw (whether the text goes on from the prompt),
-    beams (how many were followed).
+    piece: a token's bytes. facts: model, strategy (a line), temperature, prompt, raw (whether the text goes on from the
+    prompt), beams (how many were followed).
     """
     script, style = (_ASSETS / "page.js").read_text(), (_ASSETS / "page.css").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    data = _data(traces, tree, piece)
+    data = _data(traces, tree, piece, facts)
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -90,7 +90,9 @@ def _round(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _data(traces: Sequence[TokenTrace], tree: Sequence[Node], piece: Callable[[int], bytes]) -> dict[str, Any]:
+def _data(
+    traces: Sequence[TokenTrace], tree: Sequence[Node], piece: Callable[[int], bytes], facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the panel draws from. Numbers have four digits, which is more than a picture shows."""
     names: dict[int, int] = {}
 
@@ -113,7 +115,7 @@ def _data(traces: Sequence[TokenTrace], tree: Sequence[Node], piece: Callable[[i
         [name(n.token_id), _round(n.total), None if n.score is None else _round(n.score), path_of(tree, i)]
         for i, n in enumerate(tree)
     ]
-    return {"names": [shown(piece(token)) for token in names], "tokens": tokens, "nodes": nodes}
+    return {"temperature": facts["temperature"], "names": [shown(piece(token)) for token in names], "tokens": tokens, "nodes": nodes}
 
 
 def _body(

@@ -21,7 +21,7 @@ BEST = 12
 NUCLEUS = 0.9
 """The p of `nucleus` where top_p asks for none."""
 TEMPERATURES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
-"""Those of `sweep`."""
+"""Those of `sweep`, beside the request's own where it lies between them."""
 
 
 class StageTrace(NamedTuple):
@@ -92,7 +92,7 @@ def trace_token(logits: npt.NDArray[np.float32], request: DrawRequest, token_id:
         token_id, request.position, shares[0][ids.index(token_id)], rank, at_one.entropy, at_one.nucleus, p,
         shares[-1][ids.index(token_id)], tuple(told),
         tuple(_candidate(token, place, told, shares) for place, token in enumerate(ids)),
-        tuple(_with_shares(_sweep(row[order], t, p), row, ids) for t in TEMPERATURES),
+        tuple(_with_shares(_sweep(row[order], t, p), row, ids) for t in _temperatures(request.params.temperature)),
     )  # fmt: skip
 
 
@@ -126,6 +126,11 @@ def _candidate(token: int, place: int, told: list[StageTrace], shares: list[list
     mine = tuple(each[place] for each in shares)
     gone = next((stage.name for stage, share in zip(told, mine, strict=True) if share == 0.0), None)
     return CandidateTrace(token, mine, gone)
+
+
+def _temperatures(own: float) -> list[float]:
+    inside = TEMPERATURES[0] <= own <= TEMPERATURES[-1]
+    return sorted({*TEMPERATURES, own} if inside else TEMPERATURES)
 
 
 def _sweep(falling: Float64, temperature: float, p: float) -> SweepTrace:

@@ -8,17 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvik.cache.blocks import BlockPool
 from kvik.cache.layout import BLOCK_TOKENS, KVLayout
-from kvik.cache.prefix import PrefixIndex
+from kvik.cache.prefix import BlockKey, PrefixIndex
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.sampler import Drawn, Sampler, sample_rows
 from kvik.decoding.state import DecodingState, Words
-from kvik.engine.request import Chunk, Request, ScoreRequest, Usage
+from kvik.engine.beams import Beam, BeamGroup, beam_group, take_candidates
+from kvik.engine.request import Chunk, FinishReason, Request, ScoreRequest, Usage
 from kvik.engine.runner import RowLogits, run_step
 from kvik.engine.scheduler import Scheduler, Step
 from kvik.engine.sequence import Generating, Group, Scoring, Timeline
@@ -73,7 +75,7 @@ class Engine:
 
     # ---- requests
 
-    def request(self, prompt: tuple[int, ...], params: SamplingParams, salt: str = "") -> Request:
+    def request(self, prompt: tuple[int, ...], params: SamplingParams | BeamParams, salt: str = "") -> Request:
         """Check a prompt against the model and the cache. ParameterError says what does not fit, with both numbers."""
         context = self.model.context_length
         self._check_ids(prompt, "the prompt")
@@ -84,13 +86,16 @@ class Engine:
             )
         if params.min_tokens > room:
             raise ParameterError(f"min_tokens is {params.min_tokens}; after the prompt the context holds {room}")
-        if params.n > self.params.max_sequences:
-            raise ParameterError(f"n is {params.n}; max_sequences allows {self.params.max_sequences} at once")
+        name, count = ("num_beams" if isinstance(params, BeamParams) else "n"), params.num_sequences
+        if count > self.params.max_sequences:
+            raise ParameterError(f"{name} is {count}; max_sequences allows {self.params.max_sequences} at once")
         # Without max_tokens an answer ends where the context or the pool does.
-        self._check_fits(len(prompt), 1 if params.max_tokens is None else min(room, params.max_tokens), params.n)
+        self._check_fits(len(prompt), 1 if params.max_tokens is None else min(room, params.max_tokens), params)
         outside = [token for token in params.stop_token_ids if token >= self.model.vocab_size]
         if outside:
             raise ParameterError(f"stop_token_ids must be in [0, {self.model.vocab_size - 1}], got {outside[0]}")
+        if isinstance(params, BeamParams):
+            return Request(prompt, params, 0, salt)
         self._check_words(params)
         seed = params.seed if params.seed is not None else secrets.randbits(64)
         return Request(prompt, params, seed, salt)
@@ -131,7 +136,7 @@ class Engine:
             raise ParameterError(
                 f"the text to score has {len(token_ids)} tokens; the context holds {self.model.context_length}"
             )
-        self._check_fits(len(token_ids), 0, 1)
+        self._check_fits(len(token_ids), 0, None)
         return ScoreRequest(token_ids, return_logits, top, salt)
 
     def _check_ids(self, ids: tuple[int, ...], what: str) -> None:
@@ -143,17 +148,18 @@ class Engine:
                 raise ParameterError(f"{what} has token id {token} at index {place}, outside [0, {last}]")
 
     def _slabs(self, prompt: int, answer: int, n: int) -> int:
-        """Most slabs that n samples of a prompt hold at once: what they share, and the rest n times."""
+        """Most slabs that n samples or beams of a prompt hold at once: what they share, and the rest n times."""
         whole = self.layout.sequence_blocks(prompt + answer, self.params.max_batch_tokens)
         groups = self.layout.groups
         shared = prompt // BLOCK_TOKENS if len(groups) == 1 and not groups[0].window else 0
         return self.layout.slabs_for([shared + n * (blocks - shared) for blocks in whole])
 
-    def _check_fits(self, prompt: int, answer: int, n: int) -> None:
+    def _check_fits(self, prompt: int, answer: int, params: SamplingParams | BeamParams | None) -> None:
+        n = 1 if params is None else params.num_sequences
         slabs = self._slabs(prompt, answer, n)
         have = self.scheduler.pool.num_slabs
         if slabs > have:
-            samples = f" of {n} samples" if n > 1 else ""
+            samples = f" of {n} {'beams' if isinstance(params, BeamParams) else 'samples'}" if n > 1 else ""
             raise ParameterError(
                 f"{prompt + answer} tokens{samples} need {slabs * self.layout.slab_bytes} bytes of KV cache and kv_bytes "
                 f"allows {have * self.layout.slab_bytes}; lower max_tokens or raise kv_bytes"
@@ -173,8 +179,11 @@ class Engine:
     def add(self, request: Request, emit: Callable[[Chunk], None]) -> Group:
         """Queue a request. emit gets its chunks, from inside `step`. TryAgainError where too many wait already."""
         tokenizer, params = self.model.tokenizer, request.params
-        most = self._most_tokens(len(request.prompt), params.n)
+        most = self._most_tokens(len(request.prompt), params.num_sequences)
         state = self.decoding_state(request.prompt, params)
+        if isinstance(params, BeamParams):
+            root = self._root(request.salt)
+            return self._queue(beam_group(request, params, state, self._cache(), root, tokenizer, most, emit))
         samples = [
             Generating(
                 list(request.prompt), self._cache(), request=request, index=index,
@@ -184,20 +193,24 @@ class Engine:
             )
             for index in range(params.n)
         ]  # fmt: skip
-        return self._queue(samples, len(request.prompt), request.salt)
+        return self._queue(self._group(samples, len(request.prompt), request.salt))
 
     def add_score(self, request: ScoreRequest) -> Group:
         """Queue a text to be scored; its one sequence, a `Scoring`, has the result when the group is done."""
         sequence = Scoring(list(request.token_ids), self._cache(), request=request, vocab_size=self.model.vocab_size)
-        return self._queue([sequence], len(request.token_ids), request.salt)
+        return self._queue(self._group([sequence], len(request.token_ids), request.salt))
 
     def _cache(self) -> SequenceCache:
         return SequenceCache(self.scheduler.pool, self.layout)
 
-    def _queue(self, sequences: list[Generating] | list[Scoring], shared: int, salt: str) -> Group:
+    def _root(self, salt: str) -> BlockKey | None:
         index = self.scheduler.pool.index
-        root = None if index is None else index.root(salt)
-        group = Group(list(sequences), shared, root, Timeline(perf_counter()))
+        return None if index is None else index.root(salt)
+
+    def _group(self, sequences: list[Generating] | list[Scoring], shared: int, salt: str) -> Group:
+        return Group(list(sequences), shared, self._root(salt), Timeline(perf_counter()))
+
+    def _queue(self, group: Group) -> Group:
         with self._turn:
             if not self.has_room:
                 raise TryAgainError(f"{len(self.scheduler.waiting)} requests wait already, max_waiting allows no more")
@@ -226,16 +239,18 @@ class Engine:
                 self.stats.cancelled += 1
                 self._end(group, "cancelled")
 
-    def _end(self, group: Group, reason: str) -> None:
+    def _end(self, group: Group, reason: Literal["cancelled", "error"]) -> None:
         """End what is left of a request between two tokens."""
-        left, held = list(group.sequences), group.held_bytes()
+        left, held = list(group.sequences), group.note_bytes()
         now = perf_counter()
         try:
+            if isinstance(group, BeamGroup):
+                self._conclude(group, held, now, reason)
             for place, sequence in enumerate(left):
                 if isinstance(sequence, Generating):
                     if place == len(left) - 1:
                         self._settle(group, sequence, held, now)
-                    sequence.end("error" if reason == "error" else "cancelled")
+                    sequence.end(reason)
         finally:
             self.scheduler.end(group)
 
@@ -281,7 +296,10 @@ class Engine:
     def _use(self, logits: NDArray[np.float32], rows: list[RowLogits]) -> int:
         """Draw from and note logits; tokens drawn."""
         drawing: list[tuple[Group, Generating, int]] = []
+        searching = [row for row in rows if isinstance(row.sequence, Beam)]
         for row in rows:
+            if isinstance(row.sequence, Beam):
+                continue
             if isinstance(row.sequence, Scoring):
                 self._note(row, logits)
                 continue
@@ -291,7 +309,7 @@ class Engine:
                     drawing.append((row.group, other, row.first_row))
         if drawing:
             self._draw(logits, drawing)
-        return len(drawing)
+        return len(drawing) + (self._search(logits, searching) if searching else 0)
 
     def _note(self, row: RowLogits, logits: NDArray[np.float32]) -> None:
         sequence = row.sequence
@@ -304,6 +322,36 @@ class Engine:
         if sequence.pending == 0:
             self.stats.finished += 1
             self.scheduler.end(row.group)
+
+    def _search(self, logits: NDArray[np.float32], rows: list[RowLogits]) -> int:
+        """Beam searches go a step on where all rows are there; beams that go on."""
+        now, count = perf_counter(), 0
+        for group, failed in take_candidates(logits, rows).items():
+            if failed is not None:
+                self._fail(group, self._damaged(failed))
+                continue
+            try:
+                count += self._advance(group, now)
+            except Exception as error:  # of this request's text: the others go on
+                self._fail(group, error)
+        return count
+
+    def _advance(self, group: BeamGroup, now: float) -> int:
+        held, before = group.note_bytes(), group.search.num_tokens
+        count = group.advance()
+        if group.search.num_tokens > before:
+            group.times.token(now)
+        if group.search.done:
+            self._conclude(group, held, now, None)
+            self.stats.finished += 1
+            self.scheduler.end(group)
+        return count
+
+    def _conclude(self, group: BeamGroup, held: int, now: float, cut: FinishReason | None) -> None:
+        """Hand the answers of a search out; its blocks are freed after that."""
+        group.conclude(cut)
+        kept = group.sequences[0].cache.num_tokens
+        group.say(self._usage(group, group.request, group.num_generated, held, kept), group.times.stats(now))
 
     def _draw(self, logits: NDArray[np.float32], drawing: list[tuple[Group, Generating, int]]) -> None:
         wanted = [row for _, _, row in drawing]
@@ -338,8 +386,7 @@ class Engine:
         if reason is None:
             sequence.say(text, tokens, None)
             return
-        held = group.held_bytes()
-        group.peak_bytes = max(group.peak_bytes, held)
+        held = group.note_bytes()
         if len(group.sequences) == 1:
             self.stats.finished += 1
             self._settle(group, sequence, held, now)
@@ -348,13 +395,14 @@ class Engine:
 
     def _settle(self, group: Group, sequence: Generating, held: int, now: float) -> None:
         """The last sample knows what its request took; asked for before its blocks are freed."""
-        group.peak_bytes = max(group.peak_bytes, held)
         sequence.stats = group.times.stats(now)
         generated = sum(sample.num_generated for sample in group.samples)
-        sequence.usage = Usage(
-            len(sequence.request.prompt), generated, group.times.cached_tokens, held, group.peak_bytes,
-            sequence.cache.num_tokens,
-        )  # fmt: skip
+        sequence.usage = self._usage(group, sequence.request, generated, held, sequence.cache.num_tokens)
+
+    def _usage(self, group: Group, request: Request, generated: int, held: int, kept: int) -> Usage:
+        return Usage(
+            len(request.prompt), generated, group.times.cached_tokens, held, group.peak_bytes, kept, group.peak_unshared
+        )
 
     def _damaged(self, error: DataError) -> DataError:
         """The error of a row of logits, which knows the token, with the model's file and what may be wrong."""

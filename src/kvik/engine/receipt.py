@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, NoReturn, get_args
 
-from kvik.engine.request import FinishReason, Receipt
+from kvik.engine.request import FinishReason, ParamsKind, Receipt
 from kvik.errors import DataError, ParameterError
-from kvik.params import SamplingParams
+from kvik.params import BeamParams, SamplingParams
 
-__all__ = ["receipt_from_json", "receipt_to_json"]
+__all__ = ["params_of", "receipt_from_json", "receipt_to_json"]
 
 _MODEL = {"name": str, "path": str, "digest": str, "weights": str, "kv": str, "executor": str, "device": str}
 _REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
+_KINDS: dict[ParamsKind, type[SamplingParams] | type[BeamParams]] = {"sampling": SamplingParams, "beam": BeamParams}
 _MAX_TOKEN = 2**31 - 1
 
 
@@ -32,6 +33,11 @@ def receipt_from_json(text: str, name: str) -> Receipt:
     return _Reader(name).receipt(found)
 
 
+def params_of(receipt: Receipt) -> SamplingParams | BeamParams:
+    """The parameters that repeat it."""
+    return _KINDS[receipt.kind](**receipt.params)
+
+
 class _Reader:
     def __init__(self, name: str) -> None:
         self.name = name
@@ -44,7 +50,9 @@ class _Reader:
         entries = self.entries(found, wanted, "it")
         if not isinstance(entries["version"], str):
             self.fail("version is no text")
-        params = self.params(entries["params"])
+        if entries["kind"] not in _KINDS:
+            self.fail(f"kind is {entries['kind']!r}, none of {', '.join(_KINDS)}")
+        params = self.params(entries["params"], _KINDS[entries["kind"]])
         prompt = self.tokens(entries["prompt"], "prompt")
         outputs = tuple(
             self.tokens(one, f"outputs[{i}]") for i, one in enumerate(self.list(entries["outputs"], "outputs"))
@@ -52,13 +60,15 @@ class _Reader:
         reasons = self.list(entries["finish_reasons"], "finish_reasons")
         if not prompt:
             self.fail("prompt is empty")
-        if not len(outputs) == len(reasons) == params["n"]:
-            self.fail(f"n is {params['n']}, with {len(outputs)} outputs and {len(reasons)} finish_reasons")
+        name = "num_return_sequences" if entries["kind"] == "beam" else "n"
+        fewer = entries["kind"] == "beam" and 0 < len(outputs) < params[name]  # a search may not find as many
+        if len(outputs) != len(reasons) or (len(outputs) != params[name] and not fewer):
+            self.fail(f"{name} is {params[name]}, with {len(outputs)} outputs and {len(reasons)} finish_reasons")
         for reason in reasons:
             if reason not in _REASONS:
                 self.fail(f"finish_reasons has {reason!r}, none of {', '.join(_REASONS)}")
         model = self.model(entries["model"])
-        return Receipt(entries["version"], model, params, prompt, outputs, tuple(reasons))
+        return Receipt(entries["version"], model, entries["kind"], params, prompt, outputs, tuple(reasons))
 
     def model(self, found: Any) -> Mapping[str, Any]:
         entries = self.entries(found, [*_MODEL, "isa"], "model")
@@ -69,13 +79,13 @@ class _Reader:
             self.fail("model.isa is no text")
         return entries
 
-    def params(self, found: Any) -> dict[str, Any]:
-        entries = self.entries(found, [f.name for f in fields(SamplingParams)], "params")
+    def params(self, found: Any, kind: type[SamplingParams] | type[BeamParams]) -> dict[str, Any]:
+        entries = self.entries(found, [f.name for f in fields(kind)], "params")
         try:
-            params = SamplingParams(**entries)
+            params = kind(**entries)
         except ParameterError as error:
             self.fail(f"params: {error}")
-        if params.seed is None:
+        if isinstance(params, SamplingParams) and params.seed is None:
             self.fail("params: seed is missing, so the request cannot be repeated")
         return asdict(params)
 

@@ -9,15 +9,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik.decoding.beam import BeamStep
 from kvik.decoding.sampler import TokenLogprob
 from kvik.decoding.trace import TokenTrace
-from kvik.params import SamplingParams
+from kvik.params import BeamParams, SamplingParams
 
 __all__ = [
     "Choice",
     "Chunk",
     "Completion",
     "FinishReason",
+    "ParamsKind",
     "Receipt",
     "Request",
     "RequestStats",
@@ -26,20 +28,27 @@ __all__ = [
     "TokenLogprob",
     "TokenLogprobs",
     "Usage",
+    "params_kind",
 ]
 
 FinishReason = Literal["stop", "length", "cancelled", "no_token", "error"]
+ParamsKind = Literal["sampling", "beam"]
+
+
+def params_kind(params: SamplingParams | BeamParams) -> ParamsKind:
+    return "beam" if isinstance(params, BeamParams) else "sampling"
 
 
 @dataclass(frozen=True)
 class Request:
     """A prompt to continue.
 
-    seed is params.seed, or one drawn for a request without. salt: only requests with the same one share cached prefixes.
+    seed is params.seed, or one drawn for a request without; 0 where nothing is drawn. salt: only requests with the same
+    one share cached prefixes.
     """
 
     prompt: tuple[int, ...]
-    params: SamplingParams
+    params: SamplingParams | BeamParams
     seed: int
     salt: str = ""
 
@@ -72,11 +81,12 @@ class Usage:
 
     Attributes:
         prompt_tokens: tokens of the prompt.
-        completion_tokens: tokens generated, all samples together.
+        completion_tokens: tokens generated, all samples together; of a beam search those of the answers it gives.
         cached_tokens: prompt tokens that were in the cache already.
         kv_bytes_now: bytes of the request's blocks when its last sample ended, just before they were freed.
         kv_bytes_peak: most bytes its blocks took, those that samples share counted once.
         kv_tokens_kept: tokens of the last sample whose keys and values were still held at the end.
+        kv_bytes_unshared: most bytes its blocks would have taken with a copy for each sample or beam.
     """
 
     prompt_tokens: int
@@ -85,6 +95,7 @@ class Usage:
     kv_bytes_now: int
     kv_bytes_peak: int
     kv_tokens_kept: int
+    kv_bytes_unshared: int
 
 
 @dataclass(frozen=True)
@@ -117,13 +128,15 @@ class Receipt:
     Attributes:
         version: of Kvik.
         model: name, path, digest of packed weights and configuration, weights, kv, executor, device, isa.
-        params: every field of SamplingParams; seed is the one that was used.
+        kind: of the parameters, "sampling" or "beam".
+        params: every field of SamplingParams, seed the one that was used; or of BeamParams.
         prompt: token ids.
         outputs: token ids of each choice. finish_reasons: of each choice.
     """
 
     version: str
     model: Mapping[str, Any]
+    kind: ParamsKind
     params: Mapping[str, Any]
     prompt: tuple[int, ...]
     outputs: tuple[tuple[int, ...], ...]
@@ -132,9 +145,12 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Choice:
-    """One sample. token_ids include the token that ended it; text does not include a stop string or special token.
+    """One sample, or one answer of a beam search. token_ids include the token that ended it; text does not include a stop
+    string or special token.
 
-    cumulative_logprob: sum of the generated tokens' log-probabilities. logprobs, trace: None unless asked for.
+    cumulative_logprob: sum of the generated tokens' log-probabilities. logprobs: None unless asked for. Those of a beam
+    search are what it adds up: after repetition_penalty and all that bans. score: by which its answers are ranked, the sum
+    (less diversity penalties) / length ** length_penalty; None for a sample. trace: what each token of a sample was drawn from; None unless asked for.
     """
 
     index: int
@@ -143,12 +159,16 @@ class Choice:
     finish_reason: FinishReason
     cumulative_logprob: float
     logprobs: tuple[TokenLogprobs, ...] | None
+    score: float | None = None
     trace: tuple[TokenTrace, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A request's answer. text is the first choice's; prompt_tokens are token ids."""
+    """A request's answer. text is the first choice's; prompt_tokens are token ids.
+
+    beams: the tree of a beam search, where BeamParams.trace asks for it.
+    """
 
     text: str
     choices: tuple[Choice, ...]
@@ -156,6 +176,7 @@ class Completion:
     usage: Usage
     stats: RequestStats | None = None
     receipt: Receipt | None = None
+    beams: tuple[BeamStep, ...] | None = None
 
 
 class Chunk(NamedTuple):

@@ -81,8 +81,8 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Sequences that run."""
-        return sum(len(group.sequences) for group in self.running)
+        """Sequences that run, with those that beam searches may still branch into."""
+        return sum(group.width for group in self.running)
 
     def add(self, group: Group) -> None:
         """Queue a request. The engine has made sure that it fits the pool."""
@@ -100,7 +100,7 @@ class Scheduler:
         free = self.max_sequences - self.num_running
         while self.waiting and step.tokens < self.max_batch_tokens and step.prompt_tokens < prompts:
             group = self.waiting[0]
-            free -= len(group.sequences)
+            free -= group.width
             # One that was preempted this moment comes back only where nothing else is left, into a pool all its own.
             if free < 0 or (step.preemptions and self.running) or not self._admit(group, step):
                 break
@@ -175,7 +175,8 @@ class Scheduler:
             most = other.cache.most_to_append(other.pending, self.max_batch_tokens)
             own = max(1, blocks_for(len(other.tokens)) - group.shared_tokens // BLOCK_TOKENS)
             needs = [need + min(own, each) for need, each in zip(needs, most, strict=True)]
-        return self.pool.can_take([need + self.num_running for need in needs])
+        coming = group.width - len(group.sequences)
+        return self.pool.can_take([need + coming + self.num_running for need in needs])
 
     def _claim_prefix(self, sequence: Sequence, group: Group) -> int:
         """Tokens the cache has already. The last one is always computed: its logits are asked for."""
@@ -200,13 +201,12 @@ class Scheduler:
                 block_keys(index, group.root, sequence.tokens, sequence.keys, full)
                 cache.register(sequence.keys[:full])
             if cache.forgets:
-                group.peak_bytes = max(group.peak_bytes, group.held_bytes())
+                group.note_bytes()
                 cache.evict_unseen()
 
     def _preempt(self, group: Group, step: Step) -> None:
-        group.peak_bytes = max(group.peak_bytes, group.held_bytes())
-        for sequence in group.sequences:
-            sequence.restart()
+        group.note_bytes()
+        group.restart()
         group.times.preemptions += 1
         step.preemptions += 1
         if len(self.running) == 1:

@@ -95,6 +95,7 @@ class Group:
 
     The samples of a prompt share it: the first computes it, the others fork its cache. sequences: those that have not
     ended, the first leads. root: the key before those of first blocks; None without an index. shared_tokens: what all have in common.
+    peak_bytes, peak_unshared: most bytes its blocks took, and would have taken without sharing, as far as noted.
     """
 
     sequences: list[Any]
@@ -102,7 +103,8 @@ class Group:
     root: BlockKey | None
     times: Timeline
     error: Exception | None = None
-    peak_bytes: int = 0  # most bytes its blocks took, as far as noted
+    peak_bytes: int = 0
+    peak_unshared: int = 0
     lost_alone: int = 0  # how often it gave up its blocks with nobody beside it
 
     def __post_init__(self) -> None:
@@ -111,6 +113,16 @@ class Group:
     @property
     def done(self) -> bool:
         return not self.sequences
+
+    @property
+    def width(self) -> int:
+        """Sequences that it may have at once."""
+        return len(self.sequences)
+
+    def restart(self) -> None:
+        """Give all blocks back; everything is computed again."""
+        for sequence in self.sequences:
+            sequence.restart()
 
     def fork_ready(self) -> None:
         """Where the first sequence has computed what all share, the others take it over."""
@@ -129,6 +141,13 @@ class Group:
             return int(self.sequences[0].cache.held_bytes)
         cache: SequenceCache = self.sequences[0].cache
         return cache.bytes_of({pair for sequence in self.sequences for pair in sequence.cache.held()})
+
+    def note_bytes(self) -> int:
+        """`held_bytes`, which may be the most so far."""
+        held = self.held_bytes()
+        self.peak_bytes = max(self.peak_bytes, held)
+        self.peak_unshared = max(self.peak_unshared, sum(sequence.cache.held_bytes for sequence in self.sequences))
+        return held
 
 
 @dataclass(eq=False)

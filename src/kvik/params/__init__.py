@@ -1,6 +1,6 @@
 """What a user writes down: frozen, validated once, documented. What carries it out lives in its room."""
 
-from kvik.params.beam import MAX_BEAMS, BeamParams
+from kvik.params.beam import MAX_BEAMS, BeamParams, beam_params
 from kvik.params.checks import choose
 from kvik.params.engine import EngineParams
 from kvik.params.grammar import Grammar
@@ -16,5 +16,6 @@ __all__ = [
     "Grammar",
     "LogprobsMode",
     "SamplingParams",
+    "beam_params",
     "choose",
 ]

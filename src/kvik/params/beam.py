@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from kvik.errors import ParameterError
 from kvik.params.checks import check_length, flag, integer, penalty, real, strings, token_ids
 from kvik.params.grammar import Grammar, grammar_of
-from kvik.params.sampling import MAX_LOGPROBS, MAX_NGRAM, MAX_STOP_STRINGS
+from kvik.params.sampling import MAX_LOGPROBS, MAX_NGRAM, MAX_STOP_STRINGS, SamplingParams
 
-__all__ = ["MAX_BEAMS", "BeamParams", "EarlyStopping"]
+__all__ = ["MAX_BEAMS", "BeamParams", "EarlyStopping", "beam_params"]
 
 EarlyStopping = bool | Literal["never"]
 MAX_BEAMS = 64
-MAX_LENGTH_PENALTY = 100.0
+MAX_LENGTH_PENALTY = 10.0
 MAX_DIVERSITY_PENALTY = 100.0
 
 
@@ -28,8 +29,8 @@ class BeamParams:
         num_beams: beams that are followed, 1 to 64.
         num_return_sequences: best answers returned, 1 to num_beams.
         max_tokens: most tokens of an answer, at least 1; None: to the end of the context or of the KV cache.
-        min_tokens: nothing ends an answer before this many tokens.
-        length_penalty: -100 to 100; 0 is neutral, above 0 favours longer answers, below 0 shorter ones.
+        min_tokens: as in SamplingParams.
+        length_penalty: -10 to 10; 0 is neutral, above 0 favours longer answers, below 0 shorter ones.
         early_stopping: True ends the search when num_beams answers are finished; False when no beam is likely to beat the
             worst of them; "never" when none can.
         no_repeat_ngram_size: as in SamplingParams. repetition_penalty: as in SamplingParams, on log-probabilities.
@@ -85,3 +86,33 @@ class BeamParams:
         if self.logprobs is not None:
             integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         flag("trace", self.trace)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that it runs at once."""
+        return self.num_beams
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that it gives."""
+        return self.num_return_sequences
+
+
+def beam_params(given: Mapping[str, Any], base: BeamParams | None = None) -> BeamParams:
+    """`base` with what was given beside num_beams: fields of BeamParams, and `n`, which means num_return_sequences.
+
+    ParameterError names a field that only sampling has, unless it asks for nothing.
+    """
+    known = {field.name for field in fields(BeamParams)}
+    neutral = {field.name: field.default for field in fields(SamplingParams)}
+    used = {}
+    for name, value in given.items():
+        if name == "n":
+            used["num_return_sequences"] = value
+        elif name in known:
+            used[name] = value
+        elif name not in neutral or value != neutral[name]:
+            raise ParameterError(f"{name} cannot go with num_beams: a beam search draws nothing")
+    if "n" in given and "num_return_sequences" in given:
+        raise ParameterError("n and num_return_sequences mean the same; give one of them")
+    return replace(base or BeamParams(), **used)

@@ -176,6 +176,16 @@ class SamplingParams:
             raise ParameterError(f"logprobs_mode must be 'raw' or 'processed', got {self.logprobs_mode!r}")
         flag("trace", self.trace)
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that it runs at once."""
+        return self.n
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that it gives."""
+        return self.n
+
     def _check_dry(self) -> None:
         real("dry_multiplier", self.dry_multiplier, 0.0, MAX_DRY)
         real("dry_base", self.dry_base, 1.0, 10.0)

@@ -10,17 +10,16 @@ from kvik.engine.request import Choice, Chunk, Request
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import Common, chat_fields, check_top, sampling_params
+from kvik.server.fields import SAMPLING, SEARCH, Common, chat_fields, check_top, generation_params
 from kvik.server.logprobs import chat_logprobs
 from kvik.server.responding import Reply
-from kvik.server.service import Service, finish_of
+from kvik.server.service import Service, finish_of, score_of
 
 __all__ = ["FIELDS", "RENAMED", "answer_chat", "conversation", "conversation_ids"]
 
 FIELDS = frozenset(
     (
-        "messages", "tools", "n", "max_tokens", "min_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop",
-        "stop_token_ids", "ignore_eos", "logprobs_mode", "top_logprobs", "cache_salt",
+        *SAMPLING, *SEARCH, "messages", "tools", "max_tokens", "top_logprobs", "cache_salt",
     )
 )  # fmt: skip
 RENAMED = {"logprobs": "top_logprobs", "prompt": "messages"}
@@ -32,7 +31,7 @@ async def answer_chat(service: Service, body: JsonObject, reply: Reply) -> None:
     """Check, start, and answer whole or in events."""
     fields, common = chat_fields(body)
     service.check_model(fields.require("model"))
-    params = sampling_params(fields, common.max_tokens, _top_logprobs(fields))
+    params = generation_params(fields, common.max_tokens, _top_logprobs(fields))
     ids = await conversation_ids(service, fields)
     service.check_length(len(ids), 1, "messages")
     request = service.llm.request(ids, params, common.salt)
@@ -136,4 +135,5 @@ def _choice(service: Service, request: Request, choice: Choice) -> dict[str, Any
         "message": {"role": "assistant", "content": choice.text},
         "logprobs": noted,
         "finish_reason": finish_of(choice.finish_reason),
+        **score_of(choice),
     }

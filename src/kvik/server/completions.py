@@ -9,18 +9,18 @@ from typing import Any
 from kvik.async_llm import Answer
 from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreResult, Usage
 from kvik.errors import ParameterError
-from kvik.params import SamplingParams
+from kvik.params import BeamParams, SamplingParams
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError, api_error
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import SAMPLING, Common, check_top, completion_fields, sampling_params
+from kvik.server.fields import SAMPLING, SEARCH, Common, check_top, completion_fields, generation_params
 from kvik.server.logprobs import TokenTable
 from kvik.server.responding import Reply
-from kvik.server.service import Service, finish_of, together
+from kvik.server.service import Service, finish_of, score_of, together
 
 __all__ = ["FIELDS", "answer_completion", "prompts_of"]
 
-FIELDS = frozenset((*SAMPLING, "prompt", "max_tokens", "logprobs", "cache_salt"))
+FIELDS = frozenset((*SAMPLING, *SEARCH, "prompt", "max_tokens", "logprobs", "cache_salt"))
 
 Prompt = str | list[int]
 
@@ -45,7 +45,7 @@ async def answer_completion(service: Service, body: JsonObject, reply: Reply) ->
         raise ApiError(
             400, "receipt needs generated tokens, and max_tokens is 0", param="receipt", code="invalid_value"
         )
-    params = sampling_params(fields, 1 if only_score else common.max_tokens, top)
+    params = generation_params(fields, 1 if only_score else common.max_tokens, top)
     jobs = await _jobs(service, fields, params, common, echo, only_score)
     scored = await _scores(service, jobs)
     answering = _Answering(service, jobs, scored, params, common, echo)
@@ -79,7 +79,7 @@ def _is_id(value: Any) -> bool:
 
 
 async def _jobs(
-    service: Service, fields: Fields, params: SamplingParams, common: Common, echo: bool, only_score: bool
+    service: Service, fields: Fields, params: SamplingParams | BeamParams, common: Common, echo: bool, only_score: bool
 ) -> list[Job]:
     prompts = prompts_of(fields.require("prompt"))
     service.check_count(len(prompts), "prompt")
@@ -95,7 +95,13 @@ async def _jobs(
 
 
 async def _job(
-    service: Service, prompt: Prompt, name: str, params: SamplingParams, common: Common, echo: bool, only_score: bool
+    service: Service,
+    prompt: Prompt,
+    name: str,
+    params: SamplingParams | BeamParams,
+    common: Common,
+    echo: bool,
+    only_score: bool,
 ) -> Job:
     llm = service.llm
     ids = await service.ids(prompt, name, 0 if only_score else 1)
@@ -122,7 +128,7 @@ class _Answering:
         service: Service,
         jobs: Sequence[Job],
         scored: Sequence[ScoreResult | None],
-        params: SamplingParams,
+        params: SamplingParams | BeamParams,
         common: Common,
         echo: bool,
     ) -> None:
@@ -148,7 +154,7 @@ class _Answering:
         for prompt, job in enumerate(self.jobs):
             table = self._table(prompt)
             noted = None if table is None else table.take()
-            choices += [(prompt * self.params.n + i, job.text, noted) for i in range(self.params.n)]
+            choices += [(prompt * self.params.num_answers + i, job.text, noted) for i in range(self.params.num_answers)]
         self.service.metrics.answer("length", len(choices))
         usage = usage_of([], sum(len(job.ids) for job in self.jobs))
         if not self.common.stream:
@@ -173,10 +179,11 @@ class _Answering:
                 if table is not None:
                     table.generated(choice.logprobs or ())
                 choices.append({
-                    "index": prompt * self.params.n + choice.index,
+                    "index": prompt * self.params.num_answers + choice.index,
                     "text": self.jobs[prompt].text + choice.text,
                     "logprobs": None if table is None else table.take(),
                     "finish_reason": finish_of(choice.finish_reason),
+                    **score_of(choice),
                 })  # fmt: skip
         found = {**self.head, "choices": choices, "usage": usage_of([one.usage for one in completions])}
         if self.common.receipt:
@@ -194,7 +201,7 @@ class _Answering:
         await reply.done()
 
     async def _follow(self, prompt: int, answer: Answer, events: Events, reply: Reply) -> Usage | None:
-        n, base = self.params.n, prompt * self.params.n
+        n, base = self.params.num_answers, prompt * self.params.num_answers
         tables = [self._table(prompt) for _ in range(n)] if self.params.logprobs is not None else []
         if self.echo:
             first = [table.take() if table is not None else None for table in tables] or [None] * n

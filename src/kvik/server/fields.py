@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvik.errors import ParameterError
-from kvik.params import SamplingParams
+from kvik.params import BeamParams, SamplingParams, beam_params
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
 from kvik.text.tokenizer import check_text
 
-__all__ = ["Common", "chat_fields", "check_top", "completion_fields", "sampling_params"]
+__all__ = ["Common", "chat_fields", "check_top", "completion_fields", "generation_params"]
 
 MAX_TOP_LOGPROBS = 20
 """Best tokens a request may ask for: what they take grows with n, prompts and tokens. OpenAI's limit for chats."""
@@ -21,6 +21,11 @@ SAMPLING = (
     "logprobs_mode",
 )  # fmt: skip
 """Fields of SamplingParams that a body has under the same name; their defaults are OpenAI's too."""
+
+BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
+"""Fields that only BeamParams has. num_beams above 1 makes the request a beam search, of which n answers are returned."""
+SEARCH = (*BEAMS, "repetition_penalty", "no_repeat_ngram_size")
+"""Fields of BeamParams, beside those of any answer."""
 
 _COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", *SAMPLING)
 _FREE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
@@ -53,7 +58,7 @@ class Common:
 def chat_fields(body: JsonObject) -> tuple[Fields, Common]:
     """The fields of /v1/chat/completions."""
     used = (*_COMMON, "messages", "tools", "tool_choice", "top_logprobs", "max_completion_tokens")
-    fields = Fields(body, used, _CHAT_NEUTRAL, _FREE)
+    fields = Fields(body, (*used, *_searching(body)), _CHAT_NEUTRAL, _FREE)
     newer, older = (fields.take(name, int) for name in ("max_completion_tokens", "max_tokens"))
     if newer is not None and older is not None and newer != older:
         message = f"max_completion_tokens is {newer} and max_tokens is {older}; give one of them"
@@ -65,8 +70,13 @@ def completion_fields(body: JsonObject) -> tuple[Fields, Common]:
     """The fields of /v1/completions."""
     # best_of as many as n chooses nothing
     neutral = {**_NEUTRAL, "best_of": (body["n"] if isinstance(body.get("n"), int) else 1,), "suffix": ("",)}
-    fields = Fields(body, (*_COMMON, "prompt", "echo"), neutral, _FREE)
+    fields = Fields(body, (*_COMMON, *_searching(body), "prompt", "echo"), neutral, _FREE)
     return fields, _common(fields, fields.take("max_tokens", int, 16))
+
+
+def _searching(body: JsonObject) -> tuple[str, ...]:
+    """The fields that a beam search has."""
+    return SEARCH if body.get("num_beams") not in (None, 1) else BEAMS
 
 
 def _common(fields: Fields, max_tokens: int | None) -> Common:
@@ -91,9 +101,18 @@ def check_top(top: int | None, name: str) -> int | None:
     return top
 
 
-def sampling_params(fields: Fields, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-    """The sampling of a body. ParameterError begins with the field's name."""
-    given = {name: fields.given[name] for name in SAMPLING if name in fields.given}
+def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | None) -> SamplingParams | BeamParams:
+    """The sampling or the beam search of a body. ParameterError begins with the field's name."""
+    given = {name: fields.given[name] for name in (*SAMPLING, *SEARCH) if name in fields.given}
     if isinstance(given.get("stop"), dict):
         raise ParameterError("stop must be a string or a list of strings")
+    beams = given.get("num_beams", 1)
+    if isinstance(beams, bool) or beams != 1:
+        if isinstance(given.get("n"), int) and isinstance(beams, int) and given["n"] > beams:
+            raise ParameterError(f"n is {given['n']}, above num_beams {beams}")
+        return beam_params(given | {"max_tokens": max_tokens, "logprobs": logprobs})
+    for name in BEAMS:
+        if name != "num_beams" and name in given:
+            raise ParameterError(f"{name} needs num_beams above 1")
+    given.pop("num_beams", None)
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 from kvik import __version__
 from kvik.async_llm import Answer, AsyncLLM
-from kvik.engine.request import Completion, Request, ScoreRequest, ScoreResult
+from kvik.engine.request import Choice, Completion, Request, ScoreRequest, ScoreResult
 from kvik.errors import TryAgainError
 from kvik.server.errors import ApiError, shutting_down
 from kvik.server.metrics import Metrics
 from kvik.weights.catalogue import CATALOGUE, find
 
-__all__ = ["Service", "finish_of", "together"]
+__all__ = ["Service", "finish_of", "score_of", "together"]
 
 INLINE_CHARACTERS = 2000
 """Texts up to this length are turned into tokens on the event loop (about 2 ms); others in a thread."""
@@ -178,6 +178,11 @@ def finish_of(reason: str) -> str:
     if reason not in FINISH:
         raise shutting_down() if reason == "cancelled" else ApiError(500, "the answer failed", code="engine_error")
     return FINISH[reason]
+
+
+def score_of(choice: Choice) -> dict[str, float]:
+    """What an answer of a beam search has beside OpenAI's fields: its `score`."""
+    return {} if choice.score is None else {"score": choice.score}
 
 
 async def together(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
+from copy import copy
 
 from kvik.text.tokenizer import Tokenizer
 
@@ -26,19 +27,26 @@ class Detokenizer:
         """
         self._piece = tokenizer.piece
         self._hidden = tokenizer.special_ids if skip_special else frozenset()
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._after = after
+
+    def fork(self) -> Detokenizer:
+        """Another at the same place."""
+        other = copy(self)
+        other._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        other._decoder.setstate(self._decoder.getstate())
+        return other
 
     def add(self, ids: Iterable[int]) -> str:
         """The text that these further ids complete; may be empty. ParameterError for an id outside the vocabulary."""
-        text = ""
+        text, decode = "", self._decoder.decode
         for token in ids:
             piece = self._piece(token, self._after)
             if token not in self._hidden:
-                text += self._decode(piece)
+                text += decode(piece)
             self._after = token
         return text
 
     def finish(self) -> str:
         """What is left of an unfinished character: U+FFFD or nothing."""
-        return self._decode(b"", True)
+        return self._decoder.decode(b"", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 from kvik.errors import ParameterError
@@ -34,6 +35,12 @@ class StopChecker:
         self._lengths = [0] * len(self._stops)  # of each stop string, how much of it the text ends with
         self._held = ""
         self._matched: str | None = None
+
+    def fork(self) -> StopChecker:
+        """Another at the same place of the same text."""
+        other = copy(self)
+        other._lengths = self._lengths.copy()
+        return other
 
     def add(self, text: str) -> Stopped:
         """Take further text. After a match nothing more is emitted and the match is repeated."""

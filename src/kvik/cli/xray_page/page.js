@@ -117,12 +117,16 @@
       let best = 0;
       temps.forEach((t, i) => { if (one.sweep[i][3][k] > one.sweep[best][3][k]) best = i; });
       const height = (H - T - B) * one.sweep[best][3][k];
-      if (height > 13 && k < 6) labels.push([x(temps[best]), y((above[best] + below[best]) / 2), data.names[one.best[k][0]]]);
+      if (height > 14 && k < 6) labels.push([x(temps[best]), y((above[best] + below[best]) / 2), data.names[one.best[k][0]]]);
       below = above;
     }
+    const taken = [];
     for (const [lx, ly, text] of labels) {
       const cut = text.length > 14 ? text.slice(0, 13) + "…" : text, half = cut.length * 3.4 + 4;
-      svg.append(draw("text", {x: Math.min(W - R - half, Math.max(L + half, lx)), y: ly + 4, class: "name", "text-anchor": "middle"}, cut));
+      const cx = Math.min(W - R - half, Math.max(L + half, lx));
+      if (taken.some(([tx, ty, th]) => Math.abs(tx - cx) < th + half && Math.abs(ty - ly) < 14)) continue;
+      taken.push([cx, ly, half]);
+      svg.append(draw("text", {x: cx, y: ly + 4, class: "name", "text-anchor": "middle"}, cut));
     }
     for (const t of [0.1, 0.5, 1, 1.5, 2]) {
       svg.append(draw("text", {x: x(t), y: H - 5, "text-anchor": t === 0.1 ? "start" : t === 2 ? "end" : "middle"}, t === 1 ? "1 (as it is)" : t));
@@ -146,7 +150,8 @@
     };
     svg.addEventListener("pointermove", nearest);
     svg.addEventListener("pointerdown", nearest);
-    queueMicrotask(() => point(Math.max(0, temps.indexOf(1))));
+    const own = temps.indexOf(data.temperature);
+    queueMicrotask(() => point(own >= 0 ? own : Math.max(0, temps.indexOf(1))));
     return svg;
   }
 

@@ -1,0 +1,272 @@
+"""A beam search on the engine's path: its beams are the sequences of a group, computed together in every step.
+
+The prompt is computed once. In each step every beam has one token to be computed; once all have the candidates of their
+last rows the search moves on: beams that are continued twice fork their cache, which copies a block only where it is
+written to, and those that nobody continues give theirs back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Sequences
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvik.cache.prefix import BlockKey
+from kvik.cache.sequence_cache import SequenceCache
+from kvik.decoding.beam import BeamSearch, Candidates, Chosen, Hypothesis
+from kvik.decoding.sampler import Best, best_rows
+from kvik.decoding.state import DecodingState
+from kvik.engine.request import Choice, Chunk, FinishReason, Request, RequestStats, TokenLogprobs, Usage
+from kvik.engine.runner import RowLogits
+from kvik.engine.sequence import Group, Sequence, Timeline
+from kvik.errors import DataError
+from kvik.params import BeamParams
+from kvik.text.detokenize import Detokenizer
+from kvik.text.stop import StopChecker
+from kvik.text.tokenizer import Tokenizer
+
+__all__ = ["Beam", "BeamAnswer", "BeamGroup", "beam_group", "take_candidates"]
+
+
+@dataclass(eq=False)
+class Reading:
+    """The text of a beam as far as it matters for stop strings."""
+
+    detokenizer: Detokenizer
+    stop: StopChecker
+
+    def fork(self) -> Reading:
+        return Reading(self.detokenizer.fork(), self.stop.fork())
+
+    def stops(self, token: int) -> bool:
+        """Take a token; whether a stop string is complete."""
+        return self.stop.add(self.detokenizer.add((token,))).matched is not None
+
+
+@dataclass(eq=False)
+class Beam(Sequence):
+    """A sequence that a search follows. found: the candidates after its last token; None until that is computed.
+
+    reading: None without stop strings.
+    """
+
+    state: DecodingState = field(kw_only=True)
+    reading: Reading | None = field(kw_only=True, default=None)
+    found: Candidates | None = field(kw_only=True, default=None)
+
+    def restart(self) -> None:
+        super().restart()
+        self.found = None
+
+    def fork(self) -> Beam:
+        """Another that begins alike and is computed as far."""
+        return Beam(
+            self.tokens.copy(), self.cache.fork(self.num_computed), self.num_computed, self.keys.copy(),
+            state=self.state.fork(), reading=None if self.reading is None else self.reading.fork(),
+        )  # fmt: skip
+
+    def append(self, token: int) -> None:
+        self.tokens.append(token)
+        self.state.accept(token)
+        if self.reading is not None:
+            self.reading.stops(token)
+        self.found = None
+
+
+@dataclass(eq=False)
+class BeamAnswer:
+    """One of the answers that a search gives, as a sample is of a request's."""
+
+    index: int
+    text: str
+    hypothesis: Hypothesis
+    finish_reason: FinishReason
+    most_tokens_held: int
+    logprobs: tuple[TokenLogprobs, ...] | None
+    usage: Usage | None = None
+    stats: RequestStats | None = None
+
+    def choice(self) -> Choice:
+        path = self.hypothesis.node.path()
+        return Choice(
+            self.index, self.text, tuple(node.token for node in path), self.finish_reason,
+            float(sum(node.logprob for node in path)), self.logprobs, self.hypothesis.score,
+        )  # fmt: skip
+
+
+@dataclass(eq=False)
+class BeamGroup(Group):
+    """The beams of one request; in the beginning one sequence, which computes the prompt.
+
+    most_tokens_held: of context and pool, the smaller. end_ids: tokens that end an answer. samples: the answers, once
+    they are known.
+    """
+
+    request: Request = field(kw_only=True)
+    params: BeamParams = field(kw_only=True)
+    search: BeamSearch = field(kw_only=True)
+    tokenizer: Tokenizer = field(kw_only=True)
+    end_ids: frozenset[int] = field(kw_only=True)
+    most_tokens_held: int = field(kw_only=True)
+    emit: Callable[[Chunk], None] = field(kw_only=True)
+
+    @property
+    def width(self) -> int:
+        return self.params.num_beams
+
+    @property
+    def wanted(self) -> int:
+        """Candidates of a row that the search and `logprobs` need."""
+        return max(self.search.wanted, self.params.logprobs or 0)
+
+    def restart(self) -> None:
+        """Also: what all beams begin with is computed once again, not only the prompt."""
+        super().restart()
+        lead, *others = (sequence.tokens for sequence in self.sequences)
+        length = len(lead) - 1  # beams of different groups may be alike, and each needs a row
+        for tokens in others:
+            length = min(length, next((i for i, (a, b) in enumerate(zip(lead, tokens, strict=True)) if a != b), length))
+        if others:
+            self.shared_tokens = length
+
+    def held_bytes(self) -> int:
+        """As `Group.held_bytes`, fast where all beams are equally far."""
+        tables = [sequence.cache.tables for sequence in self.sequences]
+        if len(tables) == 1 or len({table.count for (table, *_) in tables}) > 1:
+            return super().held_bytes()
+        lead, held = self.sequences[0].cache, []
+        for same in zip(*tables, strict=True):
+            blocks = np.stack([table.blocks for table in same])
+            differ = (blocks != blocks[0]).any(0)
+            first = int(differ.argmax()) if differ.any() else len(differ)
+            lowest = same[0].first
+            held.append(max(0, first - lowest) + len(set(blocks[:, max(first, lowest) :].ravel().tolist())))
+        return int(lead.bytes_of_counts(held))
+
+    # ---- the search
+
+    def advance(self) -> int:
+        """Where every beam has its candidates, a step of the search; beams that go on."""
+        beams: list[Beam] = self.sequences
+        if any(beam.found is None for beam in beams):
+            return 0
+        if not self.search.num_tokens:  # the prompt's candidates are those of every group's first beam
+            beams = beams * len(self.search.beams)
+        found = [beam.found for beam in beams if beam.found is not None]
+        together = Candidates(*(np.stack(arrays) for arrays in zip(*found, strict=True)))
+        chosen = self.search.step(together, lambda beam, token: self._ends(beams[beam], token))
+        if chosen:
+            self._follow(beams, chosen)
+        return len(chosen)
+
+    def _ends(self, beam: Beam, token: int) -> bool:
+        return token in self.end_ids or (beam.reading is not None and beam.reading.fork().stops(token))
+
+    def _follow(self, beams: list[Beam], chosen: Sequences[Chosen]) -> None:
+        """The chosen beams take the place of those before: the first heir of each as itself, others as forks of it."""
+        kept: set[Beam] = set()
+        heirs: list[Beam] = []
+        for one in chosen:
+            parent = beams[one.parent]
+            heirs.append(parent.fork() if parent in kept else parent)
+            kept.add(parent)
+        for beam in self.sequences:
+            if beam not in kept:
+                beam.cache.free()
+        for beam, one in zip(heirs, chosen, strict=True):
+            beam.append(one.node.token)
+        self.sequences = heirs
+
+    # ---- the answers
+
+    def conclude(self, cut: FinishReason | None) -> None:
+        """Read the answers. cut: what ended the search, where that was not the search itself."""
+        if cut == "error":
+            self.samples = ()
+            return
+        found = self.search.best() if cut is None else self.search.best_so_far()
+        self.samples = tuple(self._answer(index, one, cut) for index, one in enumerate(found))
+
+    def _answer(self, index: int, found: Hypothesis, cut: FinishReason | None) -> BeamAnswer:
+        path = found.node.path()
+        text, stopped = self._read([node.token for node in path])
+        reason: FinishReason = "stop" if stopped or found.ended else "no_token" if found.stranded else "length"
+        noted = None
+        if self.params.logprobs is not None:
+            noted = tuple(TokenLogprobs(node.token, node.logprob, node.top) for node in path)
+        return BeamAnswer(index, text, found, cut or reason, self.most_tokens_held, noted)
+
+    def _read(self, tokens: list[int]) -> tuple[str, bool]:
+        """Text up to a stop string or the token that ends it, and whether it has a stop string."""
+        if tokens and tokens[-1] in self.end_ids:
+            tokens = tokens[:-1]
+        detokenizer = Detokenizer(self.tokenizer, after=self.request.prompt[-1])
+        stop = StopChecker(self.params.stop)
+        text, matched = stop.add(detokenizer.add(tokens) + detokenizer.finish())
+        return text + stop.finish(), matched is not None
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens of the answers."""
+        return sum(len(answer.hypothesis.node.path()) for answer in self.samples)
+
+    def say(self, usage: Usage, stats: RequestStats) -> None:
+        """Hand the answers out, or that there are none."""
+        if not self.samples:
+            self.emit(Chunk(0, "", (), None, "error", usage, stats))
+            return
+        self.samples[-1].usage, self.samples[-1].stats = usage, stats
+        for answer in self.samples:
+            tokens = tuple(node.token for node in answer.hypothesis.node.path())
+            self.emit(Chunk(answer.index, answer.text, tokens, answer.logprobs or None, answer.finish_reason,
+                            answer.usage, answer.stats))  # fmt: skip
+
+
+def beam_group(
+    request: Request, params: BeamParams, state: DecodingState, cache: SequenceCache, root: BlockKey | None,
+    tokenizer: Tokenizer, most_tokens: int, emit: Callable[[Chunk], None],
+) -> BeamGroup:  # fmt: skip
+    """A request's search before its first step. state: the prompt's; most_tokens: that a sequence may have."""
+    prompt = request.prompt
+    ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokenizer.eos_ids)
+    room = most_tokens - len(prompt)
+    most = room if params.max_tokens is None else min(room, params.max_tokens)
+    reading = Reading(Detokenizer(tokenizer, after=prompt[-1]), StopChecker(params.stop)) if params.stop else None
+    return BeamGroup(
+        [Beam(list(prompt), cache, state=state, reading=reading)], len(prompt), root, Timeline(perf_counter()),
+        request=request, params=params, search=BeamSearch(params, most, len(ends)), tokenizer=tokenizer, end_ids=ends,
+        most_tokens_held=most_tokens, emit=emit,
+    )  # fmt: skip
+
+
+def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> dict[BeamGroup, DataError | None]:
+    """Give the beams of these rows their candidates. Of each group the error of a row that is not finite, or None."""
+    failed: dict[BeamGroup, DataError | None] = {}
+    beams: list[Beam] = []
+    for row in rows:
+        assert isinstance(row.sequence, Beam) and isinstance(row.group, BeamGroup)
+        beams.append(row.sequence)
+        failed[row.group] = None
+    chosen = logits if len(rows) == len(logits) else logits[[row.first_row for row in rows]]
+    count = min(max(group.wanted for group in failed), logits.shape[1])
+    edits = [beam.state.edits() for beam in beams]
+    try:
+        _note(rows, best_rows(chosen, edits, count))
+    except DataError:  # some row is not finite: the others go on
+        for place, (beam, row) in enumerate(zip(beams, rows, strict=True)):
+            try:
+                _note([row], best_rows(chosen[place : place + 1], edits[place : place + 1], count))
+            except DataError as error:
+                failed[row.group] = DataError(f"position {len(beam.tokens)}: {error}")  # type: ignore[index]
+    return failed
+
+
+def _note(rows: Sequences[RowLogits], best: Best) -> None:
+    for place, row in enumerate(rows):
+        most = row.group.wanted  # type: ignore[attr-defined] # a BeamGroup; others' may be more
+        found = np.minimum(best.found[place], most)
+        row.sequence.found = Candidates(best.ids[place, :most], best.logprobs[place, :most], found)  # type: ignore[attr-defined]
