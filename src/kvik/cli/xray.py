@@ -145,7 +145,7 @@ def _follow(llm: LLM, ids: list[int], options: XrayOptions) -> list[Node]:
         return []
     from kvik.cli.xray_tree import beam_tree
 
-    params = BeamParams(num_beams=options.beams, max_tokens=options.beam_tokens or _BEAM_TOKENS, trace=True)
+    params = BeamParams(num_beams=options.beams, num_return_sequences=options.beams, max_tokens=options.beam_tokens or _BEAM_TOKENS, trace=True)
     (found,) = llm.generate([ids], params)
     assert found.beams is not None
     return beam_tree(found.beams, [choice.token_ids for choice in found.choices])

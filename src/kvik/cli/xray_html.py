@@ -150,7 +150,7 @@ def _body(
 <div class="text" id="text" role="listbox" aria-label="Tokens; arrow keys go from one to the next" aria-orientation="horizontal">{before}{"".join(_token(i, one, piece) for i, one in enumerate(traces))}</div>
 <div class="legend" aria-hidden="true"><span>certain</span><i></i><span>0.4 % or less</span><span class="other"><u>underlined</u> was not the most probable</span></div>
 </section>
-<aside class="panel" id="panel" aria-live="polite" aria-label="The chosen token"><noscript>The panel of a token needs scripts.</noscript></aside>
+<aside class="panel" id="panel" aria-label="The chosen token"><noscript>The panel of a token needs scripts.</noscript></aside>
 </main>
 {_beams(tree, piece, facts)}
 <footer>made by kvik xray; this file is complete: it loads nothing</footer>

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvik.cli.xray_html import shown
+from kvik.cli.xray_terminal import percent
 from kvik.files import atomic_write
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_sweep"]
 
 _INK, _GREY, _PALE, _BLUE, _HOT = "#222222", "#666666", "#dddddd", "#0072b2", "#d55e00"
-_SHOWN = (0.5, 1.0, 1.5, 2.0)
+_SHOWN = (0.5, 1.0, 2.0)
 _BEST = 6
 
 
@@ -37,9 +38,9 @@ def draw_sweep(one: TokenTrace, piece: Callable[[int], bytes], model: str, name:
                 colours[place] = _HOT
         axes.barh(range(len(labels)), shares, 0.72, color=colours)
         for place, share in enumerate(shares):
-            axes.text(share + 0.015, place, f"{share:.2f}" if share >= 0.005 else f"{share:.0e}", fontsize=8, color=_INK, va="center")
+            axes.text(share + 0.015, place, percent(share), fontsize=8, color=_INK, va="center")
         axes.set_yticks(range(len(labels)), labels)
-        axes.set_xlim(0, 1.12)
+        axes.set_xlim(0, 1.18)
         axes.set_xticks([0, 0.5, 1])
         axes.set_title(
             f"temperature {s.temperature:g}\nentropy {s.entropy / math.log(2):.1f} bits, nucleus {s.nucleus:,}",

@@ -88,13 +88,13 @@
     });
     panel.querySelector(".rows").replaceChildren(...rows);
     const said = at === 0 ? `${count(kept)} tokens, as the model gives them`
-      : removed ? `${title(name)} removed ${count(removed)} tokens with ${percent(mass)} of the probability; ${count(kept)} left`
-      : `${title(name)} removed none; ${count(kept)} tokens`;
+      : removed ? `${title(name)} removed ${count(removed)} tokens (${percent(mass)}); ${count(kept)} left`
+      : `${title(name)} removed no token; ${count(kept)} left`;
     panel.querySelector(".note").textContent = said;
-    panel.querySelector(".more").textContent =
-      `orange: the token that was drawn, here ${percent(at === one.stages.length - 1 ? one.d : drawnShare(one, at))}; pale: its share in the model`;
+    panel.querySelector(".more").replaceChildren(
+      make("i", {class: "swatch drawn"}), `drawn, ${percent(one.best.find(b => b[0] === one.t)[2][at])} here`,
+      make("i", {class: "swatch"}), "others", make("i", {class: "swatch pale"}), "by the model alone");
   }
-  const drawnShare = (one, at) => one.best.find(b => b[0] === one.t)[2][at];
 
   // ---- temperature sweep: layers of probability, the best tokens from below
   function sweepOf(one) {
@@ -212,10 +212,10 @@
 
   // ---- the beam tree
   const boxes = [...document.querySelectorAll(".tree .node")].sort((a, b) => a.dataset.node - b.dataset.node);
-  function beam(index) {
+  function beam(index, mark = true) {
     const [, total, score, path] = data.nodes[index];
     boxes.forEach(box => box.classList.remove("on"));
-    path.forEach(at => boxes[at].classList.add("on"));
+    if (mark) path.forEach(at => boxes[at].classList.add("on"));
     const words = path.map(at => data.names[data.nodes[at][0]]).join("").replaceAll("␣", " ");
     const end = score === null ? "" : `, ended with score ${score}`;
     document.getElementById("beam").replaceChildren(make("b", {}, words), ` — log-probability ${total}${end}`);
@@ -239,7 +239,7 @@
   const answer = boxes.filter(box => box.classList.contains("best"));
   if (boxes.length) {
     (answer[0] || boxes[0]).setAttribute("tabindex", "0");
-    if (answer.length) beam(boxes.indexOf(answer[answer.length - 1]));
+    if (answer.length) beam(boxes.indexOf(answer[answer.length - 1]), false);
   }
 
   // ---- light and dark
