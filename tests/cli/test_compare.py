@@ -24,7 +24,9 @@ def test_json(kvik, made):
         assert one["repeatable"] is True
     assert found["greedy"]["params"]["temperature"] == 0 and found["balanced"]["params"]["repetition_penalty"] == 1.15
     greedy = found["greedy"]
-    assert greedy["determinism"] == greedy["self_bleu"] == 1 and greedy["repetition"] is None or greedy["repetition"] >= 0
+    assert (greedy["determinism"] == greedy["self_bleu"] == 1 and greedy["repetition"] is None) or greedy[
+        "repetition"
+    ] >= 0
     assert -1e-3 < greedy["mean_logprob"] <= 0  # the fake is sure
     assert report["settings"] == {
         "prompt": "hi", "prompt_tokens": 1, "raw": True, "repeat": 3, "max_tokens": 5, "ignore_eos": False, "seed": 7
@@ -51,7 +53,7 @@ def test_table(kvik):
 
 def test_beam_search_beside_sampling(kvik, made):
     ended = kvik(*RUN, "--strategies", "greedy,beam", "--json")
-    greedy, beam = json.loads(ended.out)["strategies"]
+    _, beam = json.loads(ended.out)["strategies"]
     assert beam["params"]["num_beams"] == 4 and beam["params"]["max_tokens"] == 5
     assert beam["determinism"] == 1 and beam["texts"][0].startswith("The sky")
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 
 import pytest
 
+from kvik.params import SamplingParams
 from kvik.planning import ADVICE, STRATEGIES
 
 
@@ -20,6 +23,16 @@ def test_every_task(kvik, task):
     kind = report["params"].pop("kind")
     assert all(getattr(ADVICE[task].params, name) == value for name, value in report["params"].items())
     assert type(ADVICE[task].params).__name__ == kind
+
+
+@pytest.mark.parametrize("task", ADVICE)
+def test_its_command_asks_for_just_these_parameters(kvik, made, task):
+    report = json.loads(kvik("plan", "decoding", task, "--json").out)
+    program, verb, prompt, *arguments = shlex.split(report["command"])
+    assert (program, verb, prompt) == ("kvik", "run", report["prompt"])
+    assert kvik(verb, "hi", *arguments, *(() if "--num-beams" in arguments else ("--seed", "4"))).code == 0
+    asked, wanted = made[-1].asked[0][1], ADVICE[task].params
+    assert asked == (replace(wanted, seed=4) if isinstance(wanted, SamplingParams) else wanted)
 
 
 def test_sentence(kvik):

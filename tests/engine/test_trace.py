@@ -37,7 +37,9 @@ def test_a_trace_changes_nothing(tokenizer, settings):  # noqa: F811
         assert one.cumulative_logprob == other.cumulative_logprob
         assert tuple(t.token_id for t in other.trace) == other.token_ids
         assert [t.position for t in other.trace] == [40 + i for i in range(12)]
-        assert math.fsum(math.log(t.probability) for t in other.trace) == pytest.approx(one.cumulative_logprob, abs=1e-4)
+        assert math.fsum(math.log(t.probability) for t in other.trace) == pytest.approx(
+            one.cumulative_logprob, abs=1e-4
+        )
         assert all(t.drawn_probability > 0 for t in other.trace)
         assert all(t.stages[-1].kept <= (9 if "top_k" in settings else 10**6) for t in other.trace)
 
@@ -65,7 +67,9 @@ def test_edits_are_seen_as_they_were_at_the_draw(tokenizer, monkeypatch):  # noq
         return kept(logits, request, token_id)
 
     monkeypatch.setattr(sequence, "trace_token", note)
-    params = SamplingParams(max_tokens=20, seed=1, ignore_eos=True, trace=True, repetition_penalty=3.0, presence_penalty=1.0)
+    params = SamplingParams(
+        max_tokens=20, seed=1, ignore_eos=True, trace=True, repetition_penalty=3.0, presence_penalty=1.0
+    )
     (choice,) = answers(small_engine(tokenizer, "grouped heads"), params)
     assert rows == [True] * 20
     names = [[stage.name for stage in one.stages] for one in choice.trace]

@@ -12,9 +12,7 @@ from kvik.planning import ADVICE, STRATEGIES, TECHNIQUES, command_line, plan_dec
 from kvik.planning.descriptions import DESCRIPTIONS, VOCABULARY
 from kvik.planning.tasks import FALLBACK, TASKS, features, read_task
 
-HELD_OUT = [
-    tuple(line.split("\t")) for line in (Path(__file__).parent / "held_out.tsv").read_text().splitlines()
-]
+HELD_OUT = [tuple(line.split("\t")) for line in (Path(__file__).parent / "held_out.tsv").read_text().splitlines()]
 
 
 def test_sentences_kept_apart_are_read_right():

@@ -68,7 +68,9 @@ class CompareOptions:
     seed: Annotated[int, typer.Option(metavar="N", help="Of the first run; the others count on from it.")] = 0
     plot: Annotated[
         str | None,
-        typer.Option(metavar="FILE", show_default=False, help="Draw it into a .png, .svg or .pdf (extra kvik\\[plots])."),
+        typer.Option(
+            metavar="FILE", show_default=False, help="Draw it into a .png, .svg or .pdf (extra kvik\\[plots])."
+        ),
     ] = None
 
     def check(self) -> None:
@@ -148,7 +150,9 @@ def decoding(
     ids = encode(llm, messages, raw)
     from kvik.evaluation.compare import compare_strategies
 
-    found = compare_strategies(llm, ids, strategies, repeat=options.repeat, seed=options.seed, heard=_heard(options.repeat))
+    found = compare_strategies(
+        llm, ids, strategies, repeat=options.repeat, seed=options.seed, heard=_heard(options.repeat)
+    )
     report = {
         "strategies": found,
         "model": llm.info,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvik.cli.answer import Answer, encode, print_logprobs, take_answer, with_seed
 from kvik.cli.output import note, plain, print_json, write
+from kvik.cli.strategy_options import biases
 from kvik.errors import ParameterError
 from kvik.params import SamplingParams
 
@@ -69,8 +70,25 @@ SETTABLE: dict[str, Callable[[str], Any]] = {
     "ignore_eos": _flag,
     "logprobs": _or_none(_whole),
     "logprobs_mode": str,
+    "repetition_penalty": _real,
+    "presence_penalty": _real,
+    "frequency_penalty": _real,
+    "no_repeat_ngram_size": _whole,
+    "dry_multiplier": _real,
+    "dry_base": _real,
+    "dry_allowed_length": _whole,
+    "dry_range": _whole,
+    "dry_breakers": _strings,
+    "typical_p": _real,
+    "epsilon_cutoff": _real,
+    "eta_cutoff": _real,
+    "top_n_sigma": _real,
+    "xtc_probability": _real,
+    "xtc_threshold": _real,
+    "logit_bias": lambda text: {} if text.lower() == "none" else biases([text]),
+    "bad_words": _strings,
 }
-"""What /set takes: every field of SamplingParams but n, with how its value is written."""
+"""What /set takes: the fields of SamplingParams but n, grammar and trace, with how a value is written."""
 
 
 class Conversation:
@@ -158,7 +176,7 @@ class Conversation:
         name, _, value = rest.partition(" ")
         name, value = name.replace("-", "_").lstrip("_"), value.strip()
         if not name:
-            note("\n".join(f"{field:15} {_written(getattr(self.params, field))}" for field in SETTABLE))
+            note("\n".join(f"{field:20} {_written(getattr(self.params, field))}" for field in SETTABLE))
             return
         if name not in SETTABLE:
             near = difflib.get_close_matches(name, SETTABLE, 1)

@@ -37,11 +37,15 @@ class XrayOptions:
 
     html: Annotated[
         str | None,
-        typer.Option("--html", metavar="FILE", show_default=False, help="Write it as one page that needs nothing else."),
+        typer.Option(
+            "--html", metavar="FILE", show_default=False, help="Write it as one page that needs nothing else."
+        ),
     ] = None
     at: Annotated[
         int | None,
-        typer.Option("--at", metavar="N", show_default="the most open choice", help="The token shown in detail, from 1."),
+        typer.Option(
+            "--at", metavar="N", show_default="the most open choice", help="The token shown in detail, from 1."
+        ),
     ] = None
     plot: Annotated[
         str | None,
@@ -145,7 +149,12 @@ def _follow(llm: LLM, ids: list[int], options: XrayOptions) -> list[Node]:
         return []
     from kvik.cli.xray_tree import beam_tree
 
-    params = BeamParams(num_beams=options.beams, num_return_sequences=options.beams, max_tokens=options.beam_tokens or _BEAM_TOKENS, trace=True)
+    params = BeamParams(
+        num_beams=options.beams,
+        num_return_sequences=options.beams,
+        max_tokens=options.beam_tokens or _BEAM_TOKENS,
+        trace=True,
+    )
     (found,) = llm.generate([ids], params)
     assert found.beams is not None
     return beam_tree(found.beams, [choice.token_ids for choice in found.choices])
@@ -198,9 +207,7 @@ def _node(llm: LLM, node: Node) -> dict[str, Any]:
     return {**plain(node), "text": llm.tokenizer.decode([node.token_id])}
 
 
-def _show(
-    llm: LLM, traces: tuple[TokenTrace, ...], tree: list[Node], at: int | None, options: XrayOptions
-) -> None:
+def _show(llm: LLM, traces: tuple[TokenTrace, ...], tree: list[Node], at: int | None, options: XrayOptions) -> None:
     from kvik.cli.xray_terminal import print_beams, print_detail, print_text, print_tokens
 
     print_text(traces, llm.tokenizer.decode)

@@ -22,8 +22,8 @@ _ASSETS = Path(__file__).parent / "xray_page"
 MOST_BITS = 8.0
 """Surprise from which on a token has the full colour: a probability of 0.4 %."""
 _VISIBLE = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-# Marks that turn the direction of writing would reorder the page around them.
-_VISIBLE |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C], 0xFFFD)
+# Marks that turn the direction of writing would reorder the page around them; separators break lines unseen.
+_VISIBLE |= dict.fromkeys([*range(0x2028, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C], 0xFFFD)
 
 
 def surprise(probability: float) -> float:
@@ -115,7 +115,12 @@ def _data(
         [name(n.token_id), _round(n.total), None if n.score is None else _round(n.score), path_of(tree, i)]
         for i, n in enumerate(tree)
     ]
-    return {"temperature": facts["temperature"], "names": [shown(piece(token)) for token in names], "tokens": tokens, "nodes": nodes}
+    return {
+        "temperature": facts["temperature"],
+        "names": [shown(piece(token)) for token in names],
+        "tokens": tokens,
+        "nodes": nodes,
+    }
 
 
 def _body(
@@ -181,11 +186,15 @@ def _pulse(traces: Sequence[TokenTrace]) -> str:
     bits = [surprise(one.probability) for one in traces]
     most = max([4.0, *entropies, *(min(b, 16.0) for b in bits)])
     count = max(1, len(traces))
-    parts = [f'<svg viewBox="0 0 {count} 60" preserveAspectRatio="none" class="pulsebars"><rect id="here" x="0" y="0" width="1" height="60"/>']
+    parts = [
+        f'<svg viewBox="0 0 {count} 60" preserveAspectRatio="none" class="pulsebars"><rect id="here" x="0" y="0" width="1" height="60"/>'
+    ]
     for index, (entropy, surprised) in enumerate(zip(entropies, bits, strict=True)):
         height = 56 * entropy / most
         level = 58 - 56 * min(surprised, most) / most
-        parts.append(f'<rect class="bar" x="{index + 0.12:.2f}" y="{58 - height:.2f}" width="0.76" height="{height + 1:.2f}"/>')
+        parts.append(
+            f'<rect class="bar" x="{index + 0.12:.2f}" y="{58 - height:.2f}" width="0.76" height="{height + 1:.2f}"/>'
+        )
         parts.append(f'<path class="tick" d="M{index + 0.06:.2f} {level:.2f}h0.88"/>')
     return "".join([*parts, f'</svg><span class="most">{most:.0f} bits</span>'])
 

@@ -62,4 +62,9 @@ def draw_sweep(one: TokenTrace, piece: Callable[[int], bytes], model: str, name:
 
 def _plain(text: str) -> str:
     """A label that matplotlib takes as it is: no formulas, and only what its own font has."""
-    return "".join(c if c in "␣⏎" or c.isascii() or c.isalpha() else "?" for c in text).replace("␣", " ").replace("$", r"\$") or "?"
+    return (
+        "".join(c if c in "␣⏎" or c.isascii() or c.isalpha() else "?" for c in text)
+        .replace("␣", " ")
+        .replace("$", r"\$")
+        or "?"
+    )

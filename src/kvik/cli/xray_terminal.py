@@ -116,7 +116,9 @@ def print_detail(one: TokenTrace, number: int, piece: Piece) -> None:
     for c in one.candidates[:_MOST_ROWS]:
         mark = ">" if c.token_id == one.token_id else ""
         after = percent(c.shares[-1]) if c.removed_by is None else "-"
-        rows.append([mark, quoted(piece(c.token_id)), _bar(c.shares[0]), percent(c.shares[0]), after, c.removed_by or ""])
+        rows.append(
+            [mark, quoted(piece(c.token_id)), _bar(c.shares[0]), percent(c.shares[0]), after, c.removed_by or ""]
+        )
     print_table(rows, "<<<>><")
     best = one.candidates[:4]
     write("\nthe same logits at other temperatures\n")

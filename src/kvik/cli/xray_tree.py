@@ -94,14 +94,15 @@ def tree_svg(nodes: Sequence[Node], label: Callable[[int], str]) -> str:
     lefts = [_LEFT + _GAP + sum(widths[:step]) + _GAP * step for step in range(columns)]
     width = lefts[-1] + widths[-1] + 12 if columns else _LEFT
     height = _TOP + _ROW * (max((node.slot for node in nodes), default=0) + 1) + 4
-    boxes = [(lefts[n.step], _TOP + _ROW * n.slot, _CHARACTER * len(name) + _PADDING) for n, name in zip(nodes, names, strict=True)]
+    boxes = [
+        (lefts[n.step], _TOP + _ROW * n.slot, _CHARACTER * len(name) + _PADDING)
+        for n, name in zip(nodes, names, strict=True)
+    ]
     parts = [
         f'<svg class="tree" role="group" aria-label="Beam search, {columns} steps" width="{width:.0f}" height="{height}" '
         f'viewBox="0 0 {width:.0f} {height}">'
     ]
-    parts += [
-        f'<text class="step" x="{left:.1f}" y="16">{step + 1}</text>' for step, left in enumerate(lefts)
-    ]
+    parts += [f'<text class="step" x="{left:.1f}" y="16">{step + 1}</text>' for step, left in enumerate(lefts)]
     order = sorted(range(len(nodes)), key=lambda i: (nodes[i].best, nodes[i].kept))  # the answer is drawn last
     for index in order:
         parts.append(_edge(nodes, boxes, index))
@@ -122,7 +123,11 @@ def _kind(node: Node) -> str:
 
 def _edge(nodes: Sequence[Node], boxes: Sequence[tuple[float, float, float]], index: int) -> str:
     before = nodes[index].before
-    x0, y0 = (float(_LEFT), _TOP + 12.0) if before is None else (boxes[before][0] + boxes[before][2], boxes[before][1] + 12.0)
+    x0, y0 = (
+        (float(_LEFT), _TOP + 12.0)
+        if before is None
+        else (boxes[before][0] + boxes[before][2], boxes[before][1] + 12.0)
+    )
     x1, y1 = boxes[index][0], boxes[index][1] + 12.0
     start = max(x0, x1 - _GAP)  # a short box's line runs straight to the end of its column
     middle = (start + x1) / 2

@@ -106,8 +106,14 @@ def _through(found: Any, ids: npt.NDArray[np.intp]) -> tuple[list[StageTrace], l
         p = _probabilities(np.asarray(stage.scores, np.float64))
         alive = stage.scores > -np.inf
         gone = (before > -1.0) & ~alive if before is not None else ~alive
-        name = "greedy" if stage.name == "temperature" and told and int(alive.sum()) == 1 < told[-1].kept else stage.name
-        told.append(StageTrace(name, int(alive.sum()), int(gone.sum()), float(before[gone].sum()) if before is not None else 0.0))
+        name = (
+            "greedy" if stage.name == "temperature" and told and int(alive.sum()) == 1 < told[-1].kept else stage.name
+        )
+        told.append(
+            StageTrace(
+                name, int(alive.sum()), int(gone.sum()), float(before[gone].sum()) if before is not None else 0.0
+            )
+        )
         shares.append(p[ids].tolist())
         before = np.where(alive, p, -1.0)
     return told, shares

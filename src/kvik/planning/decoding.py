@@ -8,7 +8,6 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from kvik.params import PRESETS, BeamParams, SamplingParams
-from kvik.planning.strategies import STRATEGIES
 from kvik.planning.tasks import Reading, read_task
 
 __all__ = ["ADVICE", "TECHNIQUES", "Advice", "DecodingPlan", "Technique", "command_line", "plan_decoding"]
@@ -171,7 +170,7 @@ def command_line(params: SamplingParams | BeamParams, prompt: str) -> str:
         given = {"num_beams": params.num_beams, **given}
     else:  # the command line's defaults for these are the model's own
         sampling: dict[str, Any] = {"temperature": params.temperature}
-        if not params.temperature == 0.0:
+        if params.temperature != 0.0:
             sampling |= {"top_k": params.top_k, "top_p": params.top_p}
         given = {**sampling, **given}
         for name, preset in PRESETS.items():

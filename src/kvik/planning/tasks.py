@@ -14,6 +14,7 @@ import difflib
 import re
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +64,7 @@ def features(text: str) -> dict[str, tuple[str, ...]]:
     words = _WORD.findall(text.lower())
     found: dict[str, tuple[str, ...]] = {word: (word,) for word in words}
     found.update({word[:STEM] + "…": (word,) for word in words if len(word) > STEM})
-    found.update({f"{a} {b}": (a, b) for a, b in zip(words, words[1:], strict=False)})
+    found.update({f"{a} {b}": (a, b) for a, b in pairwise(words)})
     return found
 
 

@@ -37,6 +37,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
+    "trace": (False,),
 }
 _CHAT_NEUTRAL = {
     **_NEUTRAL, "parallel_tool_calls": (True,), "modalities": (["text"],), "verbosity": ("medium",),

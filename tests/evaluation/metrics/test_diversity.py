@@ -52,7 +52,7 @@ def slow_self_bleu(texts):
                 matches += min(mine.count(gram), max(grams(r, n).count(gram) for r in references))
             add = 0 if n == 1 else 1
             precisions.append(Fraction(matches + add, len(mine) + add))
-        nearest = sorted(((abs(len(r) - len(sample)), len(r)) for r in references))[0][1]
+        nearest = sorted((abs(len(r) - len(sample)), len(r)) for r in references)[0][1]
         brevity = 1.0 if len(sample) >= nearest else math.exp(1 - nearest / len(sample))
         scores.append(brevity * math.prod(float(p) for p in precisions) ** (1 / len(precisions)))
     return sum(scores) / len(scores)
@@ -93,7 +93,7 @@ def test_by_hand():
     assert distinct_n(["abab", "ab"], 2) == 2 / 4
     assert repetition_rate("abcabc", 2) == pytest.approx(2 / 5)
     # against "the cat sat": matches 2 of 3 words, (1 + 1) / (2 + 1) pairs, (0 + 1) / (1 + 1) triples
-    texts = ["the cat ran".split(), "the cat sat".split()]
+    texts = [["the", "cat", "ran"], ["the", "cat", "sat"]]
     assert self_bleu(texts) == pytest.approx((2 / 3 * 2 / 3 * 1 / 2) ** (1 / 3))
     assert self_bleu([list("same"), list("same")]) == 1.0
     assert self_bleu([["a"], ["b"]]) == 0.0

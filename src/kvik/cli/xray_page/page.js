@@ -88,7 +88,7 @@
     });
     panel.querySelector(".rows").replaceChildren(...rows);
     const said = at === 0 ? `${count(kept)} tokens, as the model gives them`
-      : removed ? `${title(name)} removed ${count(removed)} tokens (${percent(mass)}); ${count(kept)} left`
+      : removed ? `${title(name)} removed ${count(removed)} ${removed === 1 ? "token" : "tokens"} (${percent(mass)}); ${count(kept)} left`
       : `${title(name)} removed no token; ${count(kept)} left`;
     panel.querySelector(".note").textContent = said;
     panel.querySelector(".more").replaceChildren(
