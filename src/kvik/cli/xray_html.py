@@ -137,7 +137,7 @@ def _body(
     ]
     told = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
     prompt = escape(facts["prompt"].translate({c: v for c, v in _VISIBLE.items() if c not in (9, 10)}))
-    before = f'<span class="prompt">{prompt}</span>' if facts["raw"] else ""
+    before = f'<span class="prompt" role="none">{prompt}</span>' if facts["raw"] else ""
     asked = "" if facts["raw"] else f'<p class="asked"><span>asked</span>{prompt}</p>'
     return f"""<body>
 <header>

@@ -6,12 +6,14 @@ vocabulary of 50,000; without it nothing is computed or kept.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kvik.decoding.elementary import Float64
+from kvik.decoding.filters import is_greedy
 from kvik.decoding.pipeline import DrawRequest, Stage, stages
 
 __all__ = ["BEST", "NUCLEUS", "TEMPERATURES", "CandidateTrace", "StageTrace", "SweepTrace", "TokenTrace", "trace_token"]
@@ -85,7 +87,7 @@ def trace_token(logits: npt.NDArray[np.float32], request: DrawRequest, token_id:
     ids = order[: min(BEST, np.count_nonzero(row > -np.inf))].tolist()
     if token_id not in ids:
         ids.append(token_id)
-    told, shares = _through(stages(logits, request), np.array(ids, np.intp))
+    told, shares = _through(stages(logits, request), np.array(ids, np.intp), is_greedy(request.params.temperature))
     p = request.params.top_p if request.params.top_p < 1.0 else NUCLEUS
     at_one = _sweep(row[order], 1.0, p)
     return TokenTrace(
@@ -96,26 +98,22 @@ def trace_token(logits: npt.NDArray[np.float32], request: DrawRequest, token_id:
     )  # fmt: skip
 
 
-def _through(found: Any, ids: npt.NDArray[np.intp]) -> tuple[list[StageTrace], list[list[float]]]:
+def _through(
+    found: Iterable[Stage], ids: npt.NDArray[np.intp], greedy: bool
+) -> tuple[list[StageTrace], list[list[float]]]:
     """Each stage's account, and after each the probabilities of ids."""
     told: list[StageTrace] = []
     shares: list[list[float]] = []
-    before: Float64 | None = None
-    stage: Stage
+    before: Float64 | None = None  # probabilities, -1 for what is not there any more
     for stage in found:
-        p = _probabilities(np.asarray(stage.scores, np.float64))
+        share = _probabilities(np.asarray(stage.scores, np.float64))
         alive = stage.scores > -np.inf
-        gone = (before > -1.0) & ~alive if before is not None else ~alive
-        name = (
-            "greedy" if stage.name == "temperature" and told and int(alive.sum()) == 1 < told[-1].kept else stage.name
-        )
-        told.append(
-            StageTrace(
-                name, int(alive.sum()), int(gone.sum()), float(before[gone].sum()) if before is not None else 0.0
-            )
-        )
-        shares.append(p[ids].tolist())
-        before = np.where(alive, p, -1.0)
+        gone = ~alive if before is None else ~alive & (before >= 0.0)
+        mass = 0.0 if before is None else float(before[gone].sum())
+        name = "greedy" if greedy and stage.name == "temperature" else stage.name
+        told.append(StageTrace(name, int(alive.sum()), int(gone.sum()), mass))
+        shares.append(share[ids].tolist())
+        before = np.where(alive, share, -1.0)
     return told, shares
 
 
