@@ -34,6 +34,7 @@ _FREE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
+    "trace": (False,),
 }
 _CHAT_NEUTRAL = {
     **_NEUTRAL, "parallel_tool_calls": (True,), "modalities": (["text"],), "verbosity": ("medium",),
