@@ -13,7 +13,7 @@ from models.small_models import write_gguf
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
 from kvik.errors import ParameterError
-from kvik.params import SamplingParams
+from kvik.params import Grammar, SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.gguf import read_gguf
 
@@ -35,6 +35,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "logprobs": {"params": {"logprobs": 3}},
     "processed logprobs": {"params": {"logprobs": 2, "logprobs_mode": "processed"}},
     "min_tokens": {"params": {"min_tokens": 20, "ignore_eos": False}},
+    "grammar": {"params": {"grammar": Grammar.regex("[a-zA-Z]{2,3}(-[0-9]{3,9}){2,20}"), "ignore_eos": False}},
     "seed": {"params": {"seed": 2**64 - 1}},
     "batch mates": {"mates": 5},
     "chunks": {"engine": {"max_batch_tokens": 5}, "mates": 1},

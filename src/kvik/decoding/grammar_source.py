@@ -184,6 +184,8 @@ def shortened(reason: str) -> str:
     """What llguidance says, in one line."""
     if reason.startswith("NoExtension"):
         return "no text matches it, or none that the model's vocabulary can write"
+    if reason.startswith("oneOf constraints"):
+        return "oneOf is supported where its schemas can be seen to exclude each other; anyOf is without that"
     found = re.search(r"^error: (.*)$", reason, re.MULTILINE)  # of a regular expression, below a picture of the place
     reason = reason if found is None else f"regular expression: {found[1]}"
     reason = re.sub(r"\n *\d+ \| .*", "", reason.replace("<non-verbose/>", ""), flags=re.DOTALL)
