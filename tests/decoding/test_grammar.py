@@ -24,7 +24,25 @@ class Vocabulary:
     """Three special tokens, the 256 bytes, and some longer pieces, characters cut in the middle among them."""
 
     special_ids = frozenset((END, OTHER_END, ROLE))
-    longer = ("ab", "abc", "bb", "bx", " a", "aé", "éé", "漢", "漢字", "0", "12", "a" * 5, '{"', '":', '","', "true", "  ")
+    longer = (
+        "ab",
+        "abc",
+        "bb",
+        "bx",
+        " a",
+        "aé",
+        "éé",
+        "漢",
+        "漢字",
+        "0",
+        "12",
+        "a" * 5,
+        '{"',
+        '":',
+        '","',
+        "true",
+        "  ",
+    )
 
     def __init__(self, drops_after: frozenset[int | None] = frozenset()) -> None:
         self.tokens = [b"<end>", b"<other end>", b"<role>", *(bytes([b]) for b in range(256))]
@@ -161,7 +179,14 @@ product: product "*" atom | atom
 atom: NUMBER | "(" sum ")"
 NUMBER: /[0-9]{1,3}/
 """
-REGEXES = [r"\d{3}-\d{2,4}", r"(?i)(yes|no|perhaps)!?", r"[^\x00-\x1f\"]{0,9}", r"a/b\\c|\[x\]", "(é|漢字){1,3}", r"[a-z_]+@[0-9]{1,3}\.(org|net)"]
+REGEXES = [
+    r"\d{3}-\d{2,4}",
+    r"(?i)(yes|no|perhaps)!?",
+    r"[^\x00-\x1f\"]{0,9}",
+    r"a/b\\c|\[x\]",
+    "(é|漢字){1,3}",
+    r"[a-z_]+@[0-9]{1,3}\.(org|net)",
+]
 
 
 def written(grammar: Grammar, seed: int, most: int = 60) -> tuple[str, bool]:

@@ -14,7 +14,7 @@ from kvik.params import Grammar
 __all__ = ["LIMITS", "grammar_source", "shortened"]
 
 #: Of llguidance. Rows and steps of its Earley parser, symbols of the grammar, fuel and states of the lexer.
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "max_items_in_row": 2000,
     "step_max_items": 10_000,
     "max_grammar_size": 50_000,
@@ -120,7 +120,9 @@ def _lark(text: str) -> str:
 
 def _optional_parts(words: list[_Word]) -> int:
     """Of all terminals and regular expressions, those that terminals take over from others counted each time."""
-    own, uses = {"": 0}, {"": []}  # of each terminal: optional parts, and the terminals in it; "": of the rules
+    # of each terminal: optional parts, and the terminals in it; "": of the rules
+    own: dict[str, int] = {"": 0}
+    uses: dict[str, list[str]] = {"": []}
     name = ""
     for word, after in zip(words, [*words[1:], _Word("mark", "")], strict=True):
         if word.kind == "name" and after.text in (":", "[", "."):
