@@ -108,7 +108,7 @@ class Sampling:
 
     def child(self, command: Sequence[str | Path], env: dict[str, str]) -> Measurement:
         path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-        found = last_json(run_child(command, env={**env, "PYTHONPATH": path}, timeout=900).stdout)
+        found = last_json(run_child(command, env={**env, "PYTHONPATH": path}, timeout=900), str(command[0]))
         return Measurement(found, found)
 
 
