@@ -171,7 +171,9 @@ def test_answers_of_a_shape_and_their_receipts(kvik, tmp_path):
     number = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"]}
     schema.write_text(json.dumps({**number, "additionalProperties": False}))
     shaped = ("--max-tokens", "60", "--temperature", "1.2", "--seed", "3", "--receipt", str(receipt))
-    assert isinstance(json.loads(kvik("run", "A number, as JSON.", "--json-schema", str(schema), *shaped).stdout)["n"], int)
+    assert isinstance(
+        json.loads(kvik("run", "A number, as JSON.", "--json-schema", str(schema), *shaped).stdout)["n"], int
+    )
     kvik("replay", str(receipt))
     beams = ("--beams", "3", "--max-tokens", "60", "--receipt", str(receipt))
     text = kvik("run", "Which year?", "--regex", "(19|20)[0-9]{2}", *beams).stdout

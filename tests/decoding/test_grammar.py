@@ -195,7 +195,7 @@ def written(grammar: Grammar, seed: int, most: int = 60) -> tuple[str, bool]:
     matcher = GRAMMARS.compile(grammar).matcher(None, (END,))
     while not matcher.stopped:
         choice = sorted(allowed(matcher))
-        if choice == [END] or (len(ids) >= most or draw.random() < 0.1) and END in choice:
+        if choice == [END] or ((len(ids) >= most or draw.random() < 0.1) and END in choice):
             break
         if len(ids) > 3 * most:
             return "", False

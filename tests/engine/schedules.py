@@ -106,7 +106,9 @@ def check_statistics(made: Engine, stats: StepStats) -> None:
         16 * len(table.blocks) - s.cache.num_tokens if table.count else 0 for s in sequences for table in s.cache.tables
     )
     assert stats.slots_unused == unused
-    assert stats.running == sum(group.width for group in made.scheduler.running) and stats.waiting == len(made.scheduler.waiting)
+    assert stats.running == sum(group.width for group in made.scheduler.running) and stats.waiting == len(
+        made.scheduler.waiting
+    )
 
 
 def pool_for(made: Callable[[int], Engine], layout: KVLayout, jobs: list[Job], share: float) -> int:

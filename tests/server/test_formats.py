@@ -97,6 +97,9 @@ def test_the_openai_client(served):
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="-") as client:
         answer = client.chat.completions.create(
-            model=client.models.list().data[0].id, messages=[{"role": "user", "content": ASKED}], response_format=FORMAT, max_tokens=100
+            model=client.models.list().data[0].id,
+            messages=[{"role": "user", "content": ASKED}],
+            response_format=FORMAT,
+            max_tokens=100,
         )
     jsonschema.validate(json.loads(answer.choices[0].message.content), SCHEMA)

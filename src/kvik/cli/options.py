@@ -1,6 +1,6 @@
 """The options that verbs share, as dataclasses: a verb names the group it takes, the command line gets its fields.
 
-`SamplingOptions` has the fields of `SamplingParams`, `EngineOptions` those of `EngineParams`; a test keeps them alike.
+`SamplingOptions` has the fields of `SamplingParams` but trace, which `kvik xray` shows, `EngineOptions` those of `EngineParams`; a test keeps them alike.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 
 from kvik.cli.output import Progress
 from kvik.errors import DataError, ParameterError
-from kvik.params import BeamParams, EngineParams, Grammar, SamplingParams, beam_params
+from kvik.params import PRESETS, BeamParams, EngineParams, Grammar, SamplingParams, beam_params, preset_fields
 from kvik.weights.catalogue import CATALOGUE, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ __all__ = [
     "add_verb",
     "complete_models",
     "naming_options",
+    "parse_biases",
     "with_options",
 ]
 
@@ -238,8 +239,65 @@ def _bytes(text: str | None) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """The fields of SamplingParams; None is what was not given."""
+    """The fields of SamplingParams, and a preset they override; None is what was not given."""
 
+    preset: Annotated[
+        str | None,
+        _option("--preset", "Sampling settings that the options below override: " + ", ".join(PRESETS) + ".",
+                SAMPLING_PANEL, "", metavar="NAME", autocompletion=_choices(*PRESETS)),
+    ] = None  # fmt: skip
+    logit_bias: Annotated[
+        list[str] | None,
+        _option("--logit-bias", "Added to logits: ID=BIAS, separated by commas, biases from -100 to 100. May be repeated.",
+                SAMPLING_PANEL, "", metavar="ID=BIAS"),
+    ] = None  # fmt: skip
+    bad_words: Annotated[
+        list[str] | None,
+        _option("--bad-words", "Text that does not come out. Repeat it for up to 256.", SAMPLING_PANEL, "", metavar="TEXT"),
+    ] = None  # fmt: skip
+    repetition_penalty: Annotated[
+        float | None,
+        _option("--repetition-penalty", "Divides the logits of tokens that prompt or answer have; 1 is off.",
+                SAMPLING_PANEL, "1", metavar="X"),
+    ] = None  # fmt: skip
+    presence_penalty: Annotated[
+        float | None,
+        _option("--presence-penalty", "Subtracted from the logits of tokens that the answer has, -2 to 2; 0 is off.",
+                SAMPLING_PANEL, "0", metavar="X"),
+    ] = None  # fmt: skip
+    frequency_penalty: Annotated[
+        float | None,
+        _option("--frequency-penalty", "Subtracted for every time that the answer has the token, -2 to 2; 0 is off.",
+                SAMPLING_PANEL, "0", metavar="X"),
+    ] = None  # fmt: skip
+    no_repeat_ngram_size: Annotated[
+        int | None,
+        _option("--no-repeat-ngram-size", "No N tokens in a row come twice in prompt and answer; 0 is off.",
+                SAMPLING_PANEL, "0", metavar="N"),
+    ] = None  # fmt: skip
+    dry_multiplier: Annotated[
+        float | None,
+        _option("--dry-multiplier", "Penalty of what repeats prompt and answer: X * base ** (length - allowed length); "
+                "0 is off.", SAMPLING_PANEL, "0", metavar="X"),
+    ] = None  # fmt: skip
+    dry_base: Annotated[
+        float | None,
+        _option("--dry-base", "Base of the DRY penalty, 1 to 10.", SAMPLING_PANEL, f"{SamplingParams.dry_base:g}", metavar="X"),
+    ] = None  # fmt: skip
+    dry_allowed_length: Annotated[
+        int | None,
+        _option("--dry-allowed-length", "Longest repetition without DRY penalty.", SAMPLING_PANEL,
+                f"{SamplingParams.dry_allowed_length}", metavar="N"),
+    ] = None  # fmt: skip
+    dry_range: Annotated[
+        int | None,
+        _option("--dry-range", "Last tokens in which DRY looks for repetitions; 0 is all.", SAMPLING_PANEL, "0", metavar="N"),
+    ] = None  # fmt: skip
+    dry_breakers: Annotated[
+        list[str] | None,
+        _option("--dry-breakers", "Text that no repetition reaches across. May be repeated.", SAMPLING_PANEL,
+                "line end, colon, quote and asterisk", metavar="TEXT"),
+    ] = None  # fmt: skip
     temperature: Annotated[
         float | None,
         _option("--temperature", "Divides the logits, at least 0; 0 always takes the best token.", SAMPLING_PANEL,
@@ -259,6 +317,35 @@ class SamplingOptions:
         float | None,
         _option("--min-p", "Keep tokens with at least P times the best one's probability, 0 to 1; 0 is off.",
                 SAMPLING_PANEL, "the model's own, else 0", metavar="P"),
+    ] = None  # fmt: skip
+    typical_p: Annotated[
+        float | None,
+        _option("--typical-p", "Keep the tokens whose information is nearest the entropy, up to probability P; 1 is off.",
+                SAMPLING_PANEL, "1", metavar="P"),
+    ] = None  # fmt: skip
+    epsilon_cutoff: Annotated[
+        float | None,
+        _option("--epsilon-cutoff", "Keep tokens of at least this probability; 0 is off.", SAMPLING_PANEL, "0", metavar="P"),
+    ] = None  # fmt: skip
+    eta_cutoff: Annotated[
+        float | None,
+        _option("--eta-cutoff", "Keep tokens of at least min(P, sqrt(P) * e^-entropy); 0 is off.",
+                SAMPLING_PANEL, "0", metavar="P"),
+    ] = None  # fmt: skip
+    top_n_sigma: Annotated[
+        float | None,
+        _option("--top-n-sigma", "Keep tokens within N standard deviations of the largest logit; 0 is off.",
+                SAMPLING_PANEL, "0", metavar="N"),
+    ] = None  # fmt: skip
+    xtc_probability: Annotated[
+        float | None,
+        _option("--xtc-probability", "Chance that the top choices but the least of them are left out; 0 is off.",
+                SAMPLING_PANEL, "0", metavar="P"),
+    ] = None  # fmt: skip
+    xtc_threshold: Annotated[
+        float | None,
+        _option("--xtc-threshold", "Probability from which on a token is a top choice, 0 to 0.5.",
+                SAMPLING_PANEL, f"{SamplingParams.xtc_threshold:g}", metavar="P"),
     ] = None  # fmt: skip
     seed: Annotated[
         int | None,
@@ -306,12 +393,17 @@ class SamplingOptions:
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         if "stop_token_ids" in given:
             given["stop_token_ids"] = _ids(given["stop_token_ids"])
+        if "logit_bias" in given:
+            given["logit_bias"] = parse_biases("--logit-bias", ",".join(given["logit_bias"]))
         return given
 
     def params(self, base: SamplingParams) -> SamplingParams:
         """`base` with what was given. Raises ParameterError naming the option and its range."""
-        with naming_options(SamplingParams):
-            return replace(base, **self.given())
+        given = self.given()
+        with naming_options(SamplingOptions):
+            if "preset" in given:
+                given = {**preset_fields(given.pop("preset")), **given}
+            return replace(base, **given)
 
     def check(self, json: bool) -> None:
         """Raise what `params` would raise, and what would have no effect, before a model is loaded for it."""
@@ -466,6 +558,18 @@ class BatchOptions:
             raise ParameterError("--receipt cannot be with --batch: each result has its receipt")
         if self.out is None:
             raise ParameterError("--batch needs --out, the file for the results")
+
+
+def parse_biases(name: str, text: str) -> dict[int, float]:
+    """Biases of "5=1.5,7=-100"."""
+    pairs = [piece.partition("=") for piece in text.replace(",", " ").split()]
+    try:
+        found = {int(token): float(bias) for token, _, bias in pairs}
+    except ValueError:
+        raise ParameterError(f"{name} takes token ids with biases, like 5=1.5,7=-100, got {text!r}") from None
+    if len(found) < len(pairs):
+        raise ParameterError(f"{name} has a token id twice, got {text!r}")
+    return found
 
 
 def _ids(texts: list[str]) -> tuple[int, ...]:

@@ -134,9 +134,9 @@ def _optional_parts(words: list[_Word]) -> int:
             uses[name].append(word.text)
         elif word.kind == "regex":
             own[name] += len(_OPTIONAL.findall(word.text))
-        elif name and word.text in ("?", "*", "[", "~", "&", "{"):
-            own[name] += 1
-        elif name and word.text == "|" and after.text in ("|", ")", ""):
+        elif (name and word.text in ("?", "*", "[", "~", "&", "{")) or (
+            name and word.text == "|" and after.text in ("|", ")", "")
+        ):
             own[name] += 1
     total: dict[str, int] = {}
     waiting = [name for name in own if name]

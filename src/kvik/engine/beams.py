@@ -15,6 +15,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik import _native
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.beam import BeamSearch, Candidates, Chosen, Hypothesis
@@ -243,9 +244,14 @@ def beam_group(
     )  # fmt: skip
 
 
-def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> dict[BeamGroup, Exception | None]:
+def take_candidates(
+    logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: _native.Pool | None
+) -> dict[BeamGroup, Exception | None]:
     """Give the beams of these rows their candidates. Of each group the error of a row that is not finite or of a grammar
-    that is too costly, or None."""
+    that is too costly, or None.
+
+    pool: whose threads share the rows.
+    """
     failed: dict[BeamGroup, Exception | None] = {}
     beams: list[Beam] = []
     edits: list[Edits | None] = []
@@ -261,7 +267,7 @@ def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> 
     chosen = logits if len(rows) == len(logits) else logits[[row.first_row for row in rows]]
     count = min(max(group.wanted for group in failed), logits.shape[1])
     try:
-        _note(rows, best_rows(chosen, edits, count))
+        _note(rows, best_rows(chosen, edits, count, pool=pool))
     except DataError:  # some row is not finite: the others go on
         for place, (beam, row) in enumerate(zip(beams, rows, strict=True)):
             try:

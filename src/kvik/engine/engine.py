@@ -333,7 +333,7 @@ class Engine:
     def _search(self, logits: NDArray[np.float32], rows: list[RowLogits]) -> int:
         """Beam searches go a step on where all rows are there; beams that go on."""
         now, count = perf_counter(), 0
-        for group, failed in take_candidates(logits, rows).items():
+        for group, failed in take_candidates(logits, rows, self.executor.pool).items():
             if failed is not None:
                 self._fail(group, self._damaged(failed) if isinstance(failed, DataError) else failed)
                 continue
