@@ -11,11 +11,13 @@ from time import perf_counter
 import jsonschema
 import numpy as np
 import pytest
+from text.vocabularies import byte_level, sentencepiece
 
 from kvik.decoding import grammar as grammar_module
 from kvik.decoding.grammar import GrammarMatcher, Grammars
 from kvik.errors import ParameterError
 from kvik.params import Grammar
+from kvik.text.tokenizer import Tokenizer
 
 END, OTHER_END, ROLE = 0, 1, 2
 
@@ -432,3 +434,20 @@ def test_long_grammars_are_the_same_through_a_process_of_their_own() -> None:
     for value in b"word77":
         matcher.accept(3 + value)
     assert {VOCABULARY.tokens[t] for t in allowed(matcher) - {END}} >= {bytes([b]) for b in b"0123456789"}
+
+
+@pytest.mark.parametrize("metadata", [byte_level(), sentencepiece(), sentencepiece(add_space_prefix=False)])
+def test_tokenizers_of_every_kind(metadata: dict[str, object]) -> None:
+    """What the tokenizer decodes matches, after a special token and after text."""
+    tokenizer = Tokenizer.from_gguf(metadata)
+    grammars = Grammars(tokenizer, tokenizer.vocab_size + 3)
+    grammar, draw = Grammar.regex(r"( ?(hello|wor|é|\n)){1,6}"), random.Random(2)
+    for after in (*sorted(tokenizer.special_ids), tokenizer.encode("o")[-1]):
+        for _ in range(8):
+            matcher, ids = grammars.compile(grammar).matcher(after, tokenizer.eos_ids), list[int]()
+            while not matcher.stopped and not (ids and ids[-1] in tokenizer.eos_ids):
+                ids.append(draw.choice(sorted(allowed(matcher))))
+                matcher.accept(ids[-1])
+            text = tokenizer.decode(ids, skip_special=True, after=after)
+            assert re.fullmatch(grammar.text, text), text
+            assert not tokenizer.special_ids.difference(tokenizer.eos_ids).intersection(ids)
