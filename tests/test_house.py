@@ -33,6 +33,8 @@ EXTRAS = {
     "engine/executors.py": {"torch"},
     "weights/fetch.py": {"huggingface_hub"},
     "cli/bench_plot.py": {"matplotlib"},
+    "cli/compare_plot.py": {"matplotlib"},
+    "cli/xray_plot.py": {"matplotlib"},
     "cli/doctor.py": {"torch"},
     "server/app.py": {"fastapi", "starlette"},
     "server/body.py": {"starlette"},

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from kvik.planning import ADVICE, plan_decoding
 
 KVIK = [sys.executable, "-m", "kvik.cli"]
 
@@ -115,6 +119,37 @@ def test_bench(kvik):
         assert report[name] > 0, name
     assert report["peak_rss_bytes"] > report["model"]["weights_bytes"]
     assert all(milliseconds > 0 for milliseconds in report["step_ms"].values())
+
+
+def test_xray_says_what_the_answer_says(kvik, tmp_path):
+    arguments = ("The capital of France is", "--raw", "--seed", "2", "--max-tokens", "8", "--top-p", "0.8")
+    (choice,) = json.loads(kvik("run", *arguments, "--json").stdout)["choices"]
+    page = tmp_path / "page.html"
+    found = json.loads(kvik("xray", *arguments, "--json", "--beams", "3", "--html", str(page)).stdout)
+    assert [one["token_id"] for one in found["tokens"]] == choice["token_ids"]
+    logs = [math.log(one["probability"]) for one in found["tokens"]]
+    assert sum(logs) == pytest.approx(choice["cumulative_logprob"], abs=1e-3)
+    assert found["tokens"][0]["candidates"][0]["text"] == " Paris" and found["tokens"][0]["nucleus_p"] == 0.8
+    names = [stage["name"] for stage in found["tokens"][0]["stages"]]
+    assert names == ["logits", "temperature", "top_k", "top_p"]
+    assert "".join(node["text"] for node in found["beams"] if node["best"]).startswith(" Paris")
+    assert "␣Paris" in page.read_text()
+
+
+def test_strategies_compared(kvik):
+    arguments = ("Once upon a time", "--raw", "--repeat", "3", "--max-tokens", "24", "--ignore-eos")
+    found = json.loads(kvik("compare", "decoding", *arguments, "--strategies", "greedy,beam", "--sweep", "temperature=0.2:1.4:2", "--json").stdout)  # fmt: skip
+    greedy, beam, cold, hot = found["strategies"]
+    assert greedy["determinism"] == beam["determinism"] == greedy["self_bleu"] == 1
+    assert hot["determinism"] == 0 and hot["distinct_2"] > cold["distinct_2"] >= greedy["distinct_2"]
+    assert beam["mean_logprob"] > greedy["mean_logprob"] > cold["mean_logprob"] > hot["mean_logprob"]
+    assert all(one["repeatable"] and one["tokens"] == 24 for one in found["strategies"])
+
+
+@pytest.mark.parametrize("task", ADVICE)
+def test_commands_of_plans_run(kvik, task):
+    program, verb, *arguments = shlex.split(plan_decoding(task).command)
+    assert program == "kvik" and kvik(verb, *arguments, "--max-tokens", "8").stdout.strip()
 
 
 def test_packed_form_is_shown(kvik, default_model_gguf):

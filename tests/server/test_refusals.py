@@ -67,6 +67,7 @@ SAYING_HI = {**NAMED, "messages": [{"role": "user", "content": "Hi"}]}
         ({"best_of": 3}, "best_of", "not supported"),
         ({"suffix": "end"}, "suffix", "not supported"),
         ({"store": True}, "store", "not supported"),
+        ({"trace": True}, "trace", "not supported"),
         ({"echo": True, "max_tokens": 0, "receipt": True}, "receipt", "max_tokens is 0"),
         ({"prompt": []}, "prompt", "empty"),
         ({"prompt": ""}, "prompt", "empty"),

@@ -375,12 +375,14 @@ class Engine:
                 except DataError as error:
                     drawn.append(error)
         now = perf_counter()
-        for (group, sequence, _), outcome in zip(drawing, drawn, strict=True):
+        for place, ((group, sequence, _), outcome) in enumerate(zip(drawing, drawn, strict=True)):
             if isinstance(outcome, DataError):
                 self._fail(group, self._damaged(outcome))
             elif not group.done:
                 group.times.token(now)
                 try:
+                    if sequence.request.params.trace:
+                        sequence.trace(chosen[place], requests[place], outcome)
                     self._take(group, sequence, outcome, now)
                 except Exception as error:  # of this request's text: the others go on
                     self._fail(group, error)

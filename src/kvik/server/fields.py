@@ -29,11 +29,12 @@ BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_beam_groups", "di
 """Fields that only BeamParams has. num_beams above 1 makes the request a beam search, of which n answers are returned."""
 
 _COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", "preset",
-            *SAMPLING, *BEAMS, *FORMATS)  # fmt: skip
+           *SAMPLING, *BEAMS, *FORMATS)  # fmt: skip
 _FREE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
+    "trace": (False,),
 }
 _CHAT_NEUTRAL = {
     **_NEUTRAL, "parallel_tool_calls": (True,), "modalities": (["text"],), "verbosity": ("medium",),
@@ -96,9 +97,9 @@ def check_top(top: int | None, name: str) -> int | None:
 def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | None) -> SamplingParams | BeamParams:
     """The sampling or the beam search of a body. ParameterError begins with the field's name."""
     given = {name: fields.given[name] for name in (*SAMPLING, *BEAMS) if name in fields.given}
-    given |= grammar_field(fields)
     if "logit_bias" in given:
         given["logit_bias"] = json_biases(given["logit_bias"])
+    given |= grammar_field(fields)
     if isinstance(given.get("stop"), dict):
         raise ParameterError("stop must be a string or a list of strings")
     beams = given.get("num_beams", 1)
