@@ -6,7 +6,7 @@ import pytest
 from cli.fake_llm import ANSWER
 
 from kvik.cli import conversation, options
-from kvik.params import EngineParams, SamplingParams
+from kvik.params import EngineParams, Grammar, SamplingParams
 
 TEXT = "".join(ANSWER)
 
@@ -286,3 +286,33 @@ def test_receipt(kvik, tmp_path):
     assert json.loads(path.read_text()) == answer["receipt"]
     assert answer["receipt"]["outputs"] == [choice["token_ids"] for choice in answer["choices"]]
     assert answer["receipt"]["params"]["seed"] == 3 and answer["receipt"]["prompt"] == answer["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--regex", "a", "--lark", 'start: "a"'], 2, "--regex and --lark exclude each other"),
+        (["--regex", ""], 2, "--regex: the regex must be text"),
+        (["--regex", "a", "--ignore-eos"], 2, "ignore"),
+        (["--regex", "("], 2, "--regex: regular expression: unclosed group"),
+        (["--json-schema", '{"minimun": 1}'], 2, "--json-schema: the schema's 'minimun'"),
+        (["--json-schema", "no/such/file.json"], 65, "no/such/file.json"),
+        (["--lark", "no/such/file.lark"], 65, "no/such/file.lark"),
+    ],
+)
+def test_grammars_that_are_refused(kvik, arguments, code, said):
+    ended = kvik("run", "hi", *arguments)
+    assert ended.code == code and said in ended.err and ended.err.count("\n") == 1 and ended.out == ""
+
+
+def test_files_of_grammars(kvik, made, tmp_path):
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "nothing"}')
+    ended = kvik("run", "hi", "--json-schema", str(schema))
+    assert ended.code == 65 and f"{schema}: " in ended.err and "nothing" in ended.err and ended.err.count("\n") == 1
+    grammar.write_bytes(b"\xff")
+    assert kvik("run", "hi", "--lark", str(grammar)).code == 65
+    grammar.write_text('start: "It "')
+    kvik("run", "hi", "--lark", str(grammar))
+    (_, params) = made[-1].asked[-1]
+    assert params.grammar == Grammar.lark('start: "It "')
