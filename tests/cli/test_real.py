@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from kvik.planning import ADVICE, plan_decoding
 
 KVIK = [sys.executable, "-m", "kvik.cli"]
 
@@ -116,6 +121,37 @@ def test_bench(kvik):
     assert all(milliseconds > 0 for milliseconds in report["step_ms"].values())
 
 
+def test_xray_says_what_the_answer_says(kvik, tmp_path):
+    arguments = ("The capital of France is", "--raw", "--seed", "2", "--max-tokens", "8", "--top-p", "0.8")
+    (choice,) = json.loads(kvik("run", *arguments, "--json").stdout)["choices"]
+    page = tmp_path / "page.html"
+    found = json.loads(kvik("xray", *arguments, "--json", "--beams", "3", "--html", str(page)).stdout)
+    assert [one["token_id"] for one in found["tokens"]] == choice["token_ids"]
+    logs = [math.log(one["probability"]) for one in found["tokens"]]
+    assert sum(logs) == pytest.approx(choice["cumulative_logprob"], abs=1e-3)
+    assert found["tokens"][0]["candidates"][0]["text"] == " Paris" and found["tokens"][0]["nucleus_p"] == 0.8
+    names = [stage["name"] for stage in found["tokens"][0]["stages"]]
+    assert names == ["logits", "temperature", "top_k", "top_p"]
+    assert "".join(node["text"] for node in found["beams"] if node["best"]).startswith(" Paris")
+    assert "␣Paris" in page.read_text()
+
+
+def test_strategies_compared(kvik):
+    arguments = ("Once upon a time", "--raw", "--repeat", "3", "--max-tokens", "24", "--ignore-eos")
+    found = json.loads(kvik("compare", "decoding", *arguments, "--strategies", "greedy,beam", "--sweep", "temperature=0.2:1.4:2", "--json").stdout)  # fmt: skip
+    greedy, beam, cold, hot = found["strategies"]
+    assert greedy["determinism"] == beam["determinism"] == greedy["self_bleu"] == 1
+    assert hot["determinism"] == 0 and hot["distinct_2"] > cold["distinct_2"] >= greedy["distinct_2"]
+    assert beam["mean_logprob"] > greedy["mean_logprob"] > cold["mean_logprob"] > hot["mean_logprob"]
+    assert all(one["repeatable"] and one["tokens"] == 24 for one in found["strategies"])
+
+
+@pytest.mark.parametrize("task", ADVICE)
+def test_commands_of_plans_run(kvik, task):
+    program, verb, *arguments = shlex.split(plan_decoding(task).command)
+    assert program == "kvik" and kvik(verb, *arguments, "--max-tokens", "8").stdout.strip()
+
+
 def test_packed_form_is_shown(kvik, default_model_gguf):
     kvik("run", "hi", "--max-tokens", "1")
     report = json.loads(kvik("models", "show", str(default_model_gguf), "--json").stdout)
@@ -163,3 +199,25 @@ def test_bad_model_file(tmp_path, content, said):
     done = subprocess.run([*KVIK, "run", "hi", "-m", str(path)], capture_output=True, text=True, env=environment)
     assert done.returncode == 65 and done.stdout == ""
     assert done.stderr.startswith(said) and str(path) in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_answers_of_a_shape_and_their_receipts(kvik, tmp_path):
+    schema, receipt = tmp_path / "schema.json", tmp_path / "receipt.json"
+    number = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"]}
+    schema.write_text(json.dumps({**number, "additionalProperties": False}))
+    shaped = ("--max-tokens", "60", "--temperature", "1.2", "--seed", "3", "--receipt", str(receipt))
+    assert isinstance(
+        json.loads(kvik("run", "A number, as JSON.", "--json-schema", str(schema), *shaped).stdout)["n"], int
+    )
+    kvik("replay", str(receipt))
+    beams = ("--beams", "3", "--max-tokens", "60", "--receipt", str(receipt))
+    text = kvik("run", "Which year?", "--regex", "(19|20)[0-9]{2}", *beams).stdout
+    assert re.fullmatch("(19|20)[0-9]{2}\n", text)
+    kvik("replay", str(receipt))
+    text = kvik("run", "Add two numbers.", "--lark", 'start: N "+" N\nN: /[0-9]{1,4}/', "--max-tokens", "20").stdout
+    assert re.fullmatch("[0-9]{1,4}[+][0-9]{1,4}\n", text)
+    requests, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    requests.write_text('{"prompt": "hi", "grammar": {"kind": "regex", "text": "[ab]{5}"}}\n{"prompt": "hi"}\n')
+    kvik("run", "--batch", str(requests), "--out", str(results), "--regex", "[cd]{4}")
+    texts = {line["line"]: line["text"] for line in map(json.loads, results.read_text().splitlines())}
+    assert re.fullmatch("[ab]{5}", texts[1]) and re.fullmatch("[cd]{4}", texts[2])

@@ -64,7 +64,10 @@ def random_params(rng: np.random.Generator, size: int) -> SamplingParams:
         options["top_k"] = int(rng.choice(choices))
     options |= {name: float(rng.choice(values)) for name, (often, values) in FIELDS.items() if rng.random() < often}
     if rng.random() < 0.3:
-        options |= {"xtc_probability": float(rng.choice([0.5, 1])), "xtc_threshold": float(rng.choice([0, 0.01, 0.1, 0.5]))}
+        options |= {
+            "xtc_probability": float(rng.choice([0.5, 1])),
+            "xtc_threshold": float(rng.choice([0, 0.01, 0.1, 0.5])),
+        }
     options |= {"logprobs": rng.choice([None, 0, 1, 5, 1000]), "logprobs_mode": str(rng.choice(["raw", "processed"]))}
     return SamplingParams(**options)
 

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from transformers.generation.logits_process import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from kvik.decoding import filters
@@ -50,6 +53,11 @@ def test_same_kept_set(kind: str, size: int, make_row: Callable[..., np.ndarray]
         agree(apply(row, SamplingParams(top_p=p)), warp(row, TopPLogitsWarper(p)))
     for p in (0.001, 0.05, 0.5):
         agree(apply(row, SamplingParams(min_p=p)), warp(row, MinPLogitsWarper(p)))
+    for p in (0.1, 0.2, 0.5, 0.9, 0.99):
+        agree(apply(row, SamplingParams(typical_p=p)), warp(row, TypicalLogitsWarper(p)))
+    for p in (1e-5, 3e-4, 0.01, 0.3):
+        agree(apply(row, SamplingParams(epsilon_cutoff=p)), warp(row, EpsilonLogitsWarper(p)))
+        agree(apply(row, SamplingParams(eta_cutoff=p)), warp(row, EtaLogitsWarper(p)))
     params = SamplingParams(temperature=0.7, top_k=50, top_p=0.9, min_p=0.02)
     chain = (TemperatureLogitsWarper(0.7), TopKLogitsWarper(50), TopPLogitsWarper(0.9), MinPLogitsWarper(0.02))
     agree(apply(row, params), warp(row, *chain))

@@ -6,16 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from decoding.conftest import random_edits, random_params
 
 from kvik import _native
-from decoding.conftest import random_edits, random_params
 from kvik.decoding import (
     DecodingState,
     DrawRequest,
     Edits,
     Sampler,
     best_rows,
-    filters,
     noise,
     sample_rows,
     sample_rows_by_definition,

@@ -27,6 +27,9 @@ VERBS = {
     "chat": "kvik.cli.chat",
     "replay": "kvik.cli.replay",
     "serve": "kvik.cli.serve",
+    "plan": "kvik.cli.plan",
+    "compare": "kvik.cli.compare",
+    "xray": "kvik.cli.xray",
     "eval": "kvik.cli.eval",
     "bench": "kvik.cli.bench",
     "models": "kvik.cli.models",
@@ -34,7 +37,7 @@ VERBS = {
 }
 """Module by verb, in the order of the help. A module has `register(app)`."""
 
-GROUPS = frozenset({"eval", "models"})
+GROUPS = frozenset({"compare", "eval", "models", "plan"})
 """Verbs with verbs of their own; alone they print their help."""
 
 INTERRUPTED, PIPE_CLOSED = 130, 141
@@ -80,6 +83,9 @@ def _root(
       kvik chat                               a conversation
       kvik serve                              an OpenAI-compatible server
       git diff | kvik run - --system "Write a commit message."
+      kvik plan decoding "summarize mail"     which strategy, why, and the command
+      kvik compare decoding "Once upon a time"    the strategies, measured
+      kvik xray "The capital of France is"    what every token was chosen from
       kvik bench --json                       how fast this machine is
       kvik doctor                             whether everything is in place
     """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvik.cli.answer import Answer, encode, print_logprobs, take_answer, with_seed
 from kvik.cli.output import note, plain, print_json, write
+from kvik.cli.strategy_options import biases
 from kvik.errors import ParameterError
 from kvik.params import SamplingParams
 
@@ -56,11 +57,32 @@ def _ids(text: str) -> tuple[int, ...]:
     return () if text.lower() == "none" else tuple(_whole(piece) for piece in text.replace(",", " ").split())
 
 
+def _biases(text: str) -> dict[int, float]:
+    return {} if text.lower() == "none" else biases([text])
+
+
 SETTABLE: dict[str, Callable[[str], Any]] = {
+    "logit_bias": _biases,
+    "bad_words": _strings,
+    "repetition_penalty": _real,
+    "presence_penalty": _real,
+    "frequency_penalty": _real,
+    "no_repeat_ngram_size": _whole,
+    "dry_multiplier": _real,
+    "dry_base": _real,
+    "dry_allowed_length": _whole,
+    "dry_range": _whole,
+    "dry_breakers": _strings,
     "temperature": _real,
     "top_k": _whole,
     "top_p": _real,
     "min_p": _real,
+    "typical_p": _real,
+    "epsilon_cutoff": _real,
+    "eta_cutoff": _real,
+    "top_n_sigma": _real,
+    "xtc_probability": _real,
+    "xtc_threshold": _real,
     "seed": _or_none(_whole),
     "max_tokens": _or_none(_whole),
     "min_tokens": _whole,
@@ -70,7 +92,7 @@ SETTABLE: dict[str, Callable[[str], Any]] = {
     "logprobs": _or_none(_whole),
     "logprobs_mode": str,
 }
-"""What /set takes: every field of SamplingParams but n, with how its value is written."""
+"""What /set takes: the fields of SamplingParams but n, grammar and trace, with how a value is written."""
 
 
 class Conversation:
@@ -158,7 +180,7 @@ class Conversation:
         name, _, value = rest.partition(" ")
         name, value = name.replace("-", "_").lstrip("_"), value.strip()
         if not name:
-            note("\n".join(f"{field:15} {_written(getattr(self.params, field))}" for field in SETTABLE))
+            note("\n".join(f"{field:20} {_written(getattr(self.params, field))}" for field in SETTABLE))
             return
         if name not in SETTABLE:
             near = difflib.get_close_matches(name, SETTABLE, 1)
@@ -201,6 +223,8 @@ class Conversation:
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return ",".join(f"{token}={bias:g}" for token, bias in value)
     if isinstance(value, tuple):
         return " ".join(shlex.quote(str(item)) for item in value) or "none"
     if isinstance(value, bool):

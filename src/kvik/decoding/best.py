@@ -30,7 +30,9 @@ def _nothing(logits: npt.NDArray[np.float32], rows: int, count: int) -> Best:
         raise ParameterError(f"logits must be float32 [{rows}, V], got {logits.dtype} {logits.shape}")
     if not 1 <= count <= filters.MAX_VOCABULARY:
         raise ParameterError(f"count must be in [1, {filters.MAX_VOCABULARY}], got {count}")
-    return Best(np.full((rows, count), -1, np.int32), np.full((rows, count), -np.inf, np.float32), np.zeros(rows, np.int32))
+    return Best(
+        np.full((rows, count), -1, np.int32), np.full((rows, count), -np.inf, np.float32), np.zeros(rows, np.int32)
+    )
 
 
 def best_rows(

@@ -16,16 +16,16 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from kvik._native import Pool
+from kvik import _native
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.beam import BeamSearch, Chosen, Hypothesis
 from kvik.decoding.best import Best, best_rows
-from kvik.decoding.state import DecodingState
+from kvik.decoding.state import DecodingState, Edits
 from kvik.engine.request import Choice, Chunk, FinishReason, Request, RequestStats, TokenLogprobs, Usage
 from kvik.engine.runner import RowLogits
 from kvik.engine.sequence import Group, Sequence, Timeline
-from kvik.errors import DataError
+from kvik.errors import DataError, ParameterError
 from kvik.params import BeamParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
@@ -272,9 +272,10 @@ def _rows(best: Best, rows: slice | list[int]) -> Best:
 
 
 def take_candidates(
-    logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: Pool | None
-) -> dict[BeamGroup, DataError | None]:
-    """Give the beams of these rows their candidates. Of each group the error of a row that is not finite, or None.
+    logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: _native.Pool | None
+) -> dict[BeamGroup, Exception | None]:
+    """Give the beams of these rows their candidates. Of each group what it fails with, or None: a row that is not finite, a
+    grammar that is too costly.
 
     pool: whose threads share the rows.
     """
@@ -282,10 +283,16 @@ def take_candidates(
     for row in rows:  # those of a group are together
         assert isinstance(row.sequence, Beam) and isinstance(row.group, BeamGroup)
         by_group.setdefault(row.group, []).append(row.sequence)
+    failed: dict[BeamGroup, Exception | None] = dict.fromkeys(by_group)
+    edits: list[Edits | None] = []
+    for group, beams in by_group.items():
+        try:
+            edits += [beam.state.edits() for beam in beams]  # all of them or none
+        except ParameterError as error:
+            failed[group] = error
+            edits += [None] * len(beams)
     chosen = logits if len(rows) == len(logits) else logits[[row.first_row for row in rows]]
     count = min(max(group.wanted for group in by_group), logits.shape[1])
-    edits = [beam.state.edits() for beams in by_group.values() for beam in beams]
-    failed: dict[BeamGroup, DataError | None] = dict.fromkeys(by_group)
     best: Best | None = None
     with suppress(DataError):  # some row is not finite: the others go on
         best = best_rows(chosen, edits, count, pool=pool)
@@ -293,6 +300,8 @@ def take_candidates(
     for group, beams in by_group.items():
         part = slice(at, at + len(beams))
         at = part.stop
+        if failed[group] is not None:
+            continue
         try:
             found = best_rows(chosen[part], edits[part], count) if best is None else _rows(best, part)
             group.note(beams, found)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kvik.decoding.beam import BeamStep
 from kvik.decoding.sampler import TokenLogprob
+from kvik.decoding.trace import TokenTrace
 from kvik.params import BeamParams, SamplingParams
 
 __all__ = [
@@ -149,7 +150,7 @@ class Choice:
 
     cumulative_logprob: sum of the generated tokens' log-probabilities. logprobs: None unless asked for. Those of a beam
     search are what it adds up: after repetition_penalty and all that bans. score: by which its answers are ranked, the sum
-    (less diversity penalties) / length ** length_penalty; None for a sample.
+    (less diversity penalties) / length ** length_penalty; None for a sample. trace: what each token of a sample was drawn from; None unless asked for.
     """
 
     index: int
@@ -159,6 +160,7 @@ class Choice:
     cumulative_logprob: float
     logprobs: tuple[TokenLogprobs, ...] | None
     score: float | None = None
+    trace: tuple[TokenTrace, ...] | None = None
 
 
 @dataclass(frozen=True)

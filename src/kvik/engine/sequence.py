@@ -13,6 +13,7 @@ from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, TokenLogprob
 from kvik.decoding.state import DecodingState
+from kvik.decoding.trace import TokenTrace, trace_token
 from kvik.engine.request import (
     Choice,
     Chunk,
@@ -216,6 +217,7 @@ class Generating(Sequence):
     text: list[str] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    traces: list[TokenTrace] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     usage: Usage | None = None  # of the request, set before its last sample ends
     stats: RequestStats | None = None
@@ -235,6 +237,11 @@ class Generating(Sequence):
     def draw_request(self) -> DrawRequest:
         return self.sampler.request(len(self.tokens), self.state)
 
+    def trace(self, logits: NDArray[np.float32], request: DrawRequest, drawn: Drawn) -> None:
+        """Note what the token was drawn from, logits [V]; before `outcome`, while the request's edits hold."""
+        if drawn.token_id is not None:
+            self.traces.append(trace_token(logits, request, drawn.token_id))
+
     def outcome(self, drawn: Drawn) -> FinishReason | None:
         """Append the drawn token; what ends the sample with it, except a stop string."""
         token = drawn.token_id
@@ -245,15 +252,14 @@ class Generating(Sequence):
         self.cumulative_logprob += drawn.logprob
         if self.request.params.logprobs is not None:
             self.logprobs.append(TokenLogprobs(token, drawn.logprob, drawn.top))
-        if token in self._ends:
+        if token in self._ends or self.state.complete:
             return "stop"
         return "length" if len(self.tokens) >= self._length else None
 
     def readable(self, drawn: Drawn, reason: FinishReason | None) -> tuple[str, FinishReason | None]:
         """The text that becomes readable with the token, and the reason where it ends the sample."""
-        if reason == "no_token" or reason == "stop":
-            return self._rest("", reason)
-        assert drawn.token_id is not None
+        if drawn.token_id is None or drawn.token_id in self._ends:
+            return self._rest("", reason or "stop")
         emitted, matched = self.stop.add(self.detokenizer.add((drawn.token_id,)))
         if matched is not None:
             return emitted, "stop"
@@ -282,4 +288,7 @@ class Generating(Sequence):
         assert self.finish_reason is not None
         logprobs = tuple(self.logprobs) if self.request.params.logprobs is not None else None
         token_ids = tuple(self.tokens[len(self.request.prompt) :])
-        return Choice(self.index, "".join(self.text), token_ids, self.finish_reason, self.cumulative_logprob, logprobs)
+        return Choice(
+            self.index, "".join(self.text), token_ids, self.finish_reason, self.cumulative_logprob, logprobs,
+            trace=tuple(self.traces) if self.request.params.trace else None,
+        )  # fmt: skip
