@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,7 @@ from engine.schedules import Job, Totals, alone, assert_same, random_beams, rand
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
 from kvik.errors import DataError, ParameterError
-from kvik.params import BeamParams, SamplingParams
+from kvik.params import BeamParams, Grammar, SamplingParams
 from kvik.text.tokenizer import Tokenizer
 
 LAYOUTS = {"plain": LAYOUT, "windows": WINDOWS, "only windows": ONLY_WINDOWS}
@@ -260,3 +261,32 @@ def test_beams_in_a_pool_for_hardly_one_of_them(small_tokenizer: Tokenizer, name
                 seen["preempted"] += job.group.times.preemptions
     assert totals.preemptions > 0 and totals.copies > 0 and totals.hits > 0
     assert seen["preempted"] > 0 or name != "plain"
+
+
+def test_the_tree_leads_to_the_answers(small_tokenizer: Tokenizer) -> None:
+    group, chunks = run(seeing(small_tokenizer), num_beams=4, num_return_sequences=4, max_tokens=25, trace=True)
+    beams: list[tuple[int, ...]] = [()]
+    finished: dict[tuple[int, ...], float] = {}
+    for step in group.search.steps:
+        finished |= {(*beams[end.parent], end.token_id): end.score for end in step.finished}
+        beams = [(*beams[one.parent], one.token_id) for one in step.beams]
+        totals = [one.total for one in step.beams]
+        assert totals == sorted(totals, reverse=True)
+    for answer, chunk in zip(group.samples, chunks, strict=True):
+        assert finished[chunk.token_ids] == answer.choice().score
+
+
+def test_without_a_trace_none_is_kept(small_tokenizer: Tokenizer) -> None:
+    group, _ = run(seeing(small_tokenizer), num_beams=2, max_tokens=5)
+    assert group.search.steps == []
+
+
+@pytest.mark.parametrize(("pattern", "count"), [("[a-f]{3,9}", 4), ("(xz|q)", 2), ("x", 1)])
+def test_answers_are_of_the_grammar(small_tokenizer: Tokenizer, pattern: str, count: int) -> None:
+    """All different; fewer than asked for where it has no more."""
+    settings: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 4, "max_tokens": 20, "length_penalty": 0.0}
+    _, chunks = run(seeing(small_tokenizer), grammar=Grammar.regex(pattern), early_stopping="never", **settings)
+    texts = [chunk.text for chunk in chunks]
+    assert len(set(texts)) == len(texts) == count and all(re.fullmatch(pattern, text) for text in texts)
+    assert {chunk.finish_reason for chunk in chunks} == {"stop"}
+    assert [chunk.usage is not None for chunk in chunks] == [False] * (count - 1) + [True]
