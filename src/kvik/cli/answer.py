@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from kvik.cli.output import Interrupt, amount, print_table, quoted, write
 from kvik.errors import ParameterError
@@ -146,6 +146,10 @@ def encode(llm: LLM, messages: Sequence[Message], raw: bool) -> list[int]:
     return ids
 
 
+@overload
+def with_seed(params: SamplingParams) -> SamplingParams: ...
+@overload
+def with_seed(params: SamplingParams | BeamParams) -> SamplingParams | BeamParams: ...
 def with_seed(params: SamplingParams | BeamParams) -> SamplingParams | BeamParams:
     """The parameters with a seed that can be told, drawn here when none was given and one is needed."""
     if isinstance(params, SamplingParams) and params.seed is None:
