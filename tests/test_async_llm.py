@@ -188,7 +188,7 @@ def test_a_slow_reader_holds_up_nobody_and_misses_nothing(model: AsyncLLM) -> No
 
 
 def test_joined_chunks_lose_nothing() -> None:
-    usage, stats = Usage(1, 2, 0, 3, 4, 5), RequestStats(0.0, 0.0, 0.0, None, (), 0, 0)
+    usage, stats = Usage(1, 2, 0, 3, 4, 5, 4), RequestStats(0.0, 0.0, 0.0, None, (), 0, 0)
     noted = tuple(TokenLogprobs(t, -1.0, ()) for t in (7, 8))
     first = Chunk(1, "a", (7,), noted[:1])
     assert joined(first, Chunk(1, "b", (8,), noted[1:], "stop", usage, stats)) == Chunk(

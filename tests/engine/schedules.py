@@ -63,7 +63,7 @@ class Job:
 
 def random_params(rng: Rng, tokens: int = TOKENS) -> SamplingParams | BeamParams:
     pick = lambda *options: options[int(rng.integers(len(options)))]  # noqa: E731
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         return random_beams(rng, tokens)
     return SamplingParams(
         n=pick(1, 1, 1, 2, 3), max_tokens=tokens, min_tokens=pick(0, 0, tokens // 3), temperature=pick(0.0, 0.7, 1.3),
