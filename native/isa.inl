@@ -2,6 +2,7 @@
 #include "kernels.h"
 #include "simd.h"
 #include "dots.inl"
+#include "reading.inl"
 #include "matmul.inl"
 #include "elementwise.inl"
 #include "attention.inl"

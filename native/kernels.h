@@ -162,5 +162,6 @@ constexpr size_t attend_scratch(int32_t head_size) {
 const Kernels& portable_kernels();
 const Kernels* avx2_kernels();    // null where this build or processor has none
 const Kernels* avx512_kernels();
+const Kernels* amx_kernels();  // avx512's, and matrices on the tile unit
 
 }  // namespace kvik

@@ -47,6 +47,11 @@ static inline uint64_t bounded_weight(double d) {
     const double raised = exact_exp(d) * double(uint64_t(1) << kWeightBits) + 0x1p52;
     return __builtin_bit_cast(uint64_t, raised) - __builtin_bit_cast(uint64_t, 0x1p52);
 }
+// d e^d as a whole number of 2^-42, rounded to nearest even, for -40 <= d <= 0: adding 1.5 * 2^52 leaves it in the low bits.
+static inline int64_t bounded_moment(double d) {
+    const double raised = exact_exp(d) * d * double(uint64_t(1) << kWeightBits) + 0x1.8p52;
+    return __builtin_bit_cast(int64_t, raised) - __builtin_bit_cast(int64_t, 0x1.8p52);
+}
 static inline uint64_t exact_weight(double d) { return bounded_weight(bounded(d)); }
 
 // ln x for finite x > 0.
@@ -91,10 +96,18 @@ static inline uint32_t noise_word(const NoiseKey& key, uint32_t token, uint32_t 
     return words[(token >> 4) & 3u];
 }
 
+static inline double uniform(uint64_t h) {
+    const double v = (double(h) + 0.5) * 0x1p-64;
+    return v > 1.0 - 0x1p-53 ? 1.0 - 0x1p-53 : v;
+}
+
+// Words 0 and 1 of block 0 of stream 2.
+static inline double coin(const NoiseKey& key) {
+    return uniform(uint64_t(noise_word(key, 0, 2)) << 32 | noise_word(key, 16, 2));
+}
+
 static inline double gumbel(const NoiseKey& key, uint32_t token) {
-    const uint64_t h = uint64_t(noise_word(key, token, 0)) << 32 | noise_word(key, token, 1);
-    double v = (double(h) + 0.5) * 0x1p-64;
-    if (v > 1.0 - 0x1p-53) v = 1.0 - 0x1p-53;
+    const double v = uniform(uint64_t(noise_word(key, token, 0)) << 32 | noise_word(key, token, 1));
     const double rest = 1.0 - v;
     const double exponential = rest == 1.0 ? v : exact_log(rest) * (v / (rest - 1.0));
     return -exact_log(exponential);

@@ -150,7 +150,7 @@ def test_info_is_measured(llm) -> None:
     info = llm.info
     assert info.weights_bytes == sum(info.layouts.values()) and info.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
     assert info.layouts["int8"] == 49152 * 576 * 17 // 16  # the tied Q8_0 head stays 8-bit, a scale for 32 weights
-    assert info.executor == "native" and info.isa in ("avx512", "avx2", "portable")
+    assert info.executor == "native" and info.isa in ("amx", "avx512", "avx2", "portable")
 
 
 def test_bad_input_is_one_line(llm, tmp_path) -> None:

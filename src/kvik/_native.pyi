@@ -42,21 +42,36 @@ SAMPLE_DRAWN: int
 SAMPLE_NO_TOKEN: int
 SAMPLE_NOT_FINITE: int
 
-# One draw a row. reals [R, 3]: temperature, top_p, min_p; integers [R, 7]: seed, sample, position, top_k, logprobs,
-# processed (0 or 1), number of banned tokens; banned: the ids of all rows, one row after another. The rest are outputs:
-# outcome (SAMPLE_...), token and its log-probability of each row, and its best tokens [R, K], of which the first
-# `counts` are written. isa "" is the selected one.
+# One draw a row. reals [R, 9]: temperature, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff, top_n_sigma,
+# xtc_probability, xtc_threshold; integers [R, 6]: seed, sample, position, top_k, logprobs, processed (0 or 1); edits: an
+# Edits of kvik.decoding.edits or None a row. The rest are outputs: outcome (SAMPLE_...), token and its log-probability of
+# each row, and its best tokens [R, K], of which the first `counts` are written. in_place: edits may be made in the row
+# itself and taken back. pool: whose threads share the rows; None is the calling one. isa "" is the selected one.
 def sample_rows(
     logits: NDArray[np.float32],
     reals: NDArray[np.float64],
     integers: NDArray[np.uint64],
-    banned: NDArray[np.int32],
+    edits: list[Any],
     outcomes: NDArray[np.uint8],
     tokens: NDArray[np.int32],
     logprobs: NDArray[np.float64],
     counts: NDArray[np.int32],
     top_ids: NDArray[np.int32],
     top_logprobs: NDArray[np.float64],
+    in_place: bool = False,
+    pool: Pool | None = None,
+    isa: str = "",
+) -> None: ...
+
+# The best tokens of each row's log-softmax after its edits: ids and logprobs [R, count], of which the first `found` are
+# written; -1 where the row is damaged.
+def best_rows(
+    logits: NDArray[np.float32],
+    edits: list[Any],
+    ids: NDArray[np.int32],
+    logprobs: NDArray[np.float32],
+    found: NDArray[np.int32],
+    pool: Pool | None = None,
     isa: str = "",
 ) -> None: ...
 

@@ -68,6 +68,7 @@ class FakeExecutor:
     """After a word of the answer comes the next one, after any other token the first. A step takes 3 microseconds."""
 
     isa = "portable"
+    pool = None
 
     def __init__(self, llm: FakeLLM) -> None:
         self.llm = llm

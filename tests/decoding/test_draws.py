@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kvik.decoding import DrawRequest, filters, sample_rows
-from kvik.params import SamplingParams
+from kvik.decoding import DecodingState, DrawRequest, Edits, sample_rows
+from kvik.decoding.pipeline import apply
+from kvik.params import PRESETS, SamplingParams
 
 DRAWS = 100_000
 STRATEGIES = {
@@ -21,6 +22,12 @@ STRATEGIES = {
     "top-p, many kept": {"top_p": 0.97, "temperature": 3.0},
     "min-p": {"min_p": 0.02},
     "combined": {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "min_p": 0.01},
+    "typical": {"typical_p": 0.9},
+    "epsilon": {"epsilon_cutoff": 1e-3},
+    "eta": {"eta_cutoff": 1e-3},
+    "top-n-sigma": {"top_n_sigma": 2.0},
+    "xtc": {"xtc_probability": 1.0, "xtc_threshold": 0.02},
+    "balanced": PRESETS["balanced"],
 }
 
 
@@ -31,18 +38,22 @@ def chi_square_limit(freedom: int, z: float = 4.0) -> float:
 
 
 def draws(
-    row: np.ndarray, params: SamplingParams, key: Callable[[int], tuple[int, int, int]], count: int
+    row: np.ndarray,
+    params: SamplingParams,
+    key: Callable[[int], tuple[int, int, int]],
+    count: int,
+    edits: Edits | None = None,
 ) -> np.ndarray:
     counts = np.zeros(row.size, np.int64)
     for begin in range(0, count, 10_000):
-        requests = [DrawRequest(params, *key(i)) for i in range(begin, begin + 10_000)]
+        requests = [DrawRequest(params, *key(i), edits) for i in range(begin, begin + 10_000)]
         rows = np.broadcast_to(row, (len(requests), row.size))
         np.add.at(counts, [drawn.token_id for drawn in sample_rows(rows, requests)], 1)
     return counts
 
 
-def check(row: np.ndarray, params: SamplingParams, counts: np.ndarray) -> None:
-    expected = np.exp(filters.apply(row, params)) * counts.sum()
+def check(row: np.ndarray, params: SamplingParams, counts: np.ndarray, edits: Edits | None = None) -> None:
+    expected = np.exp(apply(row, params, edits)) * counts.sum()
     assert (counts[expected == 0] == 0).all()
     common = expected >= 10
     pooled_expected = np.append(expected[common], expected[~common].sum())
@@ -58,6 +69,32 @@ def test_draws_follow_the_distribution_over_positions(name: str, make_row: Calla
     row = make_row(np.random.default_rng(1), 1000, "peaked")
     params = SamplingParams(**STRATEGIES[name])  # type: ignore[arg-type]
     check(row, params, draws(row, params, lambda i: (17, 0, i), DRAWS))
+
+
+def test_draws_follow_the_distribution_after_penalties(make_row: Callable[..., np.ndarray]) -> None:
+    row = make_row(np.random.default_rng(1), 1000, "peaked")
+    params = SamplingParams(
+        logit_bias={3: 4.0, 7: -5.0}, repetition_penalty=1.4, presence_penalty=0.5, frequency_penalty=0.2,
+        no_repeat_ngram_size=2, dry_multiplier=0.8, min_tokens=99, stop_token_ids=(int(row.argmax()),),
+    )  # fmt: skip
+    best = np.argsort(-row)[:12].tolist()
+    state = DecodingState(params, [*best, *best[:5]], row.size)
+    for token in (*best[:3], 900):
+        state.accept(token)
+    edits = state.edits()
+    check(row, params, draws(row, params, lambda i: (17, 0, i), DRAWS, edits), edits)
+
+
+def test_xtc_draws_a_mixture(make_row: Callable[..., np.ndarray]) -> None:
+    row = make_row(np.random.default_rng(1), 200, "peaked")
+    params = SamplingParams(xtc_probability=0.4, xtc_threshold=0.05)
+    counts = draws(row, params, lambda i: (17, 0, i), DRAWS)
+    without = np.exp(apply(row, SamplingParams()))
+    falling = np.exp(apply(row, SamplingParams(xtc_probability=1.0, xtc_threshold=0.05)))
+    expected = (0.6 * without + 0.4 * falling) * DRAWS
+    common = expected >= 10
+    chi = float(((counts - expected)[common] ** 2 / expected[common]).sum())
+    assert chi < chi_square_limit(int(common.sum()))
 
 
 @pytest.mark.parametrize("axis", ["seed", "sample"])

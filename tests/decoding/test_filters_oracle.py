@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 from transformers.generation.logits_process import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from kvik.decoding import filters
+from kvik.decoding.pipeline import apply
 from kvik.params import SamplingParams
 
 
@@ -42,25 +46,30 @@ def test_same_kept_set(kind: str, size: int, make_row: Callable[..., np.ndarray]
     row = make_row(rng, size, kind)
     row = row[np.sort(np.unique(row, return_index=True)[1])]  # no ties
     for value in (0.3, 1.0, 1.7):
-        agree(filters.apply(row, SamplingParams(temperature=value)), warp(row, TemperatureLogitsWarper(value)))
+        agree(apply(row, SamplingParams(temperature=value)), warp(row, TemperatureLogitsWarper(value)))
     for k in (1, 5, 50, 5000):
-        agree(filters.apply(row, SamplingParams(top_k=k)), warp(row, TopKLogitsWarper(k)))
+        agree(apply(row, SamplingParams(top_k=k)), warp(row, TopKLogitsWarper(k)))
     for p in (0.0, 0.1, 0.5, 0.9, 0.99):
-        agree(filters.apply(row, SamplingParams(top_p=p)), warp(row, TopPLogitsWarper(p)))
+        agree(apply(row, SamplingParams(top_p=p)), warp(row, TopPLogitsWarper(p)))
     for p in (0.001, 0.05, 0.5):
-        agree(filters.apply(row, SamplingParams(min_p=p)), warp(row, MinPLogitsWarper(p)))
+        agree(apply(row, SamplingParams(min_p=p)), warp(row, MinPLogitsWarper(p)))
+    for p in (0.1, 0.2, 0.5, 0.9, 0.99):
+        agree(apply(row, SamplingParams(typical_p=p)), warp(row, TypicalLogitsWarper(p)))
+    for p in (1e-5, 3e-4, 0.01, 0.3):
+        agree(apply(row, SamplingParams(epsilon_cutoff=p)), warp(row, EpsilonLogitsWarper(p)))
+        agree(apply(row, SamplingParams(eta_cutoff=p)), warp(row, EtaLogitsWarper(p)))
     params = SamplingParams(temperature=0.7, top_k=50, top_p=0.9, min_p=0.02)
     chain = (TemperatureLogitsWarper(0.7), TopKLogitsWarper(50), TopPLogitsWarper(0.9), MinPLogitsWarper(0.02))
-    agree(filters.apply(row, params), warp(row, *chain))
+    agree(apply(row, params), warp(row, *chain))
 
 
 def test_where_they_differ() -> None:
     tied = np.array([1, 2, 2, 2, 0], np.float32)
     assert (warp(tied, TopKLogitsWarper(2)) > -np.inf).sum() == 3
-    assert np.flatnonzero(filters.apply(tied, SamplingParams(top_k=2)) > -np.inf).tolist() == [1, 2]
+    assert np.flatnonzero(apply(tied, SamplingParams(top_k=2)) > -np.inf).tolist() == [1, 2]
     assert (warp(tied, TopPLogitsWarper(0.5)) > -np.inf).sum() == 2
-    assert np.flatnonzero(filters.apply(tied, SamplingParams(top_p=0.5)) > -np.inf).tolist() == [1, 2]
+    assert np.flatnonzero(apply(tied, SamplingParams(top_p=0.5)) > -np.inf).tolist() == [1, 2]
     far = np.array([0, -50], np.float32)
     assert (warp(far, TopPLogitsWarper(1.0)) > -np.inf).sum() == 2
     assert (filters.top_p(filters.checked(far), 1.0) > -np.inf).sum() == 1
-    assert (filters.apply(far, SamplingParams(top_p=1.0)) > -np.inf).sum() == 2
+    assert (apply(far, SamplingParams(top_p=1.0)) > -np.inf).sum() == 2

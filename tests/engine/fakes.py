@@ -24,6 +24,7 @@ class Script:
         self.vocab_size = vocab_size
         self.passes: list[Pass] = []
         self.isa: str | None = None
+        self.pool = None
 
     def run(self, work: Pass) -> NDArray[np.float32]:
         self.passes.append(work)
@@ -44,6 +45,7 @@ class Seeing:
     """
 
     isa: str | None = None
+    pool: None = None
     BUCKETS = 509
 
     def __init__(self, layout: KVLayout, num_slabs: int, vocab_size: int) -> None:

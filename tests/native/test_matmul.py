@@ -128,3 +128,16 @@ def test_shapes_are_checked() -> None:
         _native.matmul(
             "mmx", int(w.layout), w.data, 16, 32, np.zeros((1, 32), np.float32), np.zeros((1, 16), np.float32), False
         )
+
+
+@pytest.mark.parametrize("layout", [layout for layout in Layout if layout.name.startswith("INT")])
+def test_bits_do_not_depend_on_how_many_rows_there_are(layout: Layout) -> None:
+    """Every height of a tile of rows, alone and behind whole ones; one row at a time is the twin."""
+    rng = np.random.default_rng(8)
+    w = random_matrix(40, 512, layout, rng)
+    x = rng.standard_normal((50, 512), dtype=np.float32)
+    for fine in (False, True):
+        want = np.concatenate([product("portable", w, x[i : i + 1], fine) for i in range(len(x))])
+        for isa in ISAS:
+            for rows in (*range(9, 19), 31, 32, 33, 50):
+                assert np.array_equal(product(isa, w, x[:rows], fine), want[:rows]), (isa, rows)

@@ -62,8 +62,8 @@ def test_openai_client_sees_errors(ask, model):
         ask.completions.create(model="gpt-4", prompt="a")
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as bad:
-        ask.chat.completions.create(model=model, messages=MESSAGES, presence_penalty=1)
-    assert bad.value.param == "presence_penalty" and "presence_penalty" in bad.value.message
+        ask.chat.completions.create(model=model, messages=MESSAGES, presence_penalty=3)
+    assert bad.value.param == "presence_penalty" and "[-2, 2]" in bad.value.message
 
 
 def test_asynchronous_client_with_many_streams(served, model):

@@ -6,7 +6,7 @@ import json as json_module
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +20,7 @@ from kvik.cli.batch_progress import BatchProgress
 from kvik.cli.input import STDIN
 from kvik.cli.output import Interrupt, note, print_json
 from kvik.errors import DataError, KvikError, ParameterError
-from kvik.params import BeamParams, EngineParams, SamplingParams
+from kvik.params import BeamParams, EngineParams, Grammar, SamplingParams
 
 if TYPE_CHECKING:
     from kvik.cli.options import BatchOptions, ModelOptions, SamplingOptions
@@ -33,7 +33,8 @@ _INTERRUPTED, _BAD_LINES = 130, 65
 
 
 def run_batch(
-    model: ModelOptions, machine: EngineParams, asked: SamplingOptions | BeamParams, options: BatchOptions,
+    model: ModelOptions, machine: EngineParams, asked: SamplingOptions | BeamParams, grammar: Grammar | None,
+    options: BatchOptions,
     *, raw: bool, system: str | None, json: bool, stats: bool,
 ) -> None:  # fmt: skip
     """Run every request of the file, and end with the exit code that fits: 0, 65 after bad lines, 130 after Ctrl-C."""
@@ -43,6 +44,8 @@ def run_batch(
             raise ParameterError("--out and --batch are the same file")
         llm = model.load(machine)
         defaults = asked if isinstance(asked, BeamParams) else asked.params(llm.default_params())
+        if grammar is not None:
+            defaults = replace(defaults, grammar=grammar)
         name = STDIN if options.batch == "-" else options.batch
         batch = _Batch(llm, results, _Asking(defaults, raw, system), name, stats)
         total = batch.look_ahead(file) if file.seekable() else None

@@ -12,7 +12,7 @@ from threading import Thread
 from typing import IO, Any
 
 from kvik.errors import DataError, KvikError, ParameterError
-from kvik.params import BeamParams, SamplingParams, beam_params
+from kvik.params import BeamParams, SamplingParams, beam_params, json_biases, preset_fields
 
 __all__ = ["MAX_LINE_BYTES", "BadLine", "Line", "id_mark", "parse_line", "read_lines", "read_live"]
 
@@ -21,7 +21,7 @@ _LINES_AHEAD = 64
 _SAMPLING = tuple(f.name for f in fields(SamplingParams))
 _SEARCH = tuple(f.name for f in fields(BeamParams))
 _PARAMS = tuple(dict.fromkeys((*_SAMPLING, *_SEARCH)))
-_FIELDS = ("id", "prompt", "messages", *_PARAMS)
+_FIELDS = ("id", "prompt", "messages", "preset", *_PARAMS)
 
 Id = str | int
 
@@ -165,12 +165,16 @@ def _request(number: int, id: Id, found: dict[str, Any], defaults: SamplingParam
 
 
 def _params(found: dict[str, Any], defaults: SamplingParams | BeamParams) -> SamplingParams | BeamParams:
+    if "logit_bias" in found:
+        found["logit_bias"] = json_biases(found["logit_bias"])
     if isinstance(defaults, BeamParams):
         return beam_params(found, defaults)
     if "num_beams" in found:
         common = ("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "grammar", "trace")
         count = {} if "num_return_sequences" in found else {"n": defaults.n}
         return beam_params({name: getattr(defaults, name) for name in common} | count | found)
+    if "preset" in found:
+        found = {**preset_fields(found.pop("preset")), **found}
     for name in found:
         if name not in _SAMPLING:
             raise ParameterError(f"{name} needs num_beams")

@@ -10,8 +10,8 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from kvik.cli.answer import Answer, encode, print_logprobs, take_answer, with_seed
+from kvik.cli.options import parse_biases
 from kvik.cli.output import note, plain, print_json, write
-from kvik.cli.strategy_options import biases
 from kvik.errors import ParameterError
 from kvik.params import SamplingParams
 
@@ -57,19 +57,13 @@ def _ids(text: str) -> tuple[int, ...]:
     return () if text.lower() == "none" else tuple(_whole(piece) for piece in text.replace(",", " ").split())
 
 
+def _biases(text: str) -> dict[int, float]:
+    return {} if text.lower() == "none" else parse_biases("/set logit_bias", text)
+
+
 SETTABLE: dict[str, Callable[[str], Any]] = {
-    "temperature": _real,
-    "top_k": _whole,
-    "top_p": _real,
-    "min_p": _real,
-    "seed": _or_none(_whole),
-    "max_tokens": _or_none(_whole),
-    "min_tokens": _whole,
-    "stop": _strings,
-    "stop_token_ids": _ids,
-    "ignore_eos": _flag,
-    "logprobs": _or_none(_whole),
-    "logprobs_mode": str,
+    "logit_bias": _biases,
+    "bad_words": _strings,
     "repetition_penalty": _real,
     "presence_penalty": _real,
     "frequency_penalty": _real,
@@ -79,16 +73,26 @@ SETTABLE: dict[str, Callable[[str], Any]] = {
     "dry_allowed_length": _whole,
     "dry_range": _whole,
     "dry_breakers": _strings,
+    "temperature": _real,
+    "top_k": _whole,
+    "top_p": _real,
+    "min_p": _real,
     "typical_p": _real,
     "epsilon_cutoff": _real,
     "eta_cutoff": _real,
     "top_n_sigma": _real,
     "xtc_probability": _real,
     "xtc_threshold": _real,
-    "logit_bias": lambda text: {} if text.lower() == "none" else biases([text]),
-    "bad_words": _strings,
+    "seed": _or_none(_whole),
+    "max_tokens": _or_none(_whole),
+    "min_tokens": _whole,
+    "stop": _strings,
+    "stop_token_ids": _ids,
+    "ignore_eos": _flag,
+    "logprobs": _or_none(_whole),
+    "logprobs_mode": str,
 }
-"""What /set takes: the fields of SamplingParams but n, grammar and trace, with how a value is written."""
+"""What /set takes: fields of SamplingParams, with how their values are written."""
 
 
 class Conversation:
@@ -219,6 +223,8 @@ class Conversation:
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return ",".join(f"{token}={bias:g}" for token, bias in value)
     if isinstance(value, tuple):
         return " ".join(shlex.quote(str(item)) for item in value) or "none"
     if isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from kvik.cli.options import (
     BatchOptions,
     BeamOptions,
     EngineOptions,
+    GrammarOptions,
     Json,
     ModelOptions,
     Plain,
@@ -24,7 +26,7 @@ from kvik.cli.options import (
 )
 from kvik.cli.output import note, plain, print_json, write
 from kvik.errors import ParameterError
-from kvik.params import BeamParams, EngineParams
+from kvik.params import BeamParams, EngineParams, Grammar
 
 if TYPE_CHECKING:
     from kvik.engine.request import Receipt
@@ -43,6 +45,7 @@ def run(
     model: ModelOptions,
     sampling: SamplingOptions,
     beams: BeamOptions,
+    grammar: GrammarOptions,
     engine: EngineOptions,
     batch: BatchOptions,
     prompt: Annotated[
@@ -69,6 +72,9 @@ def run(
     beam search, with "num_beams". Results go to --out as they finish, a line each. Ctrl-C keeps the finished ones, and
     --resume goes on with the others.
 
+    With --json-schema, --regex or --lark the answer has that shape, unless --max-tokens cuts it. In a line of a --batch
+    file it is "grammar": {"kind": "json_schema", "text": {…}}.
+
     With --beams the answer comes when the search has ended.
 
     \b
@@ -77,26 +83,33 @@ def run(
       kvik run "Name a colour." --temperature 0 --max-tokens 8
       kvik run "Write a haiku." --n 3 --seed 7 --receipt haiku.json
       kvik run "Translate to French: good morning" --beams 4 --early-stopping true
+      kvik run "A person, as JSON." --json-schema person.json
+      kvik run "When did the war end?" --regex "[0-9]{4}"
       git diff | kvik run - --system "Write a commit message."
       kvik run --raw "The future of AI is" --logprobs 3 --json
       kvik run --batch requests.jsonl --out results.jsonl --max-tokens 64
     """
     batch.check(prompt, receipt)
     searching = beams.params(sampling)
+    shape = grammar.grammar()
     if searching is None:
         sampling.check(json or batch.batch is not None)
     machine = engine.params()
     if batch.batch is not None:
         from kvik.cli.batch import run_batch
 
-        run_batch(model, machine, searching or sampling, batch, raw=raw, system=system, json=json, stats=stats)
+        run_batch(model, machine, searching or sampling, shape, batch, raw=raw, system=system, json=json, stats=stats)
     else:
         asked = searching or sampling
-        _answer(model, machine, asked, prompt, raw=raw, system=system, json=json, stats=stats, receipt=receipt)
+        with grammar.naming():
+            _answer(
+                model, machine, asked, shape, prompt, raw=raw, system=system, json=json, stats=stats, receipt=receipt
+            )
 
 
 def _answer(
-    model: ModelOptions, machine: EngineParams, asked: SamplingOptions | BeamParams, prompt: str | None,
+    model: ModelOptions, machine: EngineParams, asked: SamplingOptions | BeamParams, grammar: Grammar | None,
+    prompt: str | None,
     *, raw: bool, system: str | None, json: bool, stats: bool, receipt: str | None,
 ) -> None:  # fmt: skip
     """One prompt."""
@@ -111,7 +124,8 @@ def _answer(
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     ids = encode(llm, messages, raw)
-    params = with_seed(asked if isinstance(asked, BeamParams) else asked.params(llm.default_params()))
+    params = asked if isinstance(asked, BeamParams) else asked.params(llm.default_params())
+    params = with_seed(params if grammar is None else replace(params, grammar=grammar))
     answer, shown = Answer(len(ids), loaded), InOrder(params.num_answers)
     with naming_options(type(params)):
         take_answer(llm.stream(ids, params), answer, (lambda chunk: None) if json else shown)

@@ -40,7 +40,7 @@ LEAST_DRY_BASE = 1.000001
 def _checked(row: Row, ids: Ids) -> npt.NDArray[np.intp]:
     """ids as indices; ParameterError unless all are in [0, V)."""
     at = np.asarray(ids, np.intp)
-    if at.size and not (0 <= at.min() and at.max() < row.size):
+    if at.size and not (at.min() >= 0 and at.max() < row.size):
         outside = at[(at < 0) | (at >= row.size)]
         raise ParameterError(f"token ids must be in [0, {row.size - 1}], got {', '.join(map(str, outside.tolist()))}")
     return at

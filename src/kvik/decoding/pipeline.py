@@ -41,8 +41,9 @@ def stages(logits: npt.ArrayLike, request: DrawRequest) -> Iterator[Stage]:
     """
     row = filters.checked(logits).astype(np.float32)
     yield Stage("logits", row)
-    for name, row in edit_stages(row, request.edits):
-        yield Stage(name, row)
+    for name, after in edit_stages(row, request.edits):
+        yield Stage(name, after)
+        row = after
     scores = row.astype(np.float64)
     params = request.params
     if filters.is_greedy(params.temperature):

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from kvik import _native
 from kvik.decoding import filters, noise
-from kvik.decoding.edits import Edits, edited
 from kvik.decoding.pipeline import DrawRequest, filtered_scores
 from kvik.decoding.state import DecodingState
 from kvik.errors import DataError, ParameterError
@@ -82,36 +81,42 @@ class Sampler:
         return sample_rows(logits[None], [self.request(position, state)])[0]
 
 
-def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest], *, isa: str = "") -> list[Drawn]:
+def sample_rows(
+    logits: npt.NDArray[np.float32],
+    requests: Sequence[DrawRequest],
+    *,
+    pool: _native.Pool | None = None,
+    in_place: bool = False,
+    isa: str = "",
+) -> list[Drawn]:
     """Draws one token a row in one native call without the GIL.
 
-    logits is float32 [R, V], each row contiguous, and is not written to. NaN or +inf in a row raises DataError naming
-    position and token. isa "" takes the selected instruction set, which changes speed and nothing else.
+    logits is float32 [R, V], each row contiguous. It is as before when the call returns; with in_place edits are made in
+    it meanwhile and taken back, which spares a copy of the row. pool: whose threads share the rows. NaN or +inf in a row
+    raises DataError naming position and token. isa "" takes the selected instruction set, which changes speed and
+    nothing else.
     """
     rows = len(requests)
-    if logits.ndim != 2 or logits.shape[0] != rows or logits.dtype != np.float32:
-        raise ParameterError(f"logits must be float32 [{rows}, V], got {logits.dtype} {logits.shape}")
+    _check_rows(logits, rows)
     if rows == 0:
         return []
-    if any(_needs_definition(request) for request in requests):
-        return sample_rows_by_definition(logits, requests)
     reals: list[tuple[float, ...]] = []
     whole: list[tuple[int, ...]] = []
-    banned: list[int] = []
     most = 0
-    for params, seed, sample_index, position, _ in requests:
-        ban: tuple[int, ...] = ()
-        reals.append((params.temperature, params.top_p, params.min_p))
-        processed = params.logprobs_mode == "processed"
-        top = min(params.logprobs or 0, logits.shape[1])
-        whole.append((seed, sample_index, position, params.top_k, top, processed, len(ban)))
-        banned += ban
+    for p, seed, sample_index, position, _ in requests:
+        reals.append(
+            (p.temperature, p.top_p, p.min_p, p.typical_p, p.epsilon_cutoff, p.eta_cutoff, p.top_n_sigma,
+             p.xtc_probability, p.xtc_threshold)
+        )  # fmt: skip
+        top = min(p.logprobs or 0, logits.shape[1])
+        whole.append((seed, sample_index, position, p.top_k, top, p.logprobs_mode == "processed"))
         most = max(most, top)
     outcomes, tokens, logprobs = np.empty(rows, np.uint8), np.empty(rows, np.int32), np.empty(rows, np.float64)
     counts, top_ids, top_logprobs = np.empty(rows, np.int32), np.empty((rows, most), np.int32), np.empty((rows, most))
     _native.sample_rows(
-        logits, np.array(reals, np.float64), np.array(whole, np.uint64), np.array(banned, np.int32),
-        outcomes, tokens, logprobs, counts, top_ids, top_logprobs, isa,
+        logits, np.array(reals, np.float64), np.array(whole, np.uint64), [request.edits for request in requests],
+        outcomes, tokens, logprobs, counts, top_ids, top_logprobs,
+        in_place and logits.flags.writeable, pool, isa,
     )  # fmt: skip
     if (outcomes == _native.SAMPLE_NOT_FINITE).any():
         row = int((outcomes == _native.SAMPLE_NOT_FINITE).argmax())
@@ -126,45 +131,9 @@ def sample_rows(logits: npt.NDArray[np.float32], requests: Sequence[DrawRequest]
     return drawn
 
 
-def _needs_definition(request: DrawRequest) -> bool:
-    p = request.params
-    return (
-        request.edits is not None or p.typical_p < 1 or p.epsilon_cutoff > 0 or p.eta_cutoff > 0 or p.top_n_sigma > 0
-        or p.xtc_probability > 0
-    )  # fmt: skip
-
-
-class Best(NamedTuple):
-    """The best tokens of R rows, falling, ties to the lower id: ids int32 and logprobs float32 [R, count], of which each
-    row has the first `found` [R]; the rest are -1 and -inf."""
-
-    ids: npt.NDArray[np.int32]
-    logprobs: npt.NDArray[np.float32]
-    found: npt.NDArray[np.int32]
-
-
-def best_rows_by_definition(
-    logits: npt.NDArray[np.float32], edits: Sequence[Edits | None], count: int
-) -> Best:
-    """For each row of logits [R, V], the `count` best tokens of its log-softmax after its edits.
-
-    The edits are done to log-probabilities (transformers does so in beam search), which are not normalised again.
-    """
-    rows = len(edits)
-    ids, logprobs = np.full((rows, count), -1, np.int32), np.full((rows, count), -np.inf, np.float32)
-    found = np.zeros(rows, np.int32)
-    for at, (row, edit) in enumerate(zip(logits, edits, strict=True)):
-        scores = edited(filters.log_softmax(filters.checked(row)).astype(np.float32), edit)
-        order = np.argsort(-scores, kind="stable")[:count]
-        order = order[scores[order] > -np.inf]
-        found[at] = len(order)
-        ids[at, : len(order)], logprobs[at, : len(order)] = order, scores[order]
-    return Best(ids, logprobs, found)
-
-
-def best_rows(logits: npt.NDArray[np.float32], edits: Sequence[Edits | None], count: int) -> Best:
-    """`best_rows_by_definition` in one native call."""
-    return best_rows_by_definition(logits, edits, count)
+def _check_rows(logits: npt.NDArray[np.float32], rows: int) -> None:
+    if logits.ndim != 2 or logits.shape[0] != rows or logits.dtype != np.float32:
+        raise ParameterError(f"logits must be float32 [{rows}, V], got {logits.dtype} {logits.shape}")
 
 
 def _refuse(row: npt.NDArray[np.float32], position: int) -> None:

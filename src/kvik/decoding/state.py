@@ -48,6 +48,9 @@ class Words(NamedTuple):
     breakers: tuple[tuple[int, ...], ...] = ()
 
 
+NO_WORDS = Words()
+
+
 class DecodingState:
     """One for each sequence or beam. `accept` tells it each token that is out, `edits` is what the next draw needs.
 
@@ -67,7 +70,7 @@ class DecodingState:
         vocab_size: int,
         *,
         end_ids: Iterable[int] = (),
-        words: Words = Words(),
+        words: Words = NO_WORDS,
         matcher: Matcher | None = None,
     ) -> None:
         self.matcher = matcher
@@ -181,6 +184,11 @@ class DecodingState:
     def _find_break(self) -> None:
         if self._breakers is not None and self._tokens is not None:
             self._break = self._breakers.find(self._tokens.ids)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text is one of the grammar that nothing can follow, and long enough."""
+        return self.matcher is not None and self.num_accepted >= self._min_tokens and self.matcher.stopped
 
     # ---- edits
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik import _native
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.beam import BeamSearch, Candidates, Chosen, Hypothesis
-from kvik.decoding.sampler import Best, best_rows
-from kvik.decoding.state import DecodingState
+from kvik.decoding.best import Best, best_rows
+from kvik.decoding.state import DecodingState, Edits
 from kvik.engine.request import Choice, Chunk, FinishReason, Request, RequestStats, TokenLogprobs, Usage
 from kvik.engine.runner import RowLogits
 from kvik.engine.sequence import Group, Sequence, Timeline
-from kvik.errors import DataError
+from kvik.errors import DataError, ParameterError
 from kvik.params import BeamParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
@@ -113,6 +115,8 @@ class BeamGroup(Group):
     end_ids: frozenset[int] = field(kw_only=True)
     most_tokens_held: int = field(kw_only=True)
     emit: Callable[[Chunk], None] = field(kw_only=True)
+    _together: Candidates | None = field(default=None, init=False)
+    _common: int = field(default=0, init=False)  # leading blocks that are the same in all tables
 
     @property
     def width(self) -> int:
@@ -126,6 +130,7 @@ class BeamGroup(Group):
     def restart(self) -> None:
         """Also: what all beams begin with is computed once again, not only the prompt."""
         super().restart()
+        self._common = 0
         lead, *others = (sequence.tokens for sequence in self.sequences)
         length = len(lead) - 1  # beams of different groups may be alike, and each needs a row
         for tokens in others:
@@ -134,30 +139,48 @@ class BeamGroup(Group):
             self.shared_tokens = length
 
     def held_bytes(self) -> int:
-        """As `Group.held_bytes`, fast where all beams are equally far."""
-        tables = [sequence.cache.tables for sequence in self.sequences]
-        if len(tables) == 1 or len({table.count for (table, *_) in tables}) > 1:
+        """As `Group.held_bytes`, fast where all beams are equally far: looks at blocks only from where they differ on."""
+        caches: list[SequenceCache] = [sequence.cache for sequence in self.sequences]
+        lead, *others = caches
+        if not others or any(cache.num_tokens != lead.num_tokens for cache in others):
             return super().held_bytes()
-        lead, held = self.sequences[0].cache, []
-        for same in zip(*tables, strict=True):
-            blocks = np.stack([table.blocks for table in same])
-            differ = (blocks != blocks[0]).any(0)
-            first = int(differ.argmax()) if differ.any() else len(differ)
-            lowest = same[0].first
-            held.append(max(0, first - lowest) + len(set(blocks[:, max(first, lowest) :].ravel().tolist())))
-        return int(lead.bytes_of_counts(held))
+        first = [cache.tables[0].blocks for cache in caches]
+        place, full = self._common, lead.num_full  # a full block is not written to again
+        while place < full and all(blocks[place] == first[0][place] for blocks in first):
+            place += 1
+        self._common = place
+        held = []
+        for tables in zip(*(cache.tables for cache in caches), strict=True):
+            begin = max(place, tables[0].first)
+            own = {block for table in tables for block in table.blocks[begin:].tolist()}
+            held.append(begin - tables[0].first + len(own))
+        return lead.bytes_of_counts(held)
 
     # ---- the search
+
+    def note(self, beams: Sequences[Beam], found: Candidates) -> None:
+        """What may follow some of the beams. Others' rows may have more candidates than are wanted here."""
+        most = self.wanted
+        if found.ids.shape[1] > most:
+            found = Candidates(found.ids[:, :most], found.logprobs[:, :most], np.minimum(found.found, most))
+        if len(beams) == len(self.sequences):
+            self._together = found
+            return
+        for place, beam in enumerate(beams):
+            beam.found = Candidates(*(of[place] for of in found))
 
     def advance(self) -> int:
         """Where every beam has its candidates, a step of the search; beams that go on."""
         beams: list[Beam] = self.sequences
-        if any(beam.found is None for beam in beams):
-            return 0
+        together, self._together = self._together, None
+        if together is None:
+            found = [beam.found for beam in beams if beam.found is not None]
+            if len(found) < len(beams):
+                return 0
+            together = Candidates(*(np.stack(arrays) for arrays in zip(*found, strict=True)))
         if not self.search.num_tokens:  # the prompt's candidates are those of every group's first beam
-            beams = beams * len(self.search.beams)
-        found = [beam.found for beam in beams if beam.found is not None]
-        together = Candidates(*(np.stack(arrays) for arrays in zip(*found, strict=True)))
+            count = len(self.search.beams)
+            beams, together = beams * count, Candidates(*(np.repeat(of, count, 0) for of in together))
         chosen = self.search.step(together, lambda beam, token: self._ends(beams[beam], token))
         if chosen:
             self._follow(beams, chosen)
@@ -243,30 +266,40 @@ def beam_group(
     )  # fmt: skip
 
 
-def take_candidates(logits: NDArray[np.float32], rows: Sequences[RowLogits]) -> dict[BeamGroup, DataError | None]:
-    """Give the beams of these rows their candidates. Of each group the error of a row that is not finite, or None."""
-    failed: dict[BeamGroup, DataError | None] = {}
-    beams: list[Beam] = []
-    for row in rows:
+def take_candidates(
+    logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: _native.Pool | None
+) -> dict[BeamGroup, Exception | None]:
+    """Give the beams of these rows their candidates. Of each group what it fails with, or None: a row that is not finite, a
+    grammar that is too costly.
+
+    pool: whose threads share the rows.
+    """
+    by_group: dict[BeamGroup, list[Beam]] = {}
+    for row in rows:  # those of a group are together
         assert isinstance(row.sequence, Beam) and isinstance(row.group, BeamGroup)
-        beams.append(row.sequence)
-        failed[row.group] = None
+        by_group.setdefault(row.group, []).append(row.sequence)
+    failed: dict[BeamGroup, Exception | None] = dict.fromkeys(by_group)
+    edits: list[Edits | None] = []
+    for group, beams in by_group.items():
+        try:
+            edits += [beam.state.edits() for beam in beams]  # all of them or none
+        except ParameterError as error:
+            failed[group] = error
+            edits += [None] * len(beams)
     chosen = logits if len(rows) == len(logits) else logits[[row.first_row for row in rows]]
-    count = min(max(group.wanted for group in failed), logits.shape[1])
-    edits = [beam.state.edits() for beam in beams]
-    try:
-        _note(rows, best_rows(chosen, edits, count))
-    except DataError:  # some row is not finite: the others go on
-        for place, (beam, row) in enumerate(zip(beams, rows, strict=True)):
-            try:
-                _note([row], best_rows(chosen[place : place + 1], edits[place : place + 1], count))
-            except DataError as error:
-                failed[row.group] = DataError(f"position {len(beam.tokens)}: {error}")  # type: ignore[index]
+    count = min(max(group.wanted for group in by_group), logits.shape[1])
+    best: Best | None = None
+    with suppress(DataError):  # some row is not finite: the others go on
+        best = best_rows(chosen, edits, count, pool=pool)
+    at = 0
+    for group, beams in by_group.items():
+        part = slice(at, at + len(beams))
+        at = part.stop
+        if failed[group] is not None:
+            continue
+        try:
+            found = best_rows(chosen[part], edits[part], count) if best is None else Best(*(of[part] for of in best))
+            group.note(beams, Candidates(*found))
+        except DataError as error:
+            failed[group] = DataError(f"position {len(beams[0].tokens)}: {error}")
     return failed
-
-
-def _note(rows: Sequences[RowLogits], best: Best) -> None:
-    for place, row in enumerate(rows):
-        most = row.group.wanted  # type: ignore[attr-defined] # a BeamGroup; others' may be more
-        found = np.minimum(best.found[place], most)
-        row.sequence.found = Candidates(best.ids[place, :most], best.logprobs[place, :most], found)  # type: ignore[attr-defined]

@@ -17,7 +17,8 @@ from kvik.cache.blocks import BlockPool
 from kvik.cache.layout import BLOCK_TOKENS, KVLayout
 from kvik.cache.prefix import BlockKey, PrefixIndex
 from kvik.cache.sequence_cache import SequenceCache
-from kvik.decoding.sampler import Drawn, Sampler, sample_rows
+from kvik.decoding.grammar import Grammars
+from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, sample_rows
 from kvik.decoding.state import DecodingState, Words
 from kvik.engine.beams import Beam, BeamGroup, beam_group, take_candidates
 from kvik.engine.request import Chunk, FinishReason, Request, ScoreRequest, Usage
@@ -72,6 +73,7 @@ class Engine:
         self.on_step: Callable[[StepStats], None] | None = None
         self._turn = threading.RLock()
         self._breakers: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
+        self.grammars = Grammars(model.tokenizer, model.vocab_size)
 
     # ---- requests
 
@@ -94,6 +96,8 @@ class Engine:
         outside = [token for token in params.stop_token_ids if token >= self.model.vocab_size]
         if outside:
             raise ParameterError(f"stop_token_ids must be in [0, {self.model.vocab_size - 1}], got {outside[0]}")
+        if params.grammar is not None:
+            self.grammars.compile(params.grammar)
         if isinstance(params, BeamParams):
             return Request(prompt, params, 0, salt)
         self._check_words(params)
@@ -117,7 +121,10 @@ class Engine:
         if isinstance(params, SamplingParams):
             bad = [ids for word in params.bad_words for ids in bad_word_ids(self.model.tokenizer, word)]
             words = Words(tuple(bad), self._breaker_ids(params.dry_breakers) if params.dry_multiplier else ())
-        return DecodingState(params, prompt, self.model.vocab_size, end_ids=self.model.tokenizer.eos_ids, words=words)
+        ends, matcher = self.model.tokenizer.eos_ids, None
+        if params.grammar is not None:
+            matcher = self.grammars.compile(params.grammar).matcher(prompt[-1], ends.union(params.stop_token_ids))
+        return DecodingState(params, prompt, self.model.vocab_size, end_ids=ends, words=words, matcher=matcher)
 
     def _breaker_ids(self, breakers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         """Remembered for the last few lists of breakers: finding them looks at the whole vocabulary."""
@@ -326,9 +333,9 @@ class Engine:
     def _search(self, logits: NDArray[np.float32], rows: list[RowLogits]) -> int:
         """Beam searches go a step on where all rows are there; beams that go on."""
         now, count = perf_counter(), 0
-        for group, failed in take_candidates(logits, rows).items():
+        for group, failed in take_candidates(logits, rows, self.executor.pool).items():
             if failed is not None:
-                self._fail(group, self._damaged(failed))
+                self._fail(group, self._damaged(failed) if isinstance(failed, DataError) else failed)
                 continue
             try:
                 count += self._advance(group, now)
@@ -354,12 +361,12 @@ class Engine:
         group.say(self._usage(group, group.request, group.num_generated, held, kept), group.times.stats(now))
 
     def _draw(self, logits: NDArray[np.float32], drawing: list[tuple[Group, Generating, int]]) -> None:
+        drawing, requests = self._requests(drawing)
         wanted = [row for _, _, row in drawing]
         chosen = logits if wanted == list(range(len(logits))) else logits[wanted]
-        requests = [sequence.draw_request() for _, sequence, _ in drawing]
         drawn: list[Drawn | DataError]
         try:
-            drawn = [*sample_rows(chosen, requests)]
+            drawn = [*sample_rows(chosen, requests, pool=self.executor.pool, in_place=True)]
         except DataError:  # some row is not finite: the others go on
             drawn = []
             for place, request in enumerate(requests):
@@ -379,6 +386,20 @@ class Engine:
                     self._take(group, sequence, outcome, now)
                 except Exception as error:  # of this request's text: the others go on
                     self._fail(group, error)
+
+    def _requests(
+        self, drawing: list[tuple[Group, Generating, int]]
+    ) -> tuple[list[tuple[Group, Generating, int]], list[DrawRequest]]:
+        """The draws of those that go on; a grammar that turns out too costly ends its request."""
+        asked: list[tuple[tuple[Group, Generating, int], DrawRequest]] = []
+        for one in drawing:
+            try:
+                if not one[0].done:
+                    asked.append((one, one[1].draw_request()))
+            except ParameterError as error:
+                self._fail(one[0], error)
+        asked = [pair for pair in asked if not pair[0][0].done]
+        return [one for one, _ in asked], [request for _, request in asked]
 
     def _take(self, group: Group, sequence: Generating, drawn: Drawn, now: float) -> None:
         text, reason = sequence.readable(drawn, sequence.outcome(drawn))

@@ -252,15 +252,14 @@ class Generating(Sequence):
         self.cumulative_logprob += drawn.logprob
         if self.request.params.logprobs is not None:
             self.logprobs.append(TokenLogprobs(token, drawn.logprob, drawn.top))
-        if token in self._ends:
+        if token in self._ends or self.state.complete:
             return "stop"
         return "length" if len(self.tokens) >= self._length else None
 
     def readable(self, drawn: Drawn, reason: FinishReason | None) -> tuple[str, FinishReason | None]:
         """The text that becomes readable with the token, and the reason where it ends the sample."""
-        if reason == "no_token" or reason == "stop":
-            return self._rest("", reason)
-        assert drawn.token_id is not None
+        if drawn.token_id is None or drawn.token_id in self._ends:
+            return self._rest("", reason or "stop")
         emitted, matched = self.stop.add(self.detokenizer.add((drawn.token_id,)))
         if matched is not None:
             return emitted, "stop"

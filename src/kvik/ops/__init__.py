@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik import _native
+
 __all__ = [
     "Activation", "Config", "Executor", "Experts", "Ops", "Pass", "RopeTable", "Rounding", "Sizes",
     "StepTimes", "fine_input",
@@ -191,6 +193,11 @@ class Executor(Protocol):
     @property
     def isa(self) -> str | None:
         """The instruction set in use, where the executor chooses one."""
+        ...
+
+    @property
+    def pool(self) -> _native.Pool | None:
+        """Threads that stand idle between passes, for what follows one on the processor."""
         ...
 
     def run(self, work: Pass) -> NDArray[np.float32]:

@@ -49,6 +49,7 @@ class NativeExecutor:
             pool, isa, max_rows, list(groups or [0] * config.num_layers), config.num_heads, config.num_kv_heads, config.head_size,
             ("f32", "f16").index(kv_format), kv, num_blocks,
         )  # fmt: skip
+        self.pool: _native.Pool | None = pool
         lower(self._program, config, weights, recorder.nodes)
         self._vocab_size = config.vocab_size
         self._logits = np.empty((1, self._program.logits_width), np.float32)

@@ -206,6 +206,11 @@ class TorchExecutor(Generic[Config]):
         """PyTorch chooses for itself."""
         return None
 
+    @property
+    def pool(self) -> None:
+        """PyTorch's threads are its own."""
+        return None
+
     def run(self, work: Pass) -> NDArray[np.float32]:
         """Compute the pass. Raises ParameterError for a pass whose tokens, slots, spans or blocks do not fit."""
         _check(work, self._config.vocab_size, self.cache)

@@ -4,7 +4,15 @@ from kvik.params.beam import MAX_BEAMS, BeamParams, beam_params
 from kvik.params.checks import choose
 from kvik.params.engine import EngineParams
 from kvik.params.grammar import Grammar
-from kvik.params.sampling import MAX_LOGPROBS, MAX_SEED, PRESETS, LogprobsMode, SamplingParams
+from kvik.params.sampling import (
+    MAX_LOGPROBS,
+    MAX_SEED,
+    PRESETS,
+    LogprobsMode,
+    SamplingParams,
+    json_biases,
+    preset_fields,
+)
 
 __all__ = [
     "MAX_BEAMS",
@@ -18,4 +26,6 @@ __all__ = [
     "SamplingParams",
     "beam_params",
     "choose",
+    "json_biases",
+    "preset_fields",
 ]

@@ -22,7 +22,7 @@ from kvik.params.checks import (
 )
 from kvik.params.grammar import Grammar, grammar_of
 
-__all__ = ["PRESETS", "LogprobsMode", "SamplingParams"]
+__all__ = ["PRESETS", "LogprobsMode", "SamplingParams", "json_biases", "preset_fields"]
 
 LogprobsMode = Literal["raw", "processed"]
 
@@ -33,6 +33,7 @@ MAX_SEED = 2**64 - 1
 MAX_TOP_K = 2**31 - 1
 MAX_BIAS = 100.0
 MAX_BIASED = 1024
+MAX_ID_DIGITS = 10
 MAX_BAD_WORDS = 256
 MAX_PENALTY = 2.0
 MAX_NGRAM = 1024
@@ -54,7 +55,8 @@ class SamplingParams:
 
     What changes scores applies in one declared order: logit_bias, bad_words and min_tokens, grammar, repetition_penalty,
     presence_penalty, frequency_penalty, dry, no_repeat_ngram_size, temperature, top_k, top_p, min_p, typical_p,
-    epsilon_cutoff, eta_cutoff, top_n_sigma, xtc. The best token that remains survives every filter.
+    epsilon_cutoff, eta_cutoff, top_n_sigma, xtc. The best token that remains survives every filter but typical_p and xtc,
+    which are there to leave it out; these leave some token.
 
     Attributes:
         n: samples of the prompt, 1 to 128.
@@ -137,7 +139,7 @@ class SamplingParams:
     @classmethod
     def preset(cls, name: str, **fields: Any) -> SamplingParams:
         """One of `PRESETS`, its fields replaced by those given. ParameterError for an unknown name lists the known."""
-        return cls(**{**PRESETS[choose("preset", name, tuple(PRESETS))], **fields})
+        return cls(**{**preset_fields(name), **fields})
 
     def __post_init__(self) -> None:
         integer("n", self.n, 1, MAX_SAMPLES)
@@ -196,6 +198,23 @@ class SamplingParams:
             for name in ("dry_base", "dry_allowed_length", "dry_range", "dry_breakers"):
                 if getattr(self, name) != getattr(SamplingParams, name):
                     raise ParameterError(f"{name} needs dry_multiplier, which is 0")
+
+
+def preset_fields(name: object) -> Mapping[str, Any]:
+    """The fields of one of `PRESETS`."""
+    return PRESETS[choose("preset", name, tuple(PRESETS))]
+
+
+def json_biases(given: object) -> object:
+    """A logit_bias as JSON has it, an object whose names are token ids, with these as numbers; anything else as it is."""
+    if not isinstance(given, Mapping):
+        return given
+    if len(given) > MAX_BIASED:
+        raise ParameterError(f"logit_bias takes at most {MAX_BIASED:,} token ids, got {len(given):,}")
+    for name in given:
+        if not (isinstance(name, str) and name.isascii() and name.isdigit() and len(name) <= MAX_ID_DIGITS):
+            raise ParameterError(f"logit_bias takes token ids as names, got {name!r:.80}")
+    return tuple((int(name), bias) for name, bias in given.items())
 
 
 def _biases(given: object) -> tuple[tuple[int, float], ...]:

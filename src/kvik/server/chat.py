@@ -7,10 +7,12 @@ from typing import Any
 
 from kvik.async_llm import Answer
 from kvik.engine.request import Choice, Chunk, Request
+from kvik.errors import ParameterError
 from kvik.server.body import Fields, JsonObject
-from kvik.server.errors import ApiError
+from kvik.server.errors import ApiError, api_error
 from kvik.server.events import Events, follow, usage_of
 from kvik.server.fields import SAMPLING, SEARCH, Common, chat_fields, check_top, generation_params
+from kvik.server.formats import FORMATS, names
 from kvik.server.logprobs import chat_logprobs
 from kvik.server.responding import Reply
 from kvik.server.service import Service, finish_of, score_of
@@ -19,6 +21,7 @@ __all__ = ["FIELDS", "RENAMED", "answer_chat", "conversation", "conversation_ids
 
 FIELDS = frozenset(
     (
+        *FORMATS,
         *SAMPLING, *SEARCH, "messages", "tools", "max_tokens", "top_logprobs", "cache_salt",
     )
 )  # fmt: skip
@@ -31,10 +34,13 @@ async def answer_chat(service: Service, body: JsonObject, reply: Reply) -> None:
     """Check, start, and answer whole or in events."""
     fields, common = chat_fields(body)
     service.check_model(fields.require("model"))
-    params = generation_params(fields, common.max_tokens, _top_logprobs(fields))
-    ids = await conversation_ids(service, fields)
-    service.check_length(len(ids), 1, "messages")
-    request = service.llm.request(ids, params, common.salt)
+    try:
+        params = generation_params(fields, common.max_tokens, _top_logprobs(fields))
+        ids = await conversation_ids(service, fields)
+        service.check_length(len(ids), 1, "messages")
+        request = await service.request(ids, params, common.salt)
+    except ParameterError as error:
+        raise api_error(error, FIELDS, RENAMED | names(fields)) from None
     async with service.started_all([request]) as (answer,):
         if common.stream:
             await _stream(service, answer, common, reply)

@@ -14,13 +14,14 @@ from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError, api_error
 from kvik.server.events import Events, follow, usage_of
 from kvik.server.fields import SAMPLING, SEARCH, Common, check_top, completion_fields, generation_params
+from kvik.server.formats import FORMATS, names
 from kvik.server.logprobs import TokenTable
 from kvik.server.responding import Reply
 from kvik.server.service import Service, finish_of, score_of, together
 
 __all__ = ["FIELDS", "answer_completion", "prompts_of"]
 
-FIELDS = frozenset((*SAMPLING, *SEARCH, "prompt", "max_tokens", "logprobs", "cache_salt"))
+FIELDS = frozenset((*SAMPLING, *FORMATS, *SEARCH, "prompt", "max_tokens", "logprobs", "cache_salt"))
 
 Prompt = str | list[int]
 
@@ -90,7 +91,7 @@ async def _jobs(
         try:
             jobs.append(await _job(service, prompt, name, params, common, echo, only_score))
         except ParameterError as error:
-            raise api_error(error, FIELDS | {name}, {"prompt": name, "text": name}) from None
+            raise api_error(error, FIELDS | {name}, {"prompt": name, "text": name, **names(fields)}) from None
     return jobs
 
 
@@ -105,7 +106,7 @@ async def _job(
 ) -> Job:
     llm = service.llm
     ids = await service.ids(prompt, name, 0 if only_score else 1)
-    request = None if only_score else llm.request(ids, params, common.salt)
+    request = None if only_score else await service.request(ids, params, common.salt)
     score = None
     if echo and (only_score or params.logprobs is not None):
         score = llm.score_request(ids, top=params.logprobs or 0, salt=common.salt)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvik.errors import ParameterError
-from kvik.params import BeamParams, SamplingParams, beam_params
+from kvik.params import BeamParams, SamplingParams, beam_params, json_biases, preset_fields
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
+from kvik.server.formats import FORMATS, grammar_field
 from kvik.text.tokenizer import check_text
 
 __all__ = ["Common", "chat_fields", "check_top", "completion_fields", "generation_params"]
@@ -17,24 +18,20 @@ MAX_TOP_LOGPROBS = 20
 """Best tokens a request may ask for: what they take grows with n, prompts and tokens. OpenAI's limit for chats."""
 
 SAMPLING = (
-    "n", "min_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos",
-    "logprobs_mode",
+    "n", "min_tokens", "logit_bias", "bad_words", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "no_repeat_ngram_size", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_range", "dry_breakers",
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma",
+    "xtc_probability", "xtc_threshold", "seed", "stop", "stop_token_ids", "ignore_eos", "logprobs_mode",
 )  # fmt: skip
 """Fields of SamplingParams that a body has under the same name; their defaults are OpenAI's too."""
 
 BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
 """Fields that only BeamParams has. num_beams above 1 makes the request a beam search, of which n answers are returned."""
-SEARCH = (*BEAMS, "repetition_penalty", "no_repeat_ngram_size")
-"""Fields of BeamParams, beside those of any answer."""
 
-_COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", *SAMPLING)
+_COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", "preset",
+           *SAMPLING, *BEAMS, *FORMATS)  # fmt: skip
 _FREE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "trace": (False,),
@@ -59,7 +56,7 @@ class Common:
 def chat_fields(body: JsonObject) -> tuple[Fields, Common]:
     """The fields of /v1/chat/completions."""
     used = (*_COMMON, "messages", "tools", "tool_choice", "top_logprobs", "max_completion_tokens")
-    fields = Fields(body, (*used, *_searching(body)), _CHAT_NEUTRAL, _FREE)
+    fields = Fields(body, used, _CHAT_NEUTRAL, _FREE)
     newer, older = (fields.take(name, int) for name in ("max_completion_tokens", "max_tokens"))
     if newer is not None and older is not None and newer != older:
         message = f"max_completion_tokens is {newer} and max_tokens is {older}; give one of them"
@@ -71,13 +68,8 @@ def completion_fields(body: JsonObject) -> tuple[Fields, Common]:
     """The fields of /v1/completions."""
     # best_of as many as n chooses nothing
     neutral = {**_NEUTRAL, "best_of": (body["n"] if isinstance(body.get("n"), int) else 1,), "suffix": ("",)}
-    fields = Fields(body, (*_COMMON, *_searching(body), "prompt", "echo"), neutral, _FREE)
+    fields = Fields(body, (*_COMMON, "prompt", "echo"), neutral, _FREE)
     return fields, _common(fields, fields.take("max_tokens", int, 16))
-
-
-def _searching(body: JsonObject) -> tuple[str, ...]:
-    """The fields that a beam search has."""
-    return SEARCH if body.get("num_beams") not in (None, 1) else BEAMS
 
 
 def _common(fields: Fields, max_tokens: int | None) -> Common:
@@ -104,16 +96,22 @@ def check_top(top: int | None, name: str) -> int | None:
 
 def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | None) -> SamplingParams | BeamParams:
     """The sampling or the beam search of a body. ParameterError begins with the field's name."""
-    given = {name: fields.given[name] for name in (*SAMPLING, *SEARCH) if name in fields.given}
+    given = {name: fields.given[name] for name in (*SAMPLING, *BEAMS) if name in fields.given}
+    if "logit_bias" in given:
+        given["logit_bias"] = json_biases(given["logit_bias"])
+    given |= grammar_field(fields)
     if isinstance(given.get("stop"), dict):
         raise ParameterError("stop must be a string or a list of strings")
     beams = given.get("num_beams", 1)
     if isinstance(beams, bool) or beams != 1:
         if isinstance(given.get("n"), int) and isinstance(beams, int) and given["n"] > beams:
             raise ParameterError(f"n is {given['n']}, above num_beams {beams}")
+        given |= {"preset": fields.given["preset"]} if "preset" in fields.given else {}
         return beam_params(given | {"max_tokens": max_tokens, "logprobs": logprobs})
     for name in BEAMS:
         if name != "num_beams" and name in given:
             raise ParameterError(f"{name} needs num_beams above 1")
     given.pop("num_beams", None)
+    if "preset" in fields.given:
+        given = {**preset_fields(fields.given["preset"]), **given}
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)

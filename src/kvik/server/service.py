@@ -14,6 +14,7 @@ from kvik import __version__
 from kvik.async_llm import Answer, AsyncLLM
 from kvik.engine.request import Choice, Completion, Request, ScoreRequest, ScoreResult
 from kvik.errors import TryAgainError
+from kvik.params import BeamParams, SamplingParams
 from kvik.server.errors import ApiError, shutting_down
 from kvik.server.metrics import Metrics
 from kvik.weights.catalogue import CATALOGUE, find
@@ -71,6 +72,12 @@ class Service:
     async def off_loop(self, size: int, work: Callable[[], Result]) -> Result:
         """Do what takes time with the number of characters; in a thread where that is long."""
         return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
+
+    async def request(self, ids: Sequence[int], params: SamplingParams | BeamParams, salt: str) -> Request:
+        """A checked request; a grammar that is new is compiled in a thread."""
+        grammar = params.grammar
+        known = grammar is None or self.llm.engine.grammars.known(grammar)
+        return await self.off_loop(0 if known else INLINE_CHARACTERS + 1, lambda: self.llm.request(ids, params, salt))
 
     async def ids(self, prompt: str | Sequence[int], param: str, more: int) -> tuple[int, ...]:
         """A prompt as token ids; `check_length` holds."""

@@ -189,9 +189,13 @@ class Tokenizer:
             if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= token < self.vocab_size:
                 raise ParameterError(f"token id {token!r} is outside the vocabulary [0, {self.vocab_size - 1}]")
             piece = self._pieces[int(token)] = self._bpe.piece(int(token))
-        if self._prefix and piece[:1] == b" " and (after is None or after in self._spaced_after):
+        if piece[:1] == b" " and self.drops_space(after):
             return piece if token in self._own_space else piece[1:]
         return piece
+
+    def drops_space(self, after: int | None) -> bool:
+        """Whether a token that follows `after` (None: it begins the text) loses the space it begins with."""
+        return bool(self._prefix) and (after is None or after in self._spaced_after)
 
     def token_text(self, token: int) -> str:
         """The text of one token by itself, U+FFFD for bytes that are no UTF-8."""
