@@ -130,7 +130,9 @@ def xray(
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     ids = encode(llm, messages, raw)
-    params = replace(with_seed(sampling.params(llm.default_params())), max_tokens=max_tokens, grammar=shape, trace=True)
+    asked = replace(sampling.params(llm.default_params()), max_tokens=max_tokens, grammar=shape, trace=True)
+    params = with_seed(asked)
+    assert isinstance(params, SamplingParams)
     with naming_options(SamplingParams), grammar.naming():
         (answer,) = llm.generate([ids], params)
     traces = answer.choices[0].trace or ()
