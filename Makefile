@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*) $(shell find src/kvik -name '*.py' -o -name '*.pyi' 2>/dev/null)
 PROMPT ?= Why is the sky blue?
 
-.PHONY: demo test test-all check core native-check bench bench-sizes bench-engine install clean
+.PHONY: demo test test-all check core native-check bench bench-sizes bench-engine bench-decoding install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/kvik run "$(PROMPT)"
@@ -51,6 +51,10 @@ bench-sizes: $(VENV)/.installed
 bench-engine: $(VENV)/.installed
 	$(PYTHON) bench/setup_peers.py --only tools,llama.cpp,vllm
 	$(BIN)/python bench/engine.py
+
+bench-decoding: $(VENV)/.installed
+	$(PYTHON) bench/setup_peers.py --only tools,llama.cpp,transformers
+	$(BIN)/python bench/decoding.py
 
 clean:
 	rm -rf $(VENV) build

@@ -110,18 +110,24 @@ void sample_row(const SamplerKernels& kernels, const float* logits, int32_t n, c
         return;
     }
     if (row.top == kNone) return;
-    const bool raw = !request.processed;
-    double raw_sum = 0.0;
+    const bool raw = !request.processed, edited = !request.edits.none();
+    const bool nucleus_first = request.top_p < 1.0 && request.top_k == 0;
     const float raw_top = row.top;
+    double raw_sum = 0.0;
+    scratch.sums.known = false;
     if (raw) {
         row.best = double(raw_top);
-        raw_sum = kernels.exp_sum(logits, n, raw_top, 1.0f, kLowest);
+        if (nucleus_first && !edited && request.temperature == 1.0) {  // one pass for two
+            set_sums(row);
+            raw_sum = scratch.sums.total;
+        } else {
+            raw_sum = kernels.exp_sum(logits, n, raw_top, 1.0f, kLowest);
+        }
         if (request.logprobs > 0) {
             best_k(row, uint32_t(request.logprobs));
             report(row, exact_log(raw_sum), request, result);
         }
     }
-    const bool edited = !request.edits.none();
     if (edited) row.x = edit_row(kernels, logits, n, request.edits, in_place, scratch, &row.top);
     if (row.top == kNone) {
         take_back(logits, scratch);

@@ -13,7 +13,7 @@ constexpr int32_t kMaxVocabulary = 1 << 20;
 constexpr int32_t kStripBlock = 256;
 constexpr int32_t kLanesPerStrip = 16;
 constexpr int32_t kNoiseGroup = 64;  // tokens that share Philox blocks
-constexpr int32_t kBounds = 8;
+constexpr int32_t kBounds = 6;
 
 // Of a race: a token runs where its v may be at most weight * limit, the weight e^((x - top) * scale).
 struct Race {
@@ -31,8 +31,8 @@ struct SamplerKernels {
     double (*exp_sum)(const float* x, int32_t n, float top, float scale, float cut);
     // The same over all x, returned, and over the x below each of `bounds`.
     double (*exp_sums)(const float* x, int32_t n, float top, float scale, const float bounds[kBounds], double below[kBounds]);
-    // Indices of least <= x, ascending; returns how many. out has room for n.
-    int32_t (*collect)(const float* x, int32_t n, float least, int32_t* out);
+    // Indices of least <= x, ascending; returns how many. maxima: of its strips; out has room for n.
+    int32_t (*collect)(const float* x, int32_t n, const float* maxima, float least, int32_t* out);
     // exact_weight(d) of each of d [n], and their sum
     uint64_t (*exact_weights)(const double* d, int32_t n, uint64_t* weights);
     // The sum of exact_moment(d) of each.
@@ -92,7 +92,16 @@ struct SampleResult {
     double* top_logprobs;
 };
 
+// exp_sums of a row: of everything, and below each of these bounds.
+struct Sums {
+    bool known = false;
+    double total = 0.0;
+    float bounds[kBounds];
+    double below[kBounds];
+};
+
 struct SampleScratch {
+    Sums sums;
     std::vector<float> row, maxima, folded;
     std::vector<double> distances;
     std::vector<uint64_t> weights;

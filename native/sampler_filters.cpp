@@ -66,7 +66,7 @@ void set_items(const Row& row) {
 void collect(const Row& row, float least) {
     auto& ids = row.scratch.ids;
     ids.resize(size_t(row.n));
-    ids.resize(size_t(row.kernels.collect(row.x, row.n, std::max(least, kLowest), ids.data())));
+    ids.resize(size_t(row.kernels.collect(row.x, row.n, row.scratch.maxima.data(), std::max(least, kLowest), ids.data())));
 }
 
 void keep(const Row& row, const Cut& cut) {
@@ -125,10 +125,8 @@ Reached select_weight(const Row& row, uint64_t needed) {
 // weights are exact; only the sum of the others, a small part, is known to a relative 8e-6.
 bool nucleus_by_bound(const Row& row, double p, Cut* cut) {
     constexpr double kError = 8e-6, kUnit = double(uint64_t(1) << kWeightBits);
-    float bounds[kBounds];
-    double below[kBounds];
-    for (int b = 0; b < kBounds; ++b) bounds[b] = float(std::max(double(row.top) - 2.0 * double(b + 1) / row.scale, double(kLowest)));
-    const double total = row.kernels.exp_sums(row.x, row.n, row.top, float(row.scale), bounds, below);
+    if (!row.scratch.sums.known) set_sums(row);
+    const auto& [known, total, bounds, below] = row.scratch.sums;
     int b = 0;
     while (b < kBounds && !(below[b] < (1.0 - p) * total * (1.0 - 4.0 * kError))) ++b;
     if (b == kBounds) return false;
@@ -269,6 +267,15 @@ void best_k(const Row& row, uint32_t k) { cut_at_k(row, k); }
 void sort_best(const Row& row) {
     std::sort(row.scratch.ids.begin(), row.scratch.ids.end(),
               [&](int32_t a, int32_t b) { return row.x[a] > row.x[b] || (row.x[a] == row.x[b] && a < b); });
+}
+
+void set_sums(const Row& row) {
+    constexpr double kDistances[kBounds] = {2.0, 4.0, 6.0, 8.0, 11.0, 15.0};
+    Sums& sums = row.scratch.sums;
+    for (int b = 0; b < kBounds; ++b)
+        sums.bounds[b] = float(std::max(double(row.top) - kDistances[b] / row.scale, double(kLowest)));
+    sums.total = row.kernels.exp_sums(row.x, row.n, row.top, float(row.scale), sums.bounds, sums.below);
+    sums.known = true;
 }
 
 void list(const Row& row, Kept& kept) {

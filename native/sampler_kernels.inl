@@ -43,169 +43,91 @@ static float row_max(const float* x, int32_t n, float* maxima, bool* suspect) {
     return reduce_max(best);
 }
 
-// e^((x - top) * scale) by one multiplication with log2 e and a polynomial of degree 5 for 2^f on [-0.5, 0.5] (relative error
-// 2.4e-7); a difference of 30 costs up to 5e-6 of the term by its rounding. Below 2^-126 it stays there.
-static inline F quick_exp(F x, F top, F scale) {
-    const F y = max(mul(sub(x, top), scale), set1(-126.0f));
-    const F n = round_even(y), f = sub(y, n);
-    F p = set1(1.326472731e-03f);
-    p = fma(p, f, set1(9.671512991e-03f));
-    p = fma(p, f, set1(5.550733581e-02f));
-    p = fma(p, f, set1(2.402224243e-01f));
-    p = fma(p, f, set1(6.931470037e-01f));
-    p = fma(p, f, set1(1.0f));
-    return scale2(p, n);
-}
-
-constexpr float kLog2E32 = 1.44269504088896341f;
-
-static double exp_sum(const float* x, int32_t n, float top, float scale, float cut) {
-    const F t = set1(top), s = set1(scale * kLog2E32), c = set1(cut);
-    double total = 0.0;
-    for (int32_t begin = 0; begin < n; begin += kSumBlock) {
-        const int32_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
-        F sum[4] = {zero(), zero(), zero(), zero()};
-        for (int32_t i = begin; i < end; i += 4 * kLanes) {
-            const bool whole = i + 4 * kLanes <= n;
-            KVIK_UNROLL
-            for (int j = 0; j < 4; ++j) {
-                const F v = whole ? load(x + i + j * kLanes) : load_some(x, n, i + j * kLanes);
-                sum[j] = add(sum[j], where_less(v, c, zero(), quick_exp(v, t, s)));
-            }
-        }
-        total += double(reduce_add(add(add(sum[0], sum[1]), add(sum[2], sum[3]))));
-    }
-    return total;
-}
-
-static double exp_sums(const float* x, int32_t n, float top, float scale, const float bounds[kBounds], double below[kBounds]) {
-    const F t = set1(top), s = set1(scale * kLog2E32);
-    double total = 0.0;
-    for (int b = 0; b < kBounds; ++b) below[b] = 0.0;
-    for (int32_t begin = 0; begin < n; begin += kSumBlock) {
-        const int32_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
-        F sum = zero(), under[kBounds];
-        KVIK_UNROLL
-        for (int b = 0; b < kBounds; ++b) under[b] = zero();
-        for (int32_t i = begin; i < end; i += kLanes) {
-            const F v = load_some(x, n, i), w = quick_exp(v, t, s);
-            sum = add(sum, w);
-            KVIK_UNROLL
-            for (int b = 0; b < kBounds; ++b) under[b] = add(under[b], where_less(v, set1(bounds[b]), w, zero()));
-        }
-        total += double(reduce_add(sum));
-        for (int b = 0; b < kBounds; ++b) below[b] += double(reduce_add(under[b]));
-    }
-    return total;
-}
-
-static inline int32_t note(uint32_t mask, int32_t at, int32_t* out, int32_t count) {
-    for (; mask; mask &= mask - 1) out[count++] = at + __builtin_ctz(mask);
-    return count;
-}
-
-static int32_t collect(const float* x, int32_t n, float least, int32_t* out) {
-    const F low = set1(least);
-    int32_t count = 0, i = 0;
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-        const F a = load(x + i), b = load(x + i + kLanes), c = load(x + i + 2 * kLanes), d = load(x + i + 3 * kLanes);
-        if (!mask_ge(max(max(a, b), max(c, d)), low)) continue;
-        count = note(mask_ge(a, low), i, out, count);
-        count = note(mask_ge(b, low), i + kLanes, out, count);
-        count = note(mask_ge(c, low), i + 2 * kLanes, out, count);
-        count = note(mask_ge(d, low), i + 3 * kLanes, out, count);
-    }
-    for (; i < n; ++i)
-        if (x[i] >= least) out[count++] = i;
-    return count;
-}
-
-static uint64_t exact_weights(const double* d, int32_t n, uint64_t* weights) {
-    uint64_t total = 0;
-    int32_t at = 0;
-    // bounded by itself: in one loop compilers make the bound a branch to a constant, and vectorise nothing
-    for (double b[4 * kLanes]; at + 4 * kLanes <= n; at += 4 * kLanes) {
-        for (int i = 0; i < 4 * kLanes; ++i) b[i] = bounded(d[at + i]);
-        for (int i = 0; i < 4 * kLanes; ++i) weights[at + i] = bounded_weight(b[i]);
-        for (int i = 0; i < 4 * kLanes; ++i) total += weights[at + i];
-    }
-    for (; at < n; ++at) total += weights[at] = exact_weight(d[at]);
-    return total;
-}
-
-static int64_t exact_moments(const double* d, int32_t n) {
-    int64_t total = 0;
-    for (int32_t i = 0; i < n; ++i) total += bounded_moment(bounded(d[i]));
-    return total;
-}
-
-static void masked(const float* x, int32_t n, const uint32_t* allowed, float* out) {
-    constexpr int kWord = 32;
-    int32_t at = 0;
-    for (; at + kWord <= n; at += kWord) {
-        const uint32_t word = allowed[at / kWord];
-        for (int i = 0; i < kWord; ++i) out[at + i] = word >> i & 1u ? x[at + i] : kNone;
-    }
-    for (; at < n; ++at) out[at] = allowed[at / kWord] >> (at % kWord) & 1u ? x[at] : kNone;
-}
-
-static void log_probabilities(const float* x, int32_t n, double best, double log_sum, float* out) {
-    for (int32_t i = 0; i < n; ++i) out[i] = float((double(x[i]) - best) - log_sum);
-}
-
+// Sixteen uint32. With vector instructions they are two lists of 64-bit lanes, the even ones and the odd ones, of which the low
+// half counts: that is what vpmuludq reads and, shifted or not, writes, so that no round rearranges anything.
 #if defined(KVIK_AVX512)
 struct U {
-    __m512i v;
+    __m512i even, odd;
 };
-static inline U uset1(uint32_t x) { return {_mm512_set1_epi32(int(x))}; }
-static inline U uload(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
-static inline U uadd(U a, U b) { return {_mm512_add_epi32(a.v, b.v)}; }
-static inline U uxor(U a, U b, U c) { return {_mm512_ternarylogic_epi32(a.v, b.v, c.v, 0x96)}; }
+static inline U uset1(uint32_t x) {
+    const __m512i all = _mm512_set1_epi64(int64_t(x));
+    return {all, all};
+}
+static inline U uload(const uint32_t* p) {
+    const __m512i all = _mm512_loadu_si512(p);
+    return {all, _mm512_srli_epi64(all, 32)};
+}
+static inline U uadd(U a, U b) { return {_mm512_add_epi32(a.even, b.even), _mm512_add_epi32(a.odd, b.odd)}; }
+static inline U uxor(U a, U b, U c) {
+    return {_mm512_ternarylogic_epi32(a.even, b.even, c.even, 0x96), _mm512_ternarylogic_epi32(a.odd, b.odd, c.odd, 0x96)};
+}
 struct Product {
     U low, high;
 };
 static inline Product multiply(U a, U m) {
-    const __m512i even = _mm512_mul_epu32(a.v, m.v), odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), m.v);
-    return {{_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32))},
-            {_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd)}};
+    const __m512i even = _mm512_mul_epu32(a.even, m.even), odd = _mm512_mul_epu32(a.odd, m.odd);
+    return {{even, odd}, {_mm512_srli_epi64(even, 32), _mm512_srli_epi64(odd, 32)}};
 }
-static inline F top_24(U a) { return {_mm512_cvtepi32_ps(_mm512_srli_epi32(a.v, 8))}; }
+static inline F top_24(U a) {
+    const __m512i all = _mm512_mask_blend_epi32(0xaaaa, a.even, _mm512_slli_epi64(a.odd, 32));
+    return {_mm512_cvtepi32_ps(_mm512_srli_epi32(all, 8))};
+}
 // the float whose bits are x, rounded
 static inline F as_float(F x) { return {_mm512_castsi512_ps(_mm512_cvtps_epi32(x.v))}; }
-#elif defined(KVIK_AVX2)
-struct U {
-    __m256i a, b;
-};
-static inline U uset1(uint32_t x) { return {_mm256_set1_epi32(int(x)), _mm256_set1_epi32(int(x))}; }
-static inline U uload(const uint32_t* p) {
-    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
+// sum + w in lanes where a < b
+static inline F add_less(F sum, F a, F b, F w) {
+    return {_mm512_mask_add_ps(sum.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), sum.v, w.v)};
 }
-static inline U uadd(U x, U y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+#elif defined(KVIK_AVX2)
+struct U {  // of lanes 0 to 7 and of lanes 8 to 15
+    __m256i even[2], odd[2];
+};
+static inline U uset1(uint32_t x) {
+    const __m256i all = _mm256_set1_epi64x(int64_t(x));
+    return {{all, all}, {all, all}};
+}
+static inline U uload(const uint32_t* p) {
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8));
+    return {{a, b}, {_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32)}};
+}
+static inline U uadd(U x, U y) {
+    U r;
+    for (int i = 0; i < 2; ++i) {
+        r.even[i] = _mm256_add_epi32(x.even[i], y.even[i]);
+        r.odd[i] = _mm256_add_epi32(x.odd[i], y.odd[i]);
+    }
+    return r;
+}
 static inline U uxor(U x, U y, U z) {
-    return {_mm256_xor_si256(_mm256_xor_si256(x.a, y.a), z.a), _mm256_xor_si256(_mm256_xor_si256(x.b, y.b), z.b)};
+    U r;
+    for (int i = 0; i < 2; ++i) {
+        r.even[i] = _mm256_xor_si256(_mm256_xor_si256(x.even[i], y.even[i]), z.even[i]);
+        r.odd[i] = _mm256_xor_si256(_mm256_xor_si256(x.odd[i], y.odd[i]), z.odd[i]);
+    }
+    return r;
 }
 struct Product {
     U low, high;
 };
-struct HalfProduct {
-    __m256i low, high;
-};
-static inline HalfProduct multiply_half(__m256i a, __m256i m) {
-    const __m256i even = _mm256_mul_epu32(a, m), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), m);
-    return {_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa),
-            _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa)};
-}
 static inline Product multiply(U x, U m) {
-    const HalfProduct a = multiply_half(x.a, m.a), b = multiply_half(x.b, m.b);
-    return {{a.low, b.low}, {a.high, b.high}};
+    Product r;
+    for (int i = 0; i < 2; ++i) {
+        r.low.even[i] = _mm256_mul_epu32(x.even[i], m.even[i]);
+        r.low.odd[i] = _mm256_mul_epu32(x.odd[i], m.odd[i]);
+        r.high.even[i] = _mm256_srli_epi64(r.low.even[i], 32);
+        r.high.odd[i] = _mm256_srli_epi64(r.low.odd[i], 32);
+    }
+    return r;
 }
-static inline F top_24(U x) {
-    return {_mm256_cvtepi32_ps(_mm256_srli_epi32(x.a, 8)), _mm256_cvtepi32_ps(_mm256_srli_epi32(x.b, 8))};
+static inline __m256 top_24(__m256i even, __m256i odd) {
+    return _mm256_cvtepi32_ps(_mm256_srli_epi32(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa), 8));
 }
+static inline F top_24(U x) { return {top_24(x.even[0], x.odd[0]), top_24(x.even[1], x.odd[1])}; }
 static inline F as_float(F x) {
     return {_mm256_castsi256_ps(_mm256_cvtps_epi32(x.a)), _mm256_castsi256_ps(_mm256_cvtps_epi32(x.b))};
 }
+static inline F add_less(F sum, F a, F b, F w) { return add(sum, where_less(a, b, w, zero())); }
 #else
 struct U {
     uint32_t v[kLanes];
@@ -250,24 +172,159 @@ static inline F as_float(F x) {
     for (int i = 0; i < kLanes; ++i) r.v[i] = __builtin_bit_cast(float, int32_t(__builtin_rintf(x.v[i])));
     return r;
 }
+static inline F add_less(F sum, F a, F b, F w) { return add(sum, where_less(a, b, w, zero())); }
 #endif
 
-// The four words of 16 consecutive Philox blocks, or of any 16.
+// e^((x - top) * scale) by one multiplication with log2 e and a polynomial of degree 5 for 2^f on [-0.5, 0.5] (relative error
+// 2.4e-7); a difference of 30 costs up to 5e-6 of the term by its rounding. Below 2^-126 it stays there.
+static inline F quick_exp(F x, F top, F scale) {
+    const F y = max(mul(sub(x, top), scale), set1(-126.0f));
+    const F n = round_even(y), f = sub(y, n);
+    F p = set1(1.326472731e-03f);
+    p = fma(p, f, set1(9.671512991e-03f));
+    p = fma(p, f, set1(5.550733581e-02f));
+    p = fma(p, f, set1(2.402224243e-01f));
+    p = fma(p, f, set1(6.931470037e-01f));
+    p = fma(p, f, set1(1.0f));
+    return scale2(p, n);
+}
+
+constexpr float kLog2E32 = 1.44269504088896341f;
+
+static double exp_sum(const float* x, int32_t n, float top, float scale, float cut) {
+    const F t = set1(top), s = set1(scale * kLog2E32), c = set1(cut);
+    double total = 0.0;
+    for (int32_t begin = 0; begin < n; begin += kSumBlock) {
+        const int32_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
+        F sum[4] = {zero(), zero(), zero(), zero()};
+        for (int32_t i = begin; i < end; i += 4 * kLanes) {
+            const bool whole = i + 4 * kLanes <= n;
+            KVIK_UNROLL
+            for (int j = 0; j < 4; ++j) {
+                const F v = whole ? load(x + i + j * kLanes) : load_some(x, n, i + j * kLanes);
+                sum[j] = add(sum[j], where_less(v, c, zero(), quick_exp(v, t, s)));
+            }
+        }
+        total += double(reduce_add(add(add(sum[0], sum[1]), add(sum[2], sum[3]))));
+    }
+    return total;
+}
+
+// The total is exp_sum's to the last bit.
+static double exp_sums(const float* x, int32_t n, float top, float scale, const float bounds[kBounds], double below[kBounds]) {
+    const F t = set1(top), s = set1(scale * kLog2E32), lowest = set1(-3.402823466e38f);
+    F bound[kBounds];
+    double total = 0.0;
+    for (int b = 0; b < kBounds; ++b) bound[b] = set1(bounds[b]), below[b] = 0.0;
+    for (int32_t begin = 0; begin < n; begin += kSumBlock) {
+        const int32_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
+        F sum[4] = {zero(), zero(), zero(), zero()}, under[kBounds];
+        KVIK_UNROLL
+        for (int b = 0; b < kBounds; ++b) under[b] = zero();
+        for (int32_t i = begin; i < end; i += 4 * kLanes) {
+            const bool whole = i + 4 * kLanes <= n;
+            KVIK_UNROLL
+            for (int j = 0; j < 4; ++j) {
+                const F v = whole ? load(x + i + j * kLanes) : load_some(x, n, i + j * kLanes);
+                const F w = where_less(v, lowest, zero(), quick_exp(v, t, s));
+                sum[j] = add(sum[j], w);
+                KVIK_UNROLL
+                for (int b = 0; b < kBounds; ++b) under[b] = add_less(under[b], v, bound[b], w);
+            }
+        }
+        total += double(reduce_add(add(add(sum[0], sum[1]), add(sum[2], sum[3]))));
+        for (int b = 0; b < kBounds; ++b) below[b] += double(reduce_add(under[b]));
+    }
+    return total;
+}
+
+static inline int32_t note(uint32_t mask, int32_t at, int32_t* out, int32_t count) {
+    for (; mask; mask &= mask - 1) out[count++] = at + __builtin_ctz(mask);
+    return count;
+}
+
+static int32_t collect(const float* x, int32_t n, const float* maxima, float least, int32_t* out) {
+    const F low = set1(least);
+    int32_t count = 0;
+    for (int32_t begin = 0; begin < n; begin += kStripBlock, maxima += kLanes) {
+        if (!mask_ge(load(maxima), low)) continue;
+        const int32_t end = begin + kStripBlock < n ? begin + kStripBlock : n;
+        int32_t i = begin;
+        for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
+            const F a = load(x + i), b = load(x + i + kLanes), c = load(x + i + 2 * kLanes), d = load(x + i + 3 * kLanes);
+            if (!mask_ge(max(max(a, b), max(c, d)), low)) continue;
+            count = note(mask_ge(a, low), i, out, count);
+            count = note(mask_ge(b, low), i + kLanes, out, count);
+            count = note(mask_ge(c, low), i + 2 * kLanes, out, count);
+            count = note(mask_ge(d, low), i + 3 * kLanes, out, count);
+        }
+        for (; i < end; ++i)
+            if (x[i] >= least) out[count++] = i;
+    }
+    return count;
+}
+
+static uint64_t exact_weights(const double* d, int32_t n, uint64_t* weights) {
+    uint64_t total = 0;
+    int32_t at = 0;
+    // bounded by itself: in one loop compilers make the bound a branch to a constant, and vectorise nothing
+    for (double b[4 * kLanes]; at + 4 * kLanes <= n; at += 4 * kLanes) {
+        for (int i = 0; i < 4 * kLanes; ++i) b[i] = bounded(d[at + i]);
+        for (int i = 0; i < 4 * kLanes; ++i) weights[at + i] = bounded_weight(b[i]);
+        for (int i = 0; i < 4 * kLanes; ++i) total += weights[at + i];
+    }
+    for (; at < n; ++at) total += weights[at] = exact_weight(d[at]);
+    return total;
+}
+
+static int64_t exact_moments(const double* d, int32_t n) {
+    int64_t total = 0;
+    for (int32_t i = 0; i < n; ++i) total += bounded_moment(bounded(d[i]));
+    return total;
+}
+
+static void masked(const float* x, int32_t n, const uint32_t* allowed, float* out) {
+    constexpr int kWord = 32;
+    int32_t at = 0;
+    for (; at + kWord <= n; at += kWord) {
+        const uint32_t word = allowed[at / kWord];
+        for (int i = 0; i < kWord; ++i) out[at + i] = word >> i & 1u ? x[at + i] : kNone;
+    }
+    for (; at < n; ++at) out[at] = allowed[at / kWord] >> (at % kWord) & 1u ? x[at] : kNone;
+}
+
+static void log_probabilities(const float* x, int32_t n, double best, double log_sum, float* out) {
+    for (int32_t i = 0; i < n; ++i) out[i] = float((double(x[i]) - best) - log_sum);
+}
+
+// Philox under the key of a race, whose counter has position and sample as its words 1 and 2.
+struct Noise {
+    U position, sample, keys[kPhiloxRounds][2];
+    explicit Noise(const Race& r) : position(uset1(r.position)), sample(uset1(r.sample)) {
+        uint32_t k0 = uint32_t(r.seed), k1 = uint32_t(r.seed >> 32);
+        for (auto& key : keys) {
+            key[0] = uset1(k0);
+            key[1] = uset1(k1);
+            k0 += kPhiloxKeyA;
+            k1 += kPhiloxKeyB;
+        }
+    }
+};
+
+// The four words of any 16 blocks.
 struct Words {
     U w[4];
 };
-static inline Words philox(U block, const Race& r) {
+static inline Words philox(U block, const Noise& noise) {
     const U a = uset1(kPhiloxA), b = uset1(kPhiloxB);
-    U c0 = block, c1 = uset1(r.position), c2 = uset1(r.sample), c3 = uset1(0);
-    uint32_t k0 = uint32_t(r.seed), k1 = uint32_t(r.seed >> 32);
+    U c0 = block, c1 = noise.position, c2 = noise.sample, c3 = uset1(0);
+    KVIK_UNROLL
     for (int round = 0; round < kPhiloxRounds; ++round) {
         const Product p = multiply(c0, a), q = multiply(c2, b);
-        c0 = uxor(q.high, c1, uset1(k0));
+        c0 = uxor(q.high, c1, noise.keys[round][0]);
         c1 = q.low;
-        c2 = uxor(p.high, c3, uset1(k1));
+        c2 = uxor(p.high, c3, noise.keys[round][1]);
         c3 = p.low;
-        k0 += kPhiloxKeyA;
-        k1 += kPhiloxKeyB;
     }
     return {{c0, c1, c2, c3}};
 }
@@ -293,11 +350,12 @@ static int32_t race(const float* x, int32_t n, const Race& r, int32_t* out) {
     for (uint32_t i = 0; i < kLanes; ++i) first[i] = i;
     const U step = uset1(16);
     const Weigher weight(r);
+    const Noise noise(r);
     const F cut = set1(r.cut);
     U block = uload(first);
     int32_t count = 0;
     for (int32_t at = 0; at < n; at += kNoiseGroup, block = uadd(block, step)) {
-        const Words words = philox(block, r);
+        const Words words = philox(block, noise);
         KVIK_UNROLL
         for (int j = 0; j < 4; ++j) {
             const int32_t begin = at + j * kLanes;
@@ -311,19 +369,20 @@ static int32_t race(const float* x, int32_t n, const Race& r, int32_t* out) {
 
 static int32_t race_listed(const float* x, const int32_t* ids, int32_t n, const Race& r, int32_t* out) {
     const Weigher weight(r);
+    const Noise noise(r);
     int32_t count = 0;
     for (int32_t at = 0; at < n; at += kLanes) {
         uint32_t blocks[kLanes];
-        float values[kLanes], noise[4][kLanes];
+        float values[kLanes], drawn[4][kLanes];
         for (int32_t i = 0; i < kLanes; ++i) {
             const int32_t id = ids[at + i < n ? at + i : n - 1];
             blocks[i] = uint32_t(id >> 6) * 16u + uint32_t(id & 15);
             values[i] = x[id];
         }
-        const Words words = philox(uload(blocks), r);
-        for (int j = 0; j < 4; ++j) store(noise[j], top_24(words.w[j]));
+        const Words words = philox(uload(blocks), noise);
+        for (int j = 0; j < 4; ++j) store(drawn[j], top_24(words.w[j]));
         float own[kLanes];
-        for (int32_t i = 0; i < kLanes; ++i) own[i] = noise[ids[at + i < n ? at + i : n - 1] >> 4 & 3][i];
+        for (int32_t i = 0; i < kLanes; ++i) own[i] = drawn[ids[at + i < n ? at + i : n - 1] >> 4 & 3][i];
         uint32_t mask = mask_ge(weight(load(values)), load(own));
         if (at + kLanes > n) mask &= (1u << (n - at)) - 1u;
         for (; mask; mask &= mask - 1) out[count++] = ids[at + __builtin_ctz(mask)];

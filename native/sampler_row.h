@@ -41,6 +41,8 @@ inline size_t strips_of(int32_t n) { return size_t((n + kStripBlock - 1) / kStri
 void best_k(const Row&, uint32_t k);
 // scratch.ids sorted: falling logit, equal ones by rising id
 void sort_best(const Row&);
+// scratch.sums of the row at its scale, with bounds near which a nucleus may end
+void set_sums(const Row&);
 // top-k to XTC, in order
 Kept filter(Row&, const SampleRequest&);
 // Lists what is kept where it is not listed yet.

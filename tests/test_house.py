@@ -25,7 +25,7 @@ FLOORS = [
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 # torch_ops and its readers are the extra `torch`; the hub is the extra `hub`, pictures are `plots`, the server is `serve`.
-BASE = {"numpy", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "click"}
+BASE = {"numpy", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "click", "llguidance"}
 EXTRAS = {
     "ops/torch_cache.py": {"torch"},
     "ops/torch_ops.py": {"torch"},
@@ -90,7 +90,7 @@ def test_imports_are_dependencies(path: Path) -> None:
 def test_the_library_imports_nothing_heavy() -> None:
     code = (
         "import sys, kvik, kvik.llm; "
-        "print(','.join(sorted({'torch', 'transformers', 'gguf', 'rich', 'typer', 'jinja2', 'prompt_toolkit'} "
+        "print(','.join(sorted({'torch', 'transformers', 'gguf', 'rich', 'typer', 'jinja2', 'prompt_toolkit', 'llguidance'} "
         "& set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

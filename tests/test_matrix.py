@@ -13,7 +13,7 @@ from models.small_models import write_gguf
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
 from kvik.errors import ParameterError
-from kvik.params import SamplingParams
+from kvik.params import PRESETS, Grammar, SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.gguf import read_gguf
 
@@ -25,6 +25,23 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "min-p": {"min_p": 0.1},
     "combined": {"temperature": 1.4, "top_k": 40, "top_p": 0.95, "min_p": 0.02},
 }
+# Those whose filters and penalties are nothing to a model or a cache, on the first model and format only.
+MORE: dict[str, dict[str, Any]] = {
+    "typical": {"typical_p": 0.8},
+    "epsilon": {"epsilon_cutoff": 0.005},
+    "eta": {"eta_cutoff": 0.01},
+    "top-n-sigma": {"top_n_sigma": 1.5},
+    "xtc": {"xtc_probability": 0.5, "xtc_threshold": 0.01},
+    "logit bias": {"logit_bias": {5: 3.0, 70: -100.0}},
+    "bad words": {"bad_words": ("a", "Qx", "7 7")},
+    "repetition": {"repetition_penalty": 1.3, "temperature": 0.0},
+    "presence and frequency": {"presence_penalty": 0.6, "frequency_penalty": 0.4},
+    "no repeated n-gram": {"no_repeat_ngram_size": 2, "temperature": 0.0},
+    "dry": {"dry_multiplier": 2.0, "dry_allowed_length": 1, "temperature": 0.0},
+    "factual": PRESETS["factual"],
+    "balanced": PRESETS["balanced"],
+    "creative": PRESETS["creative"],
+}
 FORMATS = ("f16", "f32")
 MODELS = ("grouped heads", "windows")
 # params: of the request; engine: of the engine it runs in; mates: requests beside it; before: requests that ended before.
@@ -35,6 +52,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "logprobs": {"params": {"logprobs": 3}},
     "processed logprobs": {"params": {"logprobs": 2, "logprobs_mode": "processed"}},
     "min_tokens": {"params": {"min_tokens": 20, "ignore_eos": False}},
+    "grammar": {"params": {"grammar": Grammar.regex("[a-zA-Z]{2,3}(-[0-9]{3,9}){2,20}"), "ignore_eos": False}},
     "seed": {"params": {"seed": 2**64 - 1}},
     "batch mates": {"mates": 5},
     "chunks": {"engine": {"max_batch_tokens": 5}, "mates": 1},
@@ -77,11 +95,18 @@ def run_all(made: Engine, requests: list[tuple[tuple[int, ...], SamplingParams]]
     return heard
 
 
-@pytest.mark.parametrize(("model", "kv"), [*itertools.product(MODELS, FORMATS)])
-@pytest.mark.parametrize(("strategy", "feature"), [*itertools.product(STRATEGIES, FEATURES)])
+CELLS = [
+    *itertools.product(STRATEGIES, FEATURES, MODELS, FORMATS),
+    *itertools.product(MORE, FEATURES, MODELS[:1], FORMATS[:1]),
+]
+
+
+@pytest.mark.parametrize(("strategy", "feature", "model", "kv"), CELLS)
 def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv: str) -> None:
     what = FEATURES[feature]
-    settings = {"max_tokens": 30, "seed": 11, "ignore_eos": True} | STRATEGIES[strategy] | what.get("params", {})
+    settings = (
+        {"max_tokens": 30, "seed": 11, "ignore_eos": True} | (STRATEGIES | MORE)[strategy] | what.get("params", {})
+    )
     if (strategy, feature) in REFUSED:
         with pytest.raises(ParameterError, match=REFUSED[strategy, feature]):
             SamplingParams(**settings)

@@ -13,6 +13,7 @@ from typing import Any
 
 ANSWER = os.dup(1)
 os.dup2(2, 1)  # vLLM and its processes write their log to stdout, up to their very end
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process of its own would begin with the first prompt alone
 
 from vllm import LLM, SamplingParams  # noqa: E402
 

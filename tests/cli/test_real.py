@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -198,3 +199,25 @@ def test_bad_model_file(tmp_path, content, said):
     done = subprocess.run([*KVIK, "run", "hi", "-m", str(path)], capture_output=True, text=True, env=environment)
     assert done.returncode == 65 and done.stdout == ""
     assert done.stderr.startswith(said) and str(path) in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_answers_of_a_shape_and_their_receipts(kvik, tmp_path):
+    schema, receipt = tmp_path / "schema.json", tmp_path / "receipt.json"
+    number = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"]}
+    schema.write_text(json.dumps({**number, "additionalProperties": False}))
+    shaped = ("--max-tokens", "60", "--temperature", "1.2", "--seed", "3", "--receipt", str(receipt))
+    assert isinstance(
+        json.loads(kvik("run", "A number, as JSON.", "--json-schema", str(schema), *shaped).stdout)["n"], int
+    )
+    kvik("replay", str(receipt))
+    beams = ("--beams", "3", "--max-tokens", "60", "--receipt", str(receipt))
+    text = kvik("run", "Which year?", "--regex", "(19|20)[0-9]{2}", *beams).stdout
+    assert re.fullmatch("(19|20)[0-9]{2}\n", text)
+    kvik("replay", str(receipt))
+    text = kvik("run", "Add two numbers.", "--lark", 'start: N "+" N\nN: /[0-9]{1,4}/', "--max-tokens", "20").stdout
+    assert re.fullmatch("[0-9]{1,4}[+][0-9]{1,4}\n", text)
+    requests, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    requests.write_text('{"prompt": "hi", "grammar": {"kind": "regex", "text": "[ab]{5}"}}\n{"prompt": "hi"}\n')
+    kvik("run", "--batch", str(requests), "--out", str(results), "--regex", "[cd]{4}")
+    texts = {line["line"]: line["text"] for line in map(json.loads, results.read_text().splitlines())}
+    assert re.fullmatch("[ab]{5}", texts[1]) and re.fullmatch("[cd]{4}", texts[2])

@@ -6,7 +6,7 @@ import pytest
 from cli.fake_llm import ANSWER
 
 from kvik.cli import conversation, options
-from kvik.params import EngineParams, SamplingParams
+from kvik.params import EngineParams, Grammar, SamplingParams
 
 TEXT = "".join(ANSWER)
 
@@ -92,9 +92,42 @@ def test_engine_options_out_of_range(kvik, verb, arguments, named):
 def test_options_are_the_fields_of_the_parameters():
     assert options.EngineOptions.__dataclass_fields__.keys() == EngineParams.__dataclass_fields__.keys()
     assert options.EngineOptions().params() == EngineParams()
-    fields = set(SamplingParams.__dataclass_fields__) - {"trace", "grammar"}
+    fields = set(SamplingParams.__dataclass_fields__) - {"grammar", "trace"}
     assert set(options.SamplingOptions.__dataclass_fields__) == fields | {"preset"}
     assert set(conversation.SETTABLE) == fields - {"n"}
+
+
+def test_preset_and_what_replaces_its_fields(kvik, made):
+    kvik("run", "hi", "--preset", "creative", "--top-k", "7", "--seed", "1", "--max-tokens", "3")
+    assert made[-1].asked[0][1] == SamplingParams.preset("creative", top_k=7, seed=1, max_tokens=3)
+    ended = kvik("run", "hi", "--preset", "creativ")
+    assert ended.code == 2 and "--preset must be one of factual, balanced, creative" in ended.err
+
+
+def test_every_further_option_arrives(kvik, made):
+    given = {
+        "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": -0.5, "no_repeat_ngram_size": 3,
+        "dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 3, "dry_range": 64, "dry_breakers": (";", "!"),
+        "typical_p": 0.9, "epsilon_cutoff": 0.001, "eta_cutoff": 0.002, "top_n_sigma": 2.0, "xtc_probability": 0.5,
+        "xtc_threshold": 0.2, "logit_bias": ((5, -2.0), (7, 1.5)), "bad_words": ("sky", "blue"),
+    }  # fmt: skip
+    arguments = []
+    for name, value in given.items():
+        values = (
+            [f"{t}:{b}" for t, b in value] if name == "logit_bias" else value if isinstance(value, tuple) else [value]
+        )
+        for one in values:
+            arguments += [f"--{name.replace('_', '-')}", str(one)]
+    kvik("run", "hi", "--raw", "--seed", "1", "--max-tokens", "1", *arguments)
+    asked = made[-1].asked[0][1]
+    assert {name: getattr(asked, name) for name in given} == given
+    assert set(given) == set(options.StrategyOptions.__dataclass_fields__) - {"preset"}
+
+
+@pytest.mark.parametrize("bias", ["5", "5=x", "a=1", "5=1,5=2"])
+def test_bias_that_is_none(kvik, bias, made):
+    ended = kvik("run", "hi", "--logit-bias", bias)
+    assert ended.code == 2 and "--logit-bias takes ID=BIAS" in ended.err and made == []
 
 
 def test_json_has_the_fields_of_a_completion(kvik):
@@ -253,3 +286,33 @@ def test_receipt(kvik, tmp_path):
     assert json.loads(path.read_text()) == answer["receipt"]
     assert answer["receipt"]["outputs"] == [choice["token_ids"] for choice in answer["choices"]]
     assert answer["receipt"]["params"]["seed"] == 3 and answer["receipt"]["prompt"] == answer["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--regex", "a", "--lark", 'start: "a"'], 2, "--regex and --lark exclude each other"),
+        (["--regex", ""], 2, "--regex: the regex must be text"),
+        (["--regex", "a", "--ignore-eos"], 2, "ignore"),
+        (["--regex", "("], 2, "--regex: regular expression: unclosed group"),
+        (["--json-schema", '{"minimun": 1}'], 2, "--json-schema: the schema's 'minimun'"),
+        (["--json-schema", "no/such/file.json"], 65, "no/such/file.json"),
+        (["--lark", "no/such/file.lark"], 65, "no/such/file.lark"),
+    ],
+)
+def test_grammars_that_are_refused(kvik, arguments, code, said):
+    ended = kvik("run", "hi", *arguments)
+    assert ended.code == code and said in ended.err and ended.err.count("\n") == 1 and ended.out == ""
+
+
+def test_files_of_grammars(kvik, made, tmp_path):
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "nothing"}')
+    ended = kvik("run", "hi", "--json-schema", str(schema))
+    assert ended.code == 65 and f"{schema}: " in ended.err and "nothing" in ended.err and ended.err.count("\n") == 1
+    grammar.write_bytes(b"\xff")
+    assert kvik("run", "hi", "--lark", str(grammar)).code == 65
+    grammar.write_text('start: "It "')
+    kvik("run", "hi", "--lark", str(grammar))
+    (_, params) = made[-1].asked[-1]
+    assert params.grammar == Grammar.lark('start: "It "')

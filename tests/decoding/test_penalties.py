@@ -202,7 +202,7 @@ def test_stages_come_in_the_declared_order() -> None:
 def test_all_ids_outside_the_vocabulary_are_named() -> None:
     with pytest.raises(ParameterError, match=r"logit_bias must be in \[0, 9\], got 10, 12"):
         DecodingState(SamplingParams(logit_bias={10: 1.0, 3: 1.0, 12: 1.0}), [1], 10)
-    with pytest.raises(ParameterError, match="end-of-text and stop token ids .* got 11"):
+    with pytest.raises(ParameterError, match=r"end-of-text and stop token ids .* got 11"):
         DecodingState(SamplingParams(stop_token_ids=(11,)), [1], 10)
-    with pytest.raises(ParameterError, match="bad_words .* got 99"):
+    with pytest.raises(ParameterError, match=r"bad_words .* got 99"):
         DecodingState(SamplingParams(), [1], 10, words=Words(bad=((1, 99),)))

@@ -107,7 +107,6 @@ def test_completion_fields(client, fields, param, said):
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "[0, 20]"),
         ({"logprobs": 3}, "logprobs", "true or false"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "one of them"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls", "not supported"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "not supported"),
         ({"prompt": "Hi"}, "prompt", "unknown field"),

@@ -10,8 +10,8 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from kvik.cli.answer import Answer, encode, print_logprobs, take_answer, with_seed
-from kvik.cli.options import parse_biases
 from kvik.cli.output import note, plain, print_json, write
+from kvik.cli.strategy_options import biases
 from kvik.errors import ParameterError
 from kvik.params import SamplingParams
 
@@ -58,7 +58,7 @@ def _ids(text: str) -> tuple[int, ...]:
 
 
 def _biases(text: str) -> dict[int, float]:
-    return {} if text.lower() == "none" else parse_biases("/set logit_bias", text)
+    return {} if text.lower() == "none" else biases([text])
 
 
 SETTABLE: dict[str, Callable[[str], Any]] = {
@@ -92,7 +92,7 @@ SETTABLE: dict[str, Callable[[str], Any]] = {
     "logprobs": _or_none(_whole),
     "logprobs_mode": str,
 }
-"""What /set takes: fields of SamplingParams, with how their values are written."""
+"""What /set takes: the fields of SamplingParams but n, grammar and trace, with how a value is written."""
 
 
 class Conversation:

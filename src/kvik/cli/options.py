@@ -1,6 +1,7 @@
 """The options that verbs share, as dataclasses: a verb names the group it takes, the command line gets its fields.
 
-`SamplingOptions` has the fields of `SamplingParams` but trace, which `kvik xray` shows, `EngineOptions` those of `EngineParams`; a test keeps them alike.
+`SamplingOptions` has the fields of `SamplingParams` but trace, which `kvik xray` shows, `EngineOptions` those of `EngineParams`; a
+test keeps them alike.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from kvik.cli.output import Progress
+from kvik.cli.strategy_options import SAMPLING_PANEL, StrategyOptions, biases, choices, option
 from kvik.errors import DataError, ParameterError
-from kvik.params import PRESETS, BeamParams, EngineParams, Grammar, SamplingParams, beam_params, preset_fields
+from kvik.params import BeamParams, EngineParams, Grammar, SamplingParams, beam_params, preset_fields
 from kvik.weights.catalogue import CATALOGUE, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -39,12 +41,11 @@ __all__ = [
     "add_verb",
     "complete_models",
     "naming_options",
-    "parse_biases",
     "with_options",
 ]
 
 DEFAULT_MAX_TOKENS = 512
-MODEL_PANEL, ENGINE_PANEL, SAMPLING_PANEL, BATCH_PANEL = "Model", "Engine", "Sampling", "Batch"
+MODEL_PANEL, ENGINE_PANEL, BATCH_PANEL = "Model", "Engine", "Batch"
 BEAM_PANEL, GRAMMAR_PANEL = "Beam search", "Structured output"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the field names of the Python API.")]
@@ -113,10 +114,6 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _choices(*names: str) -> Callable[[str], list[str]]:
-    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
-
-
 def complete_models(incomplete: str) -> list[str]:
     return [name for name in CATALOGUE if name.startswith(incomplete)]
 
@@ -132,17 +129,11 @@ Ref = Annotated[
 ]
 
 
-def _option(name: str, help: str, panel: str, default: str | None = None, **more: Any) -> Any:
-    names = (name,) if isinstance(name, str) else name
-    shown: Any = default is None if default in (None, "") else default
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=shown, **more)
-
-
 WeightsOption = Annotated[
     str,
-    _option(
+    option(
         "--weights", "Format of the weights: auto keeps what the file has, else f32, bf16, int8 or int4.",
-        MODEL_PANEL, metavar="FORMAT", autocompletion=_choices("auto", "f32", "bf16", "int8", "int4"),
+        MODEL_PANEL, metavar="FORMAT", autocompletion=choices("auto", "f32", "bf16", "int8", "int4"),
     ),
 ]  # fmt: skip
 
@@ -161,20 +152,20 @@ class ModelOptions:
     weights: WeightsOption = "auto"
     kv: Annotated[
         str,
-        _option(
+        option(
             "--kv", "Format of keys and values: f16 or f32.",
-            MODEL_PANEL, metavar="FORMAT", autocompletion=_choices("f16", "f32"),
+            MODEL_PANEL, metavar="FORMAT", autocompletion=choices("f16", "f32"),
         ),
     ] = "f16"  # fmt: skip
     executor: Annotated[
         str,
-        _option(
+        option(
             "--executor", "native, or torch (extra kvik\\[torch]).",
-            MODEL_PANEL, metavar="NAME", autocompletion=_choices("native", "torch"),
+            MODEL_PANEL, metavar="NAME", autocompletion=choices("native", "torch"),
         ),
     ] = "native"  # fmt: skip
     device: Annotated[
-        str, _option("--device", "cpu; the torch executor takes others, like cuda.", MODEL_PANEL, metavar="NAME")
+        str, option("--device", "cpu; the torch executor takes others, like cuda.", MODEL_PANEL, metavar="NAME")
     ] = "cpu"
 
     def load(self, engine: EngineParams) -> LLM:
@@ -192,26 +183,26 @@ class EngineOptions:
 
     threads: Annotated[
         int | None,
-        _option("--threads", "Threads, 1 to 256.", ENGINE_PANEL, "every core this process may run on", metavar="N"),
+        option("--threads", "Threads, 1 to 256.", ENGINE_PANEL, "every core this process may run on", metavar="N"),
     ] = EngineParams.threads
     kv_bytes: Annotated[
         str | None,
-        _option("--kv-bytes", "Memory of the KV cache, up to 1 PiB: bytes, or with kB MB GB TB (powers of 1000) or KiB MiB "
+        option("--kv-bytes", "Memory of the KV cache, up to 1 PiB: bytes, or with kB MB GB TB (powers of 1000) or KiB MiB "
                 "GiB TiB (of 1024).", ENGINE_PANEL, "a quarter of the machine's, or less where that is enough",
                 metavar="SIZE"),
     ] = None  # fmt: skip
     max_batch_tokens: Annotated[
-        int, _option("--max-batch-tokens", "Most tokens computed in a step, 1 to 65536.", ENGINE_PANEL, metavar="N")
+        int, option("--max-batch-tokens", "Most tokens computed in a step, 1 to 65536.", ENGINE_PANEL, metavar="N")
     ] = EngineParams.max_batch_tokens
     max_sequences: Annotated[
-        int, _option("--max-sequences", "Most sequences that run at once, 1 to 4096.", ENGINE_PANEL, metavar="N")
+        int, option("--max-sequences", "Most sequences that run at once, 1 to 4096.", ENGINE_PANEL, metavar="N")
     ] = EngineParams.max_sequences
     max_waiting: Annotated[
-        int, _option("--max-waiting", "Most requests that wait, 0 to 1000000.", ENGINE_PANEL, metavar="N")
+        int, option("--max-waiting", "Most requests that wait, 0 to 1000000.", ENGINE_PANEL, metavar="N")
     ] = EngineParams.max_waiting
     prefix_sharing: Annotated[
         bool,
-        _option("--prefix-sharing/--no-prefix-sharing", "Prompts that begin alike share the cache of what they have in common.",
+        option("--prefix-sharing/--no-prefix-sharing", "Prompts that begin alike share the cache of what they have in common.",
                 ENGINE_PANEL),
     ] = EngineParams.prefix_sharing  # fmt: skip
 
@@ -238,163 +229,77 @@ def _bytes(text: str | None) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """The fields of SamplingParams, and a preset they override; None is what was not given."""
+class SamplingOptions(StrategyOptions):
+    """The fields of SamplingParams; None is what was not given."""
 
-    preset: Annotated[
-        str | None,
-        _option("--preset", "Sampling settings that the options below override: " + ", ".join(PRESETS) + ".",
-                SAMPLING_PANEL, "", metavar="NAME", autocompletion=_choices(*PRESETS)),
-    ] = None  # fmt: skip
-    logit_bias: Annotated[
-        list[str] | None,
-        _option("--logit-bias", "Added to logits: ID=BIAS, separated by commas, biases from -100 to 100. May be repeated.",
-                SAMPLING_PANEL, "", metavar="ID=BIAS"),
-    ] = None  # fmt: skip
-    bad_words: Annotated[
-        list[str] | None,
-        _option("--bad-words", "Text that does not come out. Repeat it for up to 256.", SAMPLING_PANEL, "", metavar="TEXT"),
-    ] = None  # fmt: skip
-    repetition_penalty: Annotated[
-        float | None,
-        _option("--repetition-penalty", "Divides the logits of tokens that prompt or answer have; 1 is off.",
-                SAMPLING_PANEL, "1", metavar="X"),
-    ] = None  # fmt: skip
-    presence_penalty: Annotated[
-        float | None,
-        _option("--presence-penalty", "Subtracted from the logits of tokens that the answer has, -2 to 2; 0 is off.",
-                SAMPLING_PANEL, "0", metavar="X"),
-    ] = None  # fmt: skip
-    frequency_penalty: Annotated[
-        float | None,
-        _option("--frequency-penalty", "Subtracted for every time that the answer has the token, -2 to 2; 0 is off.",
-                SAMPLING_PANEL, "0", metavar="X"),
-    ] = None  # fmt: skip
-    no_repeat_ngram_size: Annotated[
-        int | None,
-        _option("--no-repeat-ngram-size", "No N tokens in a row come twice in prompt and answer; 0 is off.",
-                SAMPLING_PANEL, "0", metavar="N"),
-    ] = None  # fmt: skip
-    dry_multiplier: Annotated[
-        float | None,
-        _option("--dry-multiplier", "Penalty of what repeats prompt and answer: X * base ** (length - allowed length); "
-                "0 is off.", SAMPLING_PANEL, "0", metavar="X"),
-    ] = None  # fmt: skip
-    dry_base: Annotated[
-        float | None,
-        _option("--dry-base", "Base of the DRY penalty, 1 to 10.", SAMPLING_PANEL, f"{SamplingParams.dry_base:g}", metavar="X"),
-    ] = None  # fmt: skip
-    dry_allowed_length: Annotated[
-        int | None,
-        _option("--dry-allowed-length", "Longest repetition without DRY penalty.", SAMPLING_PANEL,
-                f"{SamplingParams.dry_allowed_length}", metavar="N"),
-    ] = None  # fmt: skip
-    dry_range: Annotated[
-        int | None,
-        _option("--dry-range", "Last tokens in which DRY looks for repetitions; 0 is all.", SAMPLING_PANEL, "0", metavar="N"),
-    ] = None  # fmt: skip
-    dry_breakers: Annotated[
-        list[str] | None,
-        _option("--dry-breakers", "Text that no repetition reaches across. May be repeated.", SAMPLING_PANEL,
-                "line end, colon, quote and asterisk", metavar="TEXT"),
-    ] = None  # fmt: skip
     temperature: Annotated[
         float | None,
-        _option("--temperature", "Divides the logits, at least 0; 0 always takes the best token.", SAMPLING_PANEL,
+        option("--temperature", "Divides the logits, at least 0; 0 always takes the best token.", SAMPLING_PANEL,
                 "the model's own, else 0.7", metavar="X"),
     ] = None  # fmt: skip
     top_k: Annotated[
         int | None,
-        _option("--top-k", "Keep the K most probable tokens; 0 is off.", SAMPLING_PANEL,
+        option("--top-k", "Keep the K most probable tokens; 0 is off.", SAMPLING_PANEL,
                 "the model's own, else 50", metavar="K"),
     ] = None  # fmt: skip
     top_p: Annotated[
         float | None,
-        _option("--top-p", "Keep the fewest tokens that have probability P together, 0 to 1; 1 is off.", SAMPLING_PANEL,
+        option("--top-p", "Keep the fewest tokens that have probability P together, 0 to 1; 1 is off.", SAMPLING_PANEL,
                 "the model's own, else 0.9", metavar="P"),
     ] = None  # fmt: skip
     min_p: Annotated[
         float | None,
-        _option("--min-p", "Keep tokens with at least P times the best one's probability, 0 to 1; 0 is off.",
+        option("--min-p", "Keep tokens with at least P times the best one's probability, 0 to 1; 0 is off.",
                 SAMPLING_PANEL, "the model's own, else 0", metavar="P"),
-    ] = None  # fmt: skip
-    typical_p: Annotated[
-        float | None,
-        _option("--typical-p", "Keep the tokens whose information is nearest the entropy, up to probability P; 1 is off.",
-                SAMPLING_PANEL, "1", metavar="P"),
-    ] = None  # fmt: skip
-    epsilon_cutoff: Annotated[
-        float | None,
-        _option("--epsilon-cutoff", "Keep tokens of at least this probability; 0 is off.", SAMPLING_PANEL, "0", metavar="P"),
-    ] = None  # fmt: skip
-    eta_cutoff: Annotated[
-        float | None,
-        _option("--eta-cutoff", "Keep tokens of at least min(P, sqrt(P) * e^-entropy); 0 is off.",
-                SAMPLING_PANEL, "0", metavar="P"),
-    ] = None  # fmt: skip
-    top_n_sigma: Annotated[
-        float | None,
-        _option("--top-n-sigma", "Keep tokens within N standard deviations of the largest logit; 0 is off.",
-                SAMPLING_PANEL, "0", metavar="N"),
-    ] = None  # fmt: skip
-    xtc_probability: Annotated[
-        float | None,
-        _option("--xtc-probability", "Chance that the top choices but the least of them are left out; 0 is off.",
-                SAMPLING_PANEL, "0", metavar="P"),
-    ] = None  # fmt: skip
-    xtc_threshold: Annotated[
-        float | None,
-        _option("--xtc-threshold", "Probability from which on a token is a top choice, 0 to 0.5.",
-                SAMPLING_PANEL, f"{SamplingParams.xtc_threshold:g}", metavar="P"),
     ] = None  # fmt: skip
     seed: Annotated[
         int | None,
-        _option("--seed", "Number that makes the answer repeatable, 0 to 2**64 - 1.", SAMPLING_PANEL,
+        option("--seed", "Number that makes the answer repeatable, 0 to 2**64 - 1.", SAMPLING_PANEL,
                 "another each time", metavar="N"),
     ] = None  # fmt: skip
     n: Annotated[
-        int, _option("--n", "Answers to the prompt, 1 to 128.", SAMPLING_PANEL, metavar="N")
+        int, option("--n", "Answers to the prompt, 1 to 128.", SAMPLING_PANEL, metavar="N")
     ] = SamplingParams.n  # fmt: skip
     max_tokens: Annotated[
-        int, _option("--max-tokens", "Most tokens of an answer, at least 1.", SAMPLING_PANEL, metavar="N")
+        int, option("--max-tokens", "Most tokens of an answer, at least 1.", SAMPLING_PANEL, metavar="N")
     ] = DEFAULT_MAX_TOKENS
     min_tokens: Annotated[
         int,
-        _option("--min-tokens", "Fewest tokens of an answer: until then nothing ends it.", SAMPLING_PANEL,
+        option("--min-tokens", "Fewest tokens of an answer: until then nothing ends it.", SAMPLING_PANEL,
                 metavar="N"),
     ] = SamplingParams.min_tokens  # fmt: skip
     stop: Annotated[
         list[str] | None,
-        _option("--stop", "Text that ends the answer and is left out. Repeat it for up to 16.", SAMPLING_PANEL,
+        option("--stop", "Text that ends the answer and is left out. Repeat it for up to 16.", SAMPLING_PANEL,
                 "", metavar="TEXT"),
     ] = None  # fmt: skip
     stop_token_ids: Annotated[
         list[str] | None,
-        _option("--stop-token-ids", "Token ids that end the answer, separated by commas. May be repeated.",
+        option("--stop-token-ids", "Token ids that end the answer, separated by commas. May be repeated.",
                 SAMPLING_PANEL, "", metavar="IDS"),
     ] = None  # fmt: skip
-    ignore_eos: Annotated[bool, _option("--ignore-eos", "Go on past the model's own end of text.", SAMPLING_PANEL)] = (
+    ignore_eos: Annotated[bool, option("--ignore-eos", "Go on past the model's own end of text.", SAMPLING_PANEL)] = (
         False
     )
     logprobs: Annotated[
         int | None,
-        _option("--logprobs", "Also print each token's log-probability and those of the N best, 0 to 1024.",
+        option("--logprobs", "Also print each token's log-probability and those of the N best, 0 to 1024.",
                 SAMPLING_PANEL, "", metavar="N"),
     ] = None  # fmt: skip
     logprobs_mode: Annotated[
         str,
-        _option("--logprobs-mode", "raw: before every filter; processed: after them.", SAMPLING_PANEL,
-                metavar="MODE", autocompletion=_choices("raw", "processed")),
+        option("--logprobs-mode", "raw: before every filter; processed: after them.", SAMPLING_PANEL,
+                metavar="MODE", autocompletion=choices("raw", "processed")),
     ] = SamplingParams.logprobs_mode  # fmt: skip
 
     def given(self) -> dict[str, Any]:
-        """What was given, by the names of SamplingParams."""
-        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        given = {name: value for name, value in given.items() if value is not None and value is not False}
+        """What was given, by the names of SamplingParams; a preset's values where nothing else was."""
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"}
+        given = {name: value for name, value in given.items() if value not in (None, []) and value is not False}
         if "stop_token_ids" in given:
             given["stop_token_ids"] = _ids(given["stop_token_ids"])
         if "logit_bias" in given:
-            given["logit_bias"] = parse_biases("--logit-bias", ",".join(given["logit_bias"]))
+            given["logit_bias"] = biases(given["logit_bias"])
         return given
 
     def params(self, base: SamplingParams) -> SamplingParams:
@@ -418,28 +323,28 @@ class BeamOptions:
 
     num_beams: Annotated[
         int | None,
-        _option(("--beams", "--num-beams"), "Follow so many beams instead of sampling, 1 to 64; --n best are printed.",
+        option(("--beams", "--num-beams"), "Follow so many beams instead of sampling, 1 to 64; --n best are printed.",
                 BEAM_PANEL, "", metavar="N"),
     ] = None  # fmt: skip
     length_penalty: Annotated[
         float | None,
-        _option("--length-penalty", "A beam's score is its log-probability / length ** X: above 0 favours longer answers.",
+        option("--length-penalty", "A beam's score is its log-probability / length ** X: above 0 favours longer answers.",
                 BEAM_PANEL, f"{BeamParams.length_penalty:g}", metavar="X"),
     ] = None  # fmt: skip
     early_stopping: Annotated[
         str | None,
-        _option("--early-stopping", "true: end when as many answers as beams are finished; false: when a better one is "
+        option("--early-stopping", "true: end when as many answers as beams are finished; false: when a better one is "
                 "unlikely; never: when none can come.", BEAM_PANEL, "false", metavar="WHEN",
-                autocompletion=_choices("true", "false", "never")),
+                autocompletion=choices("true", "false", "never")),
     ] = None  # fmt: skip
     num_beam_groups: Annotated[
         int | None,
-        _option(("--beam-groups", "--num-beam-groups"), "Groups of beams that diverge, a divisor of --beams.", BEAM_PANEL,
+        option(("--beam-groups", "--num-beam-groups"), "Groups of beams that diverge, a divisor of --beams.", BEAM_PANEL,
                 f"{BeamParams.num_beam_groups}", metavar="N"),
     ] = None  # fmt: skip
     diversity_penalty: Annotated[
         float | None,
-        _option("--diversity-penalty", "Subtracted for each beam of an earlier group that takes the same token.",
+        option("--diversity-penalty", "Subtracted for each beam of an earlier group that takes the same token.",
                 BEAM_PANEL, f"{BeamParams.diversity_penalty:g}", metavar="X"),
     ] = None  # fmt: skip
 
@@ -470,16 +375,16 @@ class GrammarOptions:
 
     json_schema: Annotated[
         str | None,
-        _option("--json-schema", "The answer is JSON of this schema: a file, or JSON itself.", GRAMMAR_PANEL, "",
+        option("--json-schema", "The answer is JSON of this schema: a file, or JSON itself.", GRAMMAR_PANEL, "",
                 metavar="FILE"),
     ] = None  # fmt: skip
     regex: Annotated[
         str | None,
-        _option("--regex", "The whole answer matches this regular expression.", GRAMMAR_PANEL, "", metavar="PATTERN"),
+        option("--regex", "The whole answer matches this regular expression.", GRAMMAR_PANEL, "", metavar="PATTERN"),
     ] = None
     lark: Annotated[
         str | None,
-        _option("--lark", "The answer is text of this Lark grammar: a file, or the grammar itself.", GRAMMAR_PANEL, "",
+        option("--lark", "The answer is text of this Lark grammar: a file, or the grammar itself.", GRAMMAR_PANEL, "",
                 metavar="FILE"),
     ] = None  # fmt: skip
 
@@ -536,13 +441,13 @@ class BatchOptions:
 
     batch: Annotated[
         str | None,
-        _option("--batch", "Requests, a JSON object a line; - is standard input.", BATCH_PANEL, "", metavar="FILE"),
+        option("--batch", "Requests, a JSON object a line; - is standard input.", BATCH_PANEL, "", metavar="FILE"),
     ] = None
     out: Annotated[
-        str | None, _option("--out", "Where their results go, a line each.", BATCH_PANEL, "", metavar="FILE")
+        str | None, option("--out", "Where their results go, a line each.", BATCH_PANEL, "", metavar="FILE")
     ] = None
     resume: Annotated[
-        bool, _option("--resume", "Go on where --out ends: keep its results, run the other requests.", BATCH_PANEL)
+        bool, option("--resume", "Go on where --out ends: keep its results, run the other requests.", BATCH_PANEL)
     ] = False
 
     def check(self, prompt: str | None, receipt: str | None) -> None:
@@ -558,18 +463,6 @@ class BatchOptions:
             raise ParameterError("--receipt cannot be with --batch: each result has its receipt")
         if self.out is None:
             raise ParameterError("--batch needs --out, the file for the results")
-
-
-def parse_biases(name: str, text: str) -> dict[int, float]:
-    """Biases of "5=1.5,7=-100"."""
-    pairs = [piece.partition("=") for piece in text.replace(",", " ").split()]
-    try:
-        found = {int(token): float(bias) for token, _, bias in pairs}
-    except ValueError:
-        raise ParameterError(f"{name} takes token ids with biases, like 5=1.5,7=-100, got {text!r}") from None
-    if len(found) < len(pairs):
-        raise ParameterError(f"{name} has a token id twice, got {text!r}")
-    return found
 
 
 def _ids(texts: list[str]) -> tuple[int, ...]:

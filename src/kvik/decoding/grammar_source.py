@@ -14,7 +14,7 @@ from kvik.params import Grammar
 __all__ = ["LIMITS", "grammar_source", "shortened"]
 
 #: Of llguidance. Rows and steps of its Earley parser, symbols of the grammar, fuel and states of the lexer.
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "max_items_in_row": 2000,
     "step_max_items": 10_000,
     "max_grammar_size": 50_000,
@@ -120,7 +120,9 @@ def _lark(text: str) -> str:
 
 def _optional_parts(words: list[_Word]) -> int:
     """Of all terminals and regular expressions, those that terminals take over from others counted each time."""
-    own, uses = {"": 0}, {"": []}  # of each terminal: optional parts, and the terminals in it; "": of the rules
+    # of each terminal: optional parts, and the terminals in it; "": of the rules
+    own: dict[str, int] = {"": 0}
+    uses: dict[str, list[str]] = {"": []}
     name = ""
     for word, after in zip(words, [*words[1:], _Word("mark", "")], strict=True):
         if word.kind == "name" and after.text in (":", "[", "."):
@@ -132,9 +134,9 @@ def _optional_parts(words: list[_Word]) -> int:
             uses[name].append(word.text)
         elif word.kind == "regex":
             own[name] += len(_OPTIONAL.findall(word.text))
-        elif name and word.text in ("?", "*", "[", "~", "&", "{"):
-            own[name] += 1
-        elif name and word.text == "|" and after.text in ("|", ")", ""):
+        elif (name and word.text in ("?", "*", "[", "~", "&", "{")) or (
+            name and word.text == "|" and after.text in ("|", ")", "")
+        ):
             own[name] += 1
     total: dict[str, int] = {}
     waiting = [name for name in own if name]
@@ -184,6 +186,8 @@ def shortened(reason: str) -> str:
     """What llguidance says, in one line."""
     if reason.startswith("NoExtension"):
         return "no text matches it, or none that the model's vocabulary can write"
+    if reason.startswith("oneOf constraints"):
+        return "oneOf is supported where its schemas can be seen to exclude each other; anyOf is without that"
     found = re.search(r"^error: (.*)$", reason, re.MULTILINE)  # of a regular expression, below a picture of the place
     reason = reason if found is None else f"regular expression: {found[1]}"
     reason = re.sub(r"\n *\d+ \| .*", "", reason.replace("<non-verbose/>", ""), flags=re.DOTALL)

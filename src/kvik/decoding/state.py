@@ -95,7 +95,8 @@ class DecodingState:
         self._repeats: Repeats | None = None
         self._break = Break()
         if self._tokens is not None and repeats:
-            self._repeats = Repeats(self._tokens.ids, max(self._ngram - 1, self._longest_dry()))
+            self._longest = max(self._ngram - 1, self._longest_dry())
+            self._repeats = Repeats(self._tokens.ids, self._longest)
             self._find_break()
         self._static = self._tokens is None and matcher is None
 
@@ -222,7 +223,7 @@ class DecodingState:
             return self._seen.ids if self._seen.ids.size else None
         assert self._repeats is not None and self._tokens is not None
         places = self._repeats.places[self._repeats.lengths >= self._ngram - 1]
-        return np.unique(self._tokens.ids[places + 1]) if len(places) else None
+        return _ids(set(self._tokens.ids[places + 1].tolist())) if len(places) else None
 
     def _dry(self) -> dict[str, Any]:
         """llama.cpp's: of each token, the longest repetition it would lengthen, in range and after the last breaker."""
@@ -233,15 +234,22 @@ class DecodingState:
         if size - start <= self._allowed or not len(places):
             return {}
         limit = size - self._break.end if self._break.begin >= start else size - start
-        bounded = np.minimum(np.minimum(lengths, limit), places - start + 1)
-        known = bounded >= self._allowed
-        if not known.any():
+        if start:
+            lengths = np.minimum(lengths, places - start + 1)
+        if limit < self._longest:
+            lengths = np.minimum(lengths, limit)
+        known = np.flatnonzero(lengths >= self._allowed)
+        if not len(known):
             return {}
-        following, bounded = self._tokens.ids[places[known] + 1], bounded[known]
-        order = np.lexsort((-bounded, following))
-        ids, first = np.unique(following[order], return_index=True)
-        penalties = dry_penalty(bounded[order][first], self._multiplier, self._base, self._allowed)
-        return {"dry_ids": ids, "dry_penalties": penalties}
+        longest = _longest_of(self._tokens.ids[places[known] + 1], lengths[known])
+        penalties = dry_penalty(np.fromiter(longest.values(), np.int64), self._multiplier, self._base, self._allowed)
+        return {"dry_ids": _ids(longest), "dry_penalties": penalties}
+
+
+def _longest_of(ids: Ids, lengths: npt.NDArray[np.int64]) -> dict[int, int]:
+    """Of each id, its largest length."""
+    order = np.argsort(lengths)
+    return dict(zip(ids[order].tolist(), lengths[order].tolist(), strict=True))
 
 
 def _ids(tokens: Iterable[int]) -> Ids:

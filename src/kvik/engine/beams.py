@@ -298,7 +298,11 @@ def take_candidates(
         if failed[group] is not None:
             continue
         try:
-            found = best_rows(chosen[part], edits[part], count) if best is None else Best(*(of[part] for of in best))
+            found = (
+                best_rows(chosen[part], edits[part], count)
+                if best is None
+                else Best(best.ids[part], best.logprobs[part], best.found[part])
+            )
             group.note(beams, Candidates(*found))
         except DataError as error:
             failed[group] = DataError(f"position {len(beams[0].tokens)}: {error}")

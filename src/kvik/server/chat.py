@@ -11,7 +11,7 @@ from kvik.errors import ParameterError
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError, api_error
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import SAMPLING, SEARCH, Common, chat_fields, check_top, generation_params
+from kvik.server.fields import BEAMS, SAMPLING, Common, chat_fields, check_top, generation_params
 from kvik.server.formats import FORMATS, names
 from kvik.server.logprobs import chat_logprobs
 from kvik.server.responding import Reply
@@ -22,7 +22,7 @@ __all__ = ["FIELDS", "RENAMED", "answer_chat", "conversation", "conversation_ids
 FIELDS = frozenset(
     (
         *FORMATS,
-        *SAMPLING, *SEARCH, "messages", "tools", "max_tokens", "top_logprobs", "cache_salt",
+        *SAMPLING, *BEAMS, "messages", "tools", "max_tokens", "top_logprobs", "cache_salt",
     )
 )  # fmt: skip
 RENAMED = {"logprobs": "top_logprobs", "prompt": "messages"}

@@ -13,7 +13,7 @@ from kvik.params import BeamParams, SamplingParams
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError, api_error
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import SAMPLING, SEARCH, Common, check_top, completion_fields, generation_params
+from kvik.server.fields import BEAMS, SAMPLING, Common, check_top, completion_fields, generation_params
 from kvik.server.formats import FORMATS, names
 from kvik.server.logprobs import TokenTable
 from kvik.server.responding import Reply
@@ -21,7 +21,7 @@ from kvik.server.service import Service, finish_of, score_of, together
 
 __all__ = ["FIELDS", "answer_completion", "prompts_of"]
 
-FIELDS = frozenset((*SAMPLING, *FORMATS, *SEARCH, "prompt", "max_tokens", "logprobs", "cache_salt"))
+FIELDS = frozenset((*SAMPLING, *FORMATS, *BEAMS, "prompt", "max_tokens", "logprobs", "cache_salt"))
 
 Prompt = str | list[int]
 

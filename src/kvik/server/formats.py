@@ -28,7 +28,9 @@ def grammar_field(fields: Fields) -> dict[str, Grammar]:
         return {}
     kind = given.get("type")
     if kind not in _KINDS:
-        raise _refuse("response_format.type", f"response_format.type must be one of {', '.join(_KINDS)}, got {kind!r:.60}")
+        raise _refuse(
+            "response_format.type", f"response_format.type must be one of {', '.join(_KINDS)}, got {kind!r:.60}"
+        )
     allowed = ("type", "json_schema") if kind == "json_schema" else ("type",)
     _known(given, allowed, "response_format", required=allowed)
     if kind == "text":
