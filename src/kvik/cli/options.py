@@ -293,8 +293,8 @@ class SamplingOptions(StrategyOptions):
     ] = SamplingParams.logprobs_mode  # fmt: skip
 
     def given(self) -> dict[str, Any]:
-        """What was given, by the names of SamplingParams; a preset's values where nothing else was."""
-        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"}
+        """What was given, by the names of SamplingParams; and "preset" where one was."""
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         given = {name: value for name, value in given.items() if value not in (None, []) and value is not False}
         if "stop_token_ids" in given:
             given["stop_token_ids"] = _ids(given["stop_token_ids"])
