@@ -114,8 +114,9 @@ CELLS = [
 @pytest.mark.parametrize(("strategy", "feature", "model", "kv"), CELLS)
 def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv: str) -> None:
     what = FEATURES[feature]
-    drawn = {} if "num_beams" in (STRATEGIES | MORE)[strategy] else {"seed": 11}
-    settings = {"max_tokens": 30, "ignore_eos": True} | drawn | (STRATEGIES | MORE)[strategy] | what.get("params", {})
+    strategies = (STRATEGIES | MORE)[strategy]
+    drawn = {} if "num_beams" in strategies else {"seed": 11}
+    settings = {"max_tokens": 30, "ignore_eos": True} | drawn | strategies | what.get("params", {})
     if (strategy, feature) in REFUSED:
         with pytest.raises(ParameterError, match=REFUSED[strategy, feature]):
             params_of(settings)

@@ -103,6 +103,12 @@ def test_a_drawn_token_outside_the_best_is_there():
     assert trace.rank == 60 and len(trace.candidates) == BEST + 1 and trace.candidates[-1].token_id == worst
 
 
+def test_a_probability_of_nothing_is_not_removed():
+    row = np.array([0.0, -900.0], np.float32)
+    trace = trace_token(row, DrawRequest(SamplingParams(temperature=0.5), 0, 0, 0), 0)
+    assert [c.removed_by for c in trace.candidates] == [None, None] and trace.candidates[1].shares[-1] == 0.0
+
+
 def test_masked_logits_and_small_vocabularies():
     row = np.array([0.0, -np.inf, 1.0], np.float32)
     trace = trace_token(row, DrawRequest(SamplingParams(top_k=1), 0, 0, 0), 2)

@@ -293,8 +293,8 @@ class SamplingOptions(StrategyOptions):
     ] = SamplingParams.logprobs_mode  # fmt: skip
 
     def given(self) -> dict[str, Any]:
-        """What was given, by the names of SamplingParams; a preset's values where nothing else was."""
-        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"}
+        """What was given, by the names of SamplingParams; and "preset" where one was."""
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         given = {name: value for name, value in given.items() if value not in (None, []) and value is not False}
         if "stop_token_ids" in given:
             given["stop_token_ids"] = _ids(given["stop_token_ids"])
@@ -367,14 +367,6 @@ class BeamOptions:
         return None
 
 
-def _beam_option(found: re.Match[str]) -> str:
-    """The option for a field's name; other words as they are."""
-    name = found[0]
-    names = {"num_beams": "beams", "num_beam_groups": "beam_groups", "num_return_sequences": "n"}
-    known = {f.name for kind in (SamplingParams, BeamParams) for f in fields(kind)}
-    return f"--{names.get(name, name).replace('_', '-')}" if name in known else name
-
-
 @dataclass(frozen=True, kw_only=True)
 class GrammarOptions:
     """What the answer has to be: one of the kinds of Grammar."""
@@ -436,6 +428,14 @@ class GrammarOptions:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def _beam_option(found: re.Match[str]) -> str:
+    """The option for a field's name; other words as they are."""
+    name = found[0]
+    names = {"num_beams": "beams", "num_beam_groups": "beam_groups", "num_return_sequences": "n"}
+    known = {f.name for kind in (SamplingParams, BeamParams) for f in fields(kind)}
+    return f"--{names.get(name, name).replace('_', '-')}" if name in known else name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,17 @@ import typer
 
 from kvik.cli.answer import encode, with_seed
 from kvik.cli.input import argument_text
-from kvik.cli.options import EngineOptions, Json, ModelOptions, Plain, SamplingOptions, System, add_verb, naming_options
+from kvik.cli.options import (
+    EngineOptions,
+    GrammarOptions,
+    Json,
+    ModelOptions,
+    Plain,
+    SamplingOptions,
+    System,
+    add_verb,
+    naming_options,
+)
 from kvik.cli.output import note, print_json, write
 from kvik.errors import ParameterError
 from kvik.params import MAX_BEAMS, BeamParams, SamplingParams
@@ -79,6 +89,7 @@ class XrayOptions:
 def xray(
     model: ModelOptions,
     sampling: SamplingOptions,
+    grammar: GrammarOptions,
     engine: EngineOptions,
     options: XrayOptions,
     prompt: Annotated[
@@ -111,7 +122,7 @@ def xray(
     if sampling.logprobs is not None:
         raise ParameterError("--logprobs has no effect on an x-ray, which has them; leave it out")
     sampling.check(json=True)
-    machine = engine.params()
+    shape, machine = grammar.grammar(), engine.params()
     if not (text := argument_text(prompt)):
         raise ParameterError("the prompt is empty")
     llm = model.load(machine)
@@ -119,8 +130,10 @@ def xray(
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     ids = encode(llm, messages, raw)
-    params = replace(with_seed(sampling.params(llm.default_params())), max_tokens=max_tokens, trace=True)
-    with naming_options(SamplingParams):
+    asked = replace(sampling.params(llm.default_params()), max_tokens=max_tokens, grammar=shape, trace=True)
+    params = with_seed(asked)
+    assert isinstance(params, SamplingParams)
+    with naming_options(SamplingParams), grammar.naming():
         (answer,) = llm.generate([ids], params)
     traces = answer.choices[0].trace or ()
     tree = _follow(llm, ids, options)

@@ -87,23 +87,26 @@ def trace_token(logits: npt.NDArray[np.float32], request: DrawRequest, token_id:
     ids = order[: min(BEST, np.count_nonzero(row > -np.inf))].tolist()
     if token_id not in ids:
         ids.append(token_id)
-    told, shares = _through(stages(logits, request), np.array(ids, np.intp), is_greedy(request.params.temperature))
+    told, shares, gone = _through(stages(logits, request), ids, is_greedy(request.params.temperature))
     p = request.params.top_p if request.params.top_p < 1.0 else NUCLEUS
     at_one = _sweep(row[order], 1.0, p)
     return TokenTrace(
         token_id, request.position, shares[0][ids.index(token_id)], rank, at_one.entropy, at_one.nucleus, p,
         shares[-1][ids.index(token_id)], tuple(told),
-        tuple(_candidate(token, place, told, shares) for place, token in enumerate(ids)),
+        tuple(
+            CandidateTrace(token, tuple(each[place] for each in shares), gone.get(token)) for place, token in enumerate(ids)
+        ),
         tuple(_with_shares(_sweep(row[order], t, p), row, ids) for t in _temperatures(request.params.temperature)),
     )  # fmt: skip
 
 
 def _through(
-    found: Iterable[Stage], ids: npt.NDArray[np.intp], greedy: bool
-) -> tuple[list[StageTrace], list[list[float]]]:
-    """Each stage's account, and after each the probabilities of ids."""
+    found: Iterable[Stage], ids: list[int], greedy: bool
+) -> tuple[list[StageTrace], list[list[float]], dict[int, str]]:
+    """Each stage's account, after each the probabilities of ids, and which stage removed those of them that are."""
     told: list[StageTrace] = []
     shares: list[list[float]] = []
+    removed: dict[int, str] = {}
     before: Float64 | None = None  # probabilities, -1 for what is not there any more
     for stage in found:
         share = _probabilities(np.asarray(stage.scores, np.float64))
@@ -113,8 +116,9 @@ def _through(
         name = "greedy" if greedy and stage.name == "temperature" else stage.name
         told.append(StageTrace(name, int(alive.sum()), int(gone.sum()), mass))
         shares.append(share[ids].tolist())
+        removed |= {token: name for token in ids if gone[token]}
         before = np.where(alive, share, -1.0)
-    return told, shares
+    return told, shares, removed
 
 
 def _probabilities(scores: Float64) -> Float64:
@@ -124,12 +128,6 @@ def _probabilities(scores: Float64) -> Float64:
         return np.zeros_like(scores)
     weights: Float64 = np.exp(scores - best)
     return weights / weights.sum()
-
-
-def _candidate(token: int, place: int, told: list[StageTrace], shares: list[list[float]]) -> CandidateTrace:
-    mine = tuple(each[place] for each in shares)
-    gone = next((stage.name for stage, share in zip(told, mine, strict=True) if share == 0.0), None)
-    return CandidateTrace(token, mine, gone)
 
 
 def _temperatures(own: float) -> list[float]:

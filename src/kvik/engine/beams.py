@@ -16,7 +16,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from kvik import _native
+from kvik._native import Pool
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.beam import BeamSearch, Chosen, Hypothesis
@@ -272,7 +272,7 @@ def _rows(best: Best, rows: slice | list[int]) -> Best:
 
 
 def take_candidates(
-    logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: _native.Pool | None
+    logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: Pool | None
 ) -> dict[BeamGroup, Exception | None]:
     """Give the beams of these rows their candidates. Of each group what it fails with, or None: a row that is not finite, a
     grammar that is too costly.

@@ -179,5 +179,13 @@ def command_line(params: SamplingParams | BeamParams, prompt: str) -> str:
                 given = {field: value for field, value in given.items() if field not in preset}
                 break
     for field, value in given.items():
-        words += [f"--{field.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [f"--{field.replace('_', '-')}", _written(one)]
     return shlex.join(words)
+
+
+def _written(value: Any) -> str:
+    """A value as its option takes it; of logit_bias an (id, bias) pair."""
+    if isinstance(value, tuple):
+        return "=".join(map(_written, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

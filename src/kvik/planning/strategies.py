@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -155,5 +155,6 @@ def sweep(text: str) -> dict[str, SamplingParams | BeamParams]:
     for value in np.linspace(first, last, steps).tolist():
         given = round(value) if field in _WHOLE else round(value, 6)
         base = BeamParams() if field == "num_beams" else STRATEGIES["temperature"].params
-        found[f"{field}={given:g}"] = replace(base, **{field: given})
+        changed: dict[str, Any] = {field: given}
+        found[f"{field}={given:g}"] = replace(base, **changed)
     return found
