@@ -114,7 +114,7 @@ def test_every_further_option_arrives(kvik, made):
     arguments = []
     for name, value in given.items():
         values = (
-            [f"{t}:{b}" for t, b in value] if name == "logit_bias" else value if isinstance(value, tuple) else [value]
+            [f"{t}={b}" for t, b in value] if name == "logit_bias" else value if isinstance(value, tuple) else [value]
         )
         for one in values:
             arguments += [f"--{name.replace('_', '-')}", str(one)]
