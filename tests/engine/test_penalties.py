@@ -110,6 +110,6 @@ def test_receipts_hold_every_field(params: SamplingParams) -> None:
     from dataclasses import asdict
 
     model = dict.fromkeys(("name", "path", "digest", "weights", "kv", "executor", "device"), "x") | {"isa": None}
-    receipt = Receipt("1", model, "sample", asdict(params), (1,), ((2,),), ("length",))
+    receipt = Receipt("1", model, "sampling", asdict(params), (1,), ((2,),), ("length",))
     read = receipt_from_json(receipt_to_json(receipt), "it")
     assert SamplingParams(**read.params) == params
