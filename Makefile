@@ -49,7 +49,7 @@ bench-sizes: $(VENV)/.installed
 	$(BIN)/python bench/sizes.py
 
 bench-engine: $(VENV)/.installed
-	$(PYTHON) bench/setup_peers.py --only tools,llama.cpp,vllm
+	$(PYTHON) bench/setup_peers.py --only tools,llama.cpp,vllm,transformers
 	$(BIN)/python bench/engine.py
 
 bench-decoding: $(VENV)/.installed

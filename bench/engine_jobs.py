@@ -20,6 +20,7 @@ DEPTHS = (2048, 4096, 7936)
 DEEP_NEW, LONG_PROMPT = 32, 8000
 DEEP_VARIANTS = ("Q4_1", "Q4_0")
 STREAMS = 16
+BEAMS = 4
 SHARE = 0.8  # of a server's capacity
 REFERENCES = ("vllm", "llama-server")
 """Whose capacity sets the common rate: the first one that has been measured."""
@@ -196,6 +197,33 @@ def own_kvik(settings: Settings, mode: str, block: int) -> Measurement:
     return Measurement(figures, found)
 
 
+# --- beam search
+
+
+def beam_prompts(settings: Settings, block: int) -> list[list[int]]:
+    """One to warm up and one for each repeat, the same for both engines."""
+    works = equal_requests(f"{settings.seed}/beams/{block}", settings.repeat + 1, settings.prompt, settings.new)
+    return [work.prompt for work in works]
+
+
+def beams_kvik(settings: Settings, block: int) -> Measurement:
+    prompts = beam_prompts(settings, block)
+    found = ask_kvik(settings, "beams", "", prompts=prompts, new=settings.new, beams=BEAMS)
+    figures = {name: middle(found[name]) for name in ("python", "kv_bytes", "kv_bytes_unshared")}
+    figures["of_unshared"] = figures["kv_bytes"] / figures["kv_bytes_unshared"]
+    return Measurement({**figures, "tok_s": settings.new / middle(found["seconds"])}, found)
+
+
+def beams_transformers(settings: Settings, block: int) -> Measurement:
+    request = {
+        "mode": "beams", "model": str(settings.peers.dequantized()), "dtype": "bf16", "threads": settings.threads,
+        "prompts": beam_prompts(settings, block), "new": settings.new, "beams": BEAMS,
+    }  # fmt: skip
+    python = settings.peers.python("transformers")
+    found, _ = contenders.run_worker(python, "transformers_worker.py", request, timeout=1800)
+    return Measurement({"tok_s": settings.new / middle(found["seconds"])}, found)
+
+
 # --- all of them
 
 
@@ -227,6 +255,10 @@ def plan(settings: Settings, load: Traffic) -> dict[str, Job]:
     found |= {f"deep llama.cpp {name} fa=1": deep(name) for name in DEEP_VARIANTS}
     found |= over_http(settings, load)
     found["http kvik"] = ours(lambda block: http_kvik(settings, load, block))
+    found["beams kvik"] = ours(lambda block: beams_kvik(settings, block))
+    found["beams transformers"] = Job(
+        lambda block: beams_transformers(settings, block), lambda: (peers.python("transformers"), peers.dequantized())
+    )
     return found | {f"{mode} kvik": own(mode) for mode in OWN}
 
 

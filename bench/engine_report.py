@@ -15,7 +15,7 @@ from bench.common import (
     verdict,
     verdict_table,
 )
-from bench.engine_jobs import DEPTHS, KVIK_SEQUENCES, LONG_PROMPT, REFERENCES, SEQUENCES, SHARE, STREAMS
+from bench.engine_jobs import BEAMS, DEPTHS, KVIK_SEQUENCES, LONG_PROMPT, REFERENCES, SEQUENCES, SHARE, STREAMS
 from bench.results import Results, failed_table, fastest
 
 
@@ -47,7 +47,10 @@ def own(results: Results, target: Target, job: str, figure: str, note: str = "")
 
 def verdicts(results: Results) -> list[Verdict]:
     """Every target, in the order of the sections."""
-    return [*batch_verdicts(results), *deep_verdicts(results), *http_verdicts(results), *cache_verdicts(results)]
+    return [
+        *batch_verdicts(results), *deep_verdicts(results), *http_verdicts(results), *beam_verdicts(results),
+        *cache_verdicts(results),
+    ]  # fmt: skip
 
 
 def batch_verdicts(results: Results) -> list[Verdict]:
@@ -93,6 +96,14 @@ def http_verdicts(results: Results) -> list[Verdict]:
         beside("inter-token latency", "gap_s"),
         own(results, steady, "own-rate kvik", "gap_p99_over_median"),
         own(results, Target(f"{STREAMS} streams over HTTP ÷ LLM.generate", 0.95), "http kvik", "kept"),
+    ]
+
+
+def beam_verdicts(results: Results) -> list[Verdict]:
+    target = Target(f"beam search, {BEAMS} beams ÷ transformers in bf16", 8.0, unit="×")
+    return [
+        ratio(results, target, "beams kvik", "beams transformers", "tok_s"),
+        own(results, Target(f"Python's share of a step, {BEAMS} beams", 0.1, "at most"), "beams kvik", "python"),
     ]
 
 
@@ -148,6 +159,10 @@ def other_table(results: Results) -> str:
         ("slots unused, the whole context preallocated", "waste kvik", "preallocated_context"),
         ("blocks of 16 samples, most at once", "samples kvik", "blocks_peak"),
         ("the same without sharing", "samples kvik", "blocks_unshared_peak"),
+        (f"beam search, {BEAMS} beams (tok/s of the answer)", "beams kvik", "tok_s"),
+        ("the same, transformers in bf16", "beams transformers", "tok_s"),
+        ("most bytes of keys and values, its beams sharing", "beams kvik", "kv_bytes"),
+        ("the same, a copy for each beam", "beams kvik", "kv_bytes_unshared"),
         ("first token behind 2,000 new tokens (s)", "prefix kvik", "cold_s"),
         ("first token behind 2,000 cached tokens (s)", "prefix kvik", "warm_s"),
         ("prompts that all differ, with the index (s)", "index kvik", "on"),

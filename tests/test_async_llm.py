@@ -51,6 +51,44 @@ async def until(condition: Any) -> None:
     raise AssertionError("it did not happen")
 
 
+def test_a_beam_search_among_samples(model: AsyncLLM) -> None:
+    search = kvik.BeamParams(num_beams=3, num_return_sequences=2, max_tokens=20, trace=True)
+    asked = [params(n=2), search, params(seed=4), search]
+
+    async def run() -> list[list[Chunk]]:
+        return await asyncio.gather(*(read(model.generate("and then", one)) for one in asked))
+
+    heard = asyncio.run(run())
+    whole = model.llm.generate(["and then"] * 4, asked)
+    assert [c.finish_reason is not None for c in heard[1]] == [True, True]
+    for chunks, done in zip(heard, whole, strict=True):
+        for choice in done.choices:
+            mine = [c for c in chunks if c.index == choice.index]
+            assert "".join(c.text for c in mine) == choice.text
+            assert tuple(t for c in mine for t in c.token_ids) == choice.token_ids
+    assert heard[1][-1].usage is not None and [c._replace(usage=None, stats=None) for c in heard[1]] == [
+        c._replace(usage=None, stats=None) for c in heard[3]
+    ]
+    assert whole[1].beams is not None and len(whole[1].beams) == max(len(c.token_ids) for c in whole[1].choices)
+    assert whole[0].beams is None and whole[0].choices[0].score is None
+    stream = model.llm.stream("and then", search)
+    assert [c.text for c in stream] == [c.text for c in whole[1].choices] and stream.completion is not None
+
+
+def test_a_beam_search_whose_reader_leaves(model: AsyncLLM) -> None:
+    slowed(model)
+
+    async def run() -> None:
+        chunks = model.generate("and then", kvik.BeamParams(num_beams=4, max_tokens=200, ignore_eos=True))
+        reading = asyncio.create_task(read(chunks))
+        await until(lambda: held(model) > 0)
+        reading.cancel()
+        await chunks.aclose()
+        await until(lambda: held(model) == 0 and not model.num_requests)
+
+    asyncio.run(run())
+
+
 def held(model: AsyncLLM) -> int:
     return model.llm.engine.scheduler.pool.num_held
 
@@ -188,7 +226,7 @@ def test_a_slow_reader_holds_up_nobody_and_misses_nothing(model: AsyncLLM) -> No
 
 
 def test_joined_chunks_lose_nothing() -> None:
-    usage, stats = Usage(1, 2, 0, 3, 4, 5), RequestStats(0.0, 0.0, 0.0, None, (), 0, 0)
+    usage, stats = Usage(1, 2, 0, 3, 4, 5, 4), RequestStats(0.0, 0.0, 0.0, None, (), 0, 0)
     noted = tuple(TokenLogprobs(t, -1.0, ()) for t in (7, 8))
     first = Chunk(1, "a", (7,), noted[:1])
     assert joined(first, Chunk(1, "b", (8,), noted[1:], "stop", usage, stats)) == Chunk(

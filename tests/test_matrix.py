@@ -13,7 +13,7 @@ from models.small_models import write_gguf
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
 from kvik.errors import ParameterError
-from kvik.params import PRESETS, Grammar, SamplingParams
+from kvik.params import PRESETS, BeamParams, Grammar, SamplingParams, beam_params
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.gguf import read_gguf
 
@@ -23,6 +23,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "top-k": {"top_k": 12},
     "top-p": {"top_p": 0.8},
     "min-p": {"min_p": 0.1},
+    "beam 4": {"num_beams": 4},
+    "beam groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "length_penalty": 0.5},
     "combined": {"temperature": 1.4, "top_k": 40, "top_p": 0.95, "min_p": 0.02},
 }
 # Those whose filters and penalties are nothing to a model or a cache, on the first model and format only.
@@ -57,10 +59,14 @@ FEATURES: dict[str, dict[str, Any]] = {
     "batch mates": {"mates": 5},
     "chunks": {"engine": {"max_batch_tokens": 5}, "mates": 1},
     "two threads": {"engine": {"threads": 2}},
-    "preemption": {"engine": {"num_slabs": 10}, "mates": 5, "happens": "preemptions"},
+    "preemption": {"engine": {"num_slabs": 10}, "mates": 9, "happens": "preemptions"},
     "prefix hit": {"before": 1, "happens": "prefix_hit_tokens"},
 }
-REFUSED: dict[tuple[str, str], str] = {}  # (strategy, feature): what the refusal says
+REFUSED: dict[tuple[str, str], str] = {  # (strategy, feature): what the refusal says
+    (strategy, feature): f"{name} cannot go with num_beams"
+    for strategy in ("beam 4", "beam groups")
+    for feature, name in (("processed logprobs", "logprobs_mode"), ("seed", "seed"))
+}
 PROMPT = tuple(i * 7 % 96 for i in range(40))
 
 
@@ -75,6 +81,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return tokenizer_of(tmp_path_factory.mktemp("matrix"))
 
 
+def params_of(settings: dict[str, Any]) -> SamplingParams | BeamParams:
+    return beam_params(settings) if "num_beams" in settings else SamplingParams(**settings)
+
+
 def said(chunks: list[Chunk], n: int) -> list[Any]:
     """Of each sample: text, tokens, log-probabilities and the reasons of its chunks that have one."""
     samples = [[c for c in chunks if c.index == index] for index in range(n)]
@@ -85,7 +95,7 @@ def said(chunks: list[Chunk], n: int) -> list[Any]:
     ]  # fmt: skip
 
 
-def run_all(made: Engine, requests: list[tuple[tuple[int, ...], SamplingParams]]) -> list[list[Chunk]]:
+def run_all(made: Engine, requests: list[tuple[tuple[int, ...], SamplingParams | BeamParams]]) -> list[list[Chunk]]:
     heard: list[list[Chunk]] = [[] for _ in requests]
     for (prompt, params), chunks in zip(requests, heard, strict=True):
         made.add(made.request(prompt, params), chunks.append)
@@ -104,25 +114,28 @@ CELLS = [
 @pytest.mark.parametrize(("strategy", "feature", "model", "kv"), CELLS)
 def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv: str) -> None:
     what = FEATURES[feature]
-    settings = (
-        {"max_tokens": 30, "seed": 11, "ignore_eos": True} | (STRATEGIES | MORE)[strategy] | what.get("params", {})
-    )
+    strategies = (STRATEGIES | MORE)[strategy]
+    drawn = {} if "num_beams" in strategies else {"seed": 11}
+    settings = {"max_tokens": 30, "ignore_eos": True} | drawn | strategies | what.get("params", {})
     if (strategy, feature) in REFUSED:
         with pytest.raises(ParameterError, match=REFUSED[strategy, feature]):
-            SamplingParams(**settings)
+            params_of(settings)
         return
-    params = SamplingParams(**settings)
+    params = params_of(settings)
     alone = small_engine(tokenizer, model, kv=kv, prefix_sharing=False)
     (want,) = run_all(alone, [(PROMPT, params)])
-    made = small_engine(tokenizer, model, kv=kv, **what.get("engine", {}))
+    machine = dict(what.get("engine", {}))
+    if "num_slabs" in machine:  # at least what the request needs by itself
+        machine["num_slabs"] = max(machine["num_slabs"], alone._slabs(len(PROMPT), 30, params.num_sequences))
+    made = small_engine(tokenizer, model, kv=kv, **machine)
     for _ in range(what.get("before", 0)):
         run_all(made, [(PROMPT, params)])
-    mates = [
+    mates: list[tuple[tuple[int, ...], SamplingParams | BeamParams]] = [
         (PROMPT[i : i + 25], SamplingParams(max_tokens=60, seed=i, ignore_eos=True))
         for i in range(what.get("mates", 0))
     ]
     *_, got = run_all(made, [*mates, (PROMPT, params)])
-    assert said(got, params.n) == said(want, params.n)
+    assert said(got, params.num_answers) == said(want, params.num_answers)
     assert getattr(made.stats, what.get("happens", "steps")) > 0
     if "stop" in settings:
         assert all(stop not in text for text, *_ in said(got, 1) for stop in params.stop)

@@ -4,6 +4,7 @@ kvik_engine.py '{"mode": …, "model": …, "threads": 2, "seed": "0/3", "repeat
     api       "count", "prompt", "new": seconds of LLM.generate of that many equal requests at once
     waste     "count": slots allocated but not used, over a trace of mixed lengths that all arrive at once
     samples   "samples", "prompt", "new": bytes that samples of one prompt share
+    beams     "prompts", "new", "beams": seconds of a beam search for each prompt; bytes that its beams share
     prefix    "prompt", "tail": time to first token of a prompt whose first tokens are cached, and of a new one
     index     "count", "prompt", "new": seconds with and without the prefix index, no two prompts alike
 
@@ -104,6 +105,27 @@ def samples(request: Found) -> Found:
     return {**found, "saved": 1 - found["blocks_peak"] / found["blocks_unshared_peak"]}
 
 
+def beams(request: Found) -> Found:
+    """One search after another; the first one warms up."""
+    llm = build(request)
+    search = kvik.BeamParams(num_beams=request["beams"], max_tokens=request["new"], ignore_eos=True)
+    seconds, usages, shares = [], [], []
+    for prompt in request["prompts"]:
+        llm.engine.stats.reset()
+        begun = perf_counter()
+        (answer,) = llm.generate([prompt], search)
+        seconds.append(perf_counter() - begun)
+        if len(answer.choices[0].token_ids) != request["new"]:
+            raise SystemExit(f"an answer has {len(answer.choices[0].token_ids)} tokens, not {request['new']}")
+        usages.append(answer.usage)
+        shares.append(llm.engine.stats.python / seconds[-1])
+    return {
+        "seconds": seconds[1:], "python": shares[1:],
+        "kv_bytes": [usage.kv_bytes_peak for usage in usages[1:]],
+        "kv_bytes_unshared": [usage.kv_bytes_unshared for usage in usages[1:]],
+    }  # fmt: skip
+
+
 def prefix(request: Found) -> Found:
     llm, draw = build(request), random.Random(request["seed"])
 
@@ -137,7 +159,7 @@ def index(request: Found) -> Found:
 
 
 MODES: dict[str, Callable[[Found], Found]] = {
-    "api": api, "waste": waste, "samples": samples, "prefix": prefix, "index": index,
+    "api": api, "waste": waste, "samples": samples, "beams": beams, "prefix": prefix, "index": index,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 The one argument is a JSON object:
 {"mode": "speed", "threads": 2, "prompt": 512, "new": 128, "repeat": 3, "model": FOLDER, "dtype": "bf16"}
+{"mode": "beams", "threads": 2, "prompts": [[5, …], …], "new": 64, "beams": 4, "model": FOLDER, "dtype": "bf16"}
 {"mode": "logits", "threads": 2, "windows": IN.npy, "first": 256, "out": OUT.f32, "model": FOLDER, "dtype": "f32"}
 """
 
@@ -49,6 +50,25 @@ def speed(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def beams(model: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of `generate` with beams and no end of text, for each prompt; the first one warms up."""
+    config = transformers.GenerationConfig(
+        num_beams=request["beams"], max_new_tokens=request["new"], do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    model.generation_config = transformers.GenerationConfig()
+
+    def once(prompt: list[int]) -> float:
+        ids = torch.tensor([prompt])
+        started = time.perf_counter()
+        found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        seconds = time.perf_counter() - started
+        if found.shape[1] != len(prompt) + request["new"]:
+            raise SystemExit(f"an answer has {found.shape[1] - len(prompt)} tokens, not {request['new']}")
+        return seconds
+
+    return {"seconds": [once(prompt) for prompt in request["prompts"]][1:]}
+
+
 def logits(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     with open(request["out"], "wb") as out:
         for window in np.load(request["windows"]):
@@ -65,7 +85,7 @@ def main() -> None:
     model.eval()
     load = time.perf_counter() - started
     with torch.inference_mode():
-        result = (speed if request["mode"] == "speed" else logits)(model, request)
+        result = {"speed": speed, "beams": beams, "logits": logits}[request["mode"]](model, request)
     print(json.dumps({"load_s": load, "version": transformers.__version__, **result}))
 
 

@@ -25,7 +25,8 @@ from bench.side_by_side import Run
 @pytest.fixture
 def settings(tmp_path) -> Settings:
     for name in ("llama.cpp/build/bin/llama-batched-bench", "llama.cpp/build/bin/llama-bench", "model.gguf",
-                 "models/smollm2-135m.Q4_1.gguf", "models/smollm2-135m-bf16/config.json", "vllm/bin/python"):  # fmt: skip
+                 "models/smollm2-135m.Q4_1.gguf", "models/smollm2-135m-bf16/config.json", "vllm/bin/python", "transformers/bin/python",
+                 "models/dequantized/config.json"):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -52,6 +53,10 @@ def ran(monkeypatch) -> list[list[str]]:
             found = [{"n_depth": int(depth), "samples_ts": [float(depth) + 1]} for depth in depths]
         elif argv[1].endswith("vllm_worker.py"):
             found = {str(n): [3.0, 9.0, 4.0] for n in json.loads(argv[2])["sequences"]}
+        elif '"mode": "beams"' in argv[2]:
+            found = {"seconds": [1.0, 2.0, 9.0]} | {
+                name: [4, 5, 5] for name in ("python", "kv_bytes", "kv_bytes_unshared")
+            }
         elif argv[1].endswith("kvik_engine.py"):
             found = {"on": [2.0, 3.0, 9.0], "off": [1.0, 3.0, 6.0], "hits": 0}
         else:
@@ -97,9 +102,31 @@ def test_the_cost_of_the_index_is_of_pairs(settings, ran) -> None:
     assert json.loads(ran[0][2])["seed"] == "0/index/3"
 
 
+def test_both_engines_search_behind_the_same_prompts(settings, ran) -> None:
+    jobs = plan(settings, Traffic())
+    ours, theirs = (jobs[f"beams {name}"].measure(3).figures for name in ("kvik", "transformers"))
+    assert ours["tok_s"] == theirs["tok_s"] == 32.0 and ours["of_unshared"] == 1.0
+    asked = [json.loads(argv[2]) for argv in ran]
+    for name in ("prompts", "new", "beams", "threads"):
+        assert asked[0][name] == asked[1][name]
+    assert [len(prompt) for prompt in asked[0]["prompts"]] == [128] * 3 and asked[1]["dtype"] == "bf16"
+
+
 def test_names_and_needs(settings) -> None:
     jobs = plan(settings, Traffic())
-    for part in ("batch", "deep", "capacity", "arrivals", "own-rate", "http", "waste", "samples", "prefix", "index"):
+    for part in (
+        "batch",
+        "deep",
+        "capacity",
+        "arrivals",
+        "own-rate",
+        "http",
+        "waste",
+        "samples",
+        "beams",
+        "prefix",
+        "index",
+    ):
         assert chosen(jobs, part, None)
     check(jobs, ["batch kvik", "batch llama.cpp Q4_1 fa=0", "batch vllm", "arrivals kvik"])
     for name, said in {

@@ -37,7 +37,7 @@ class FakeTokenizer:
     def __init__(self) -> None:
         self.words: list[bytes] = [b"<|end|>", *(word.encode() for word in ANSWER)]
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
+    def encode(self, text: str, add_special: bool = True, first: bool = True) -> list[int]:
         pieces = [piece.encode() for piece in re.findall(r"\s?[^\s\d]+|\s?\d|\s", text)]
         return [self.id_of(piece) for piece in pieces]
 

@@ -33,7 +33,9 @@ def test_its_command_asks_for_just_these_parameters(kvik, made, task):
     assert kvik(verb, "hi", *arguments, *(() if "--num-beams" in arguments else ("--seed", "4"))).code == 0
     asked, wanted = made[-1].asked[0][1], ADVICE[task].params
     if isinstance(wanted, SamplingParams):
-        filters = {"top_k": 50, "top_p": 0.9} if wanted.temperature == 0 else {}  # the model's own, which greedy is above
+        filters = (
+            {"top_k": 50, "top_p": 0.9} if wanted.temperature == 0 else {}
+        )  # the model's own, which greedy is above
         wanted = replace(wanted, seed=4, **filters)
     assert asked == wanted
 

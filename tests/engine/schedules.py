@@ -61,10 +61,8 @@ class Job:
         return found
 
 
-def random_params(rng: Rng, tokens: int = TOKENS) -> SamplingParams | BeamParams:
+def random_params(rng: Rng, tokens: int = TOKENS) -> SamplingParams:
     pick = lambda *options: options[int(rng.integers(len(options)))]  # noqa: E731
-    if rng.random() < 0.3:
-        return random_beams(rng, tokens)
     return SamplingParams(
         n=pick(1, 1, 1, 2, 3), max_tokens=tokens, min_tokens=pick(0, 0, tokens // 3), temperature=pick(0.0, 0.7, 1.3),
         top_k=pick(0, 20), top_p=pick(1.0, 0.9), min_p=pick(0.0, 0.05), seed=int(rng.integers(100)),

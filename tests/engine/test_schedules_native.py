@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine.schedules import Job, Totals, alone, assert_same, pool_for, random_jobs, run_schedule
+from engine.schedules import Job, Totals, alone, assert_same, pool_for, random_beams, random_jobs, run_schedule
 from engine.small_engines import CONFIGS, small_engine
 
 from kvik.engine.engine import Engine
@@ -26,6 +26,9 @@ class Crowd:
         self.tokenizer, self.name = tokenizer, name
         self.single = small_engine(tokenizer, name, prefix_sharing=False)
         self.jobs = random_jobs(np.random.default_rng(5), 98, JOBS)
+        rng = np.random.default_rng(6)
+        for job in self.jobs[::6]:
+            job.params = random_beams(rng)
         self.answers = [alone(self.single, job) for job in self.jobs]
         self.logits = [self._logits(job) for job in self.jobs]
 

@@ -92,3 +92,11 @@ def test_text_that_continues_a_prompt_keeps_its_space() -> None:
 def test_ids_outside_the_vocabulary_are_refused() -> None:
     with pytest.raises(ParameterError, match="outside the vocabulary"):
         Detokenizer(BYTE_LEVEL).add([10**6])
+
+
+def test_a_fork_goes_its_own_way() -> None:
+    one = Detokenizer(BYTE_LEVEL)
+    assert one.add(byte_ids("👍".encode()[:2])) == ""
+    other = one.fork()
+    assert one.add(byte_ids("👍".encode()[2:])) == "👍"
+    assert other.add(byte_ids(b"a")) == "\ufffda" and other.finish() == one.finish() == ""

@@ -84,3 +84,14 @@ def test_text_held_back_comes_out_in_the_end() -> None:
 def test_what_is_no_list_of_strings_is_refused(stop: object) -> None:
     with pytest.raises(ParameterError, match="stop takes a list of strings"):
         StopChecker(stop)  # type: ignore[arg-type]
+
+
+def test_a_fork_goes_its_own_way() -> None:
+    one = StopChecker(["abc", "cd"])
+    assert one.add("xab") == ("x", None)
+    other = one.fork()
+    assert one.add("c") == ("", "abc")
+    assert other.add("ad") == ("abad", None) and other.finish() == ""
+    third = StopChecker(["abc"])
+    third.add("ab")
+    assert third.fork().finish() == "ab" and third.add("c").matched == "abc"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from kvik.cli.output import Interrupt, amount, print_table, quoted, write
 from kvik.errors import ParameterError
@@ -36,7 +36,8 @@ class Timings:
     """Of one answer, in milliseconds; None where nothing was generated.
 
     first_token_ms: from the request to its first token. process_first_token_ms: from the start of the process to it.
-    decode_tok_s: tokens per second after the first one; None below two tokens.
+    decode_tok_s: tokens per second after the first one; None below two tokens. Of a beam search, whose answers come when
+    it ends, first_token_ms is to them, and decode_tok_s counts its longest.
     """
 
     load_ms: float
@@ -76,9 +77,19 @@ class Answer:
     def timings(self) -> Timings:
         if self.first is None or self.last is None or self.process_first is None:
             return Timings(1e3 * self.load_seconds, None, None, None)
-        decoding = self.last - self.first
-        rate = (self.generated - 1) / decoding if self.generated > 1 and decoding > 0 else None
+        decoding, generated = self.last - self.first, self.generated
+        if self._searched is not None:
+            decoding, generated = self._searched
+        rate = (generated - 1) / decoding if generated > 1 and decoding > 0 else None
         return Timings(1e3 * self.load_seconds, 1e3 * (self.first - self.asked), 1e3 * self.process_first, rate)
+
+    @property
+    def _searched(self) -> tuple[float, int] | None:
+        """Of a beam search: seconds after its first step, and tokens of its longest answer."""
+        found = self.completion
+        if found is None or found.stats is None or found.receipt is None or found.receipt.kind != "beam":
+            return None
+        return found.stats.decode, max(len(choice.token_ids) for choice in found.choices)
 
     def summary(self, llm: LLM, *, since_start: bool = False) -> str:
         """The one line: tokens, time to the first one (and to it from the process's start), speed, bytes."""
@@ -87,11 +98,14 @@ class Answer:
         parts = [f"{self.num_prompt} prompt{cached} + {self.generated} generated tokens"]
         if timings.first_token_ms is not None and timings.process_first_token_ms is not None:
             after = f" ({timings.process_first_token_ms / 1e3:.2f} s after the start)" if since_start else ""
-            parts.append(f"first token in {timings.first_token_ms / 1e3:.2f} s{after}")
+            what = "first token" if self._searched is None else "answer"
+            parts.append(f"{what} in {timings.first_token_ms / 1e3:.2f} s{after}")
         if timings.decode_tok_s is not None:
             parts.append(f"{timings.decode_tok_s:.0f} tokens/s")
         parts.append(f"weights {amount(info.weights_bytes)}")
-        parts.append(f"KV {amount(usage.kv_bytes_peak)}")
+        shared = usage.kv_bytes_unshared > usage.kv_bytes_peak
+        unshared = f" ({amount(usage.kv_bytes_unshared)} without sharing)" if shared else ""
+        parts.append(f"KV {amount(usage.kv_bytes_peak)}{unshared}")
         parts += self._ending(info.context_length)
         return ", ".join(parts)
 
@@ -132,6 +146,10 @@ def encode(llm: LLM, messages: Sequence[Message], raw: bool) -> list[int]:
     return ids
 
 
+@overload
+def with_seed(params: SamplingParams) -> SamplingParams: ...
+@overload
+def with_seed(params: SamplingParams | BeamParams) -> SamplingParams | BeamParams: ...
 def with_seed(params: SamplingParams | BeamParams) -> SamplingParams | BeamParams:
     """The parameters with a seed that can be told, drawn here when none was given and one is needed."""
     if isinstance(params, SamplingParams) and params.seed is None:

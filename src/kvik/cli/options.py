@@ -363,9 +363,7 @@ class BeamOptions:
             if given:
                 raise ParameterError(f"{next(iter(given))} needs num_beams")
         except ParameterError as error:
-            names = {"num_beams": "beams", "num_beam_groups": "beam_groups", "num_return_sequences": "n"}
-            words = [f"--{names.get(w, w).replace('_', '-')}" if w in _FIELDS else w for w in str(error).split(" ")]
-            raise ParameterError(" ".join(words)) from None
+            raise ParameterError(re.sub(r"^\w+|\bnum_\w+", _beam_option, str(error))) from None
         return None
 
 
@@ -432,7 +430,12 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-_FIELDS = {f.name for kind in (SamplingParams, BeamParams) for f in fields(kind)}
+def _beam_option(found: re.Match[str]) -> str:
+    """The option for a field's name; other words as they are."""
+    name = found[0]
+    names = {"num_beams": "beams", "num_beam_groups": "beam_groups", "num_return_sequences": "n"}
+    known = {f.name for kind in (SamplingParams, BeamParams) for f in fields(kind)}
+    return f"--{names.get(name, name).replace('_', '-')}" if name in known else name
 
 
 @dataclass(frozen=True, kw_only=True)

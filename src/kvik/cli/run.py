@@ -75,7 +75,7 @@ def run(
     With --json-schema, --regex or --lark the answer has that shape, unless --max-tokens cuts it. In a line of a --batch
     file it is "grammar": {"kind": "json_schema", "text": {…}}.
 
-    With --beams the answer comes when the search has ended.
+    With --beams the answer comes when the search has ended; Ctrl-C before that ends it without one.
 
     \b
     Examples:

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik.decoding.best import Best
 from kvik.decoding.sampler import TokenLogprob
 from kvik.params import BeamParams
 
-__all__ = ["BeamChoice", "BeamEnd", "BeamSearch", "BeamStep", "Candidates", "Chosen", "Hypothesis", "Node"]
+__all__ = ["BeamChoice", "BeamEnd", "BeamSearch", "BeamStep", "Chosen", "Hypothesis", "Node"]
 
 Ends = Callable[[int, int], bool]
 """Whether beam `int` ends with token `int`, by an end-of-text or stop token or a stop string."""
@@ -49,17 +50,6 @@ class Node:
 
 ROOT = Node(None, -1, 0.0, 0.0)
 """The beam without a token."""
-
-
-class Candidates(NamedTuple):
-    """The best next tokens of each of R beams, falling, ties by lower id. Of row r the first found[r] are there.
-
-    ids int32 [R, C], logprobs float32 [R, C], found int32 [R].
-    """
-
-    ids: NDArray[np.int32]
-    logprobs: NDArray[np.float32]
-    found: NDArray[np.int32]
 
 
 class Chosen(NamedTuple):
@@ -157,8 +147,8 @@ class BeamSearch:
     def done(self) -> bool:
         return not any(group.beams for group in self._groups)
 
-    def step(self, found: Candidates, ends: Ends) -> list[Chosen]:
-        """Take each beam's candidates, [R, C] in the order of `beams`; the beams that go on."""
+    def step(self, found: Best, ends: Ends) -> list[Chosen]:
+        """Take each beam's candidates, a row each in the order of `beams`; the beams that go on."""
         self.num_tokens += 1
         chosen: list[Chosen] = []
         ended: list[BeamEnd] = []
@@ -180,7 +170,7 @@ class BeamSearch:
             self.steps.append(BeamStep(beams, tuple(ended)))
         return chosen
 
-    def _totals(self, group: _Group, found: Candidates, rows: slice, taken: dict[int, int]) -> NDArray[np.float32]:
+    def _totals(self, group: _Group, found: Best, rows: slice, taken: dict[int, int]) -> NDArray[np.float32]:
         """What each candidate adds up to [beams, C]; -inf where there is none."""
         logprobs = found.logprobs[rows]
         count = found.found[rows]
@@ -194,7 +184,7 @@ class BeamSearch:
         return totals
 
     def _choose(
-        self, group: _Group, found: Candidates, rows: slice, totals: NDArray[np.float32], ends: Ends,
+        self, group: _Group, found: Best, rows: slice, totals: NDArray[np.float32], ends: Ends,
         ended: list[BeamEnd], reordered: bool,
     ) -> list[Chosen]:  # fmt: skip
         """The best candidates go on, or are finished; only those among the first `size` can be finished."""
@@ -221,7 +211,7 @@ class BeamSearch:
                 going.append(Chosen(parent, node))
         return going
 
-    def _top(self, found: Candidates, row: int) -> tuple[TokenLogprob, ...]:
+    def _top(self, found: Best, row: int) -> tuple[TokenLogprob, ...]:
         """The best tokens after a beam, as many as are asked for."""
         count = min(self._params.logprobs or 0, int(found.found[row]))
         if not count:

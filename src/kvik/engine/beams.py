@@ -16,10 +16,10 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from kvik import _native
+from kvik._native import Pool
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
-from kvik.decoding.beam import BeamSearch, Candidates, Chosen, Hypothesis
+from kvik.decoding.beam import BeamSearch, Chosen, Hypothesis
 from kvik.decoding.best import Best, best_rows
 from kvik.decoding.state import DecodingState, Edits
 from kvik.engine.request import Choice, Chunk, FinishReason, Request, RequestStats, TokenLogprobs, Usage
@@ -58,7 +58,7 @@ class Beam(Sequence):
 
     state: DecodingState = field(kw_only=True)
     reading: Reading | None = field(kw_only=True, default=None)
-    found: Candidates | None = field(kw_only=True, default=None)
+    found: Best | None = field(kw_only=True, default=None)
 
     def restart(self) -> None:
         super().restart()
@@ -115,7 +115,7 @@ class BeamGroup(Group):
     end_ids: frozenset[int] = field(kw_only=True)
     most_tokens_held: int = field(kw_only=True)
     emit: Callable[[Chunk], None] = field(kw_only=True)
-    _together: Candidates | None = field(default=None, init=False)
+    _together: Best | None = field(default=None, init=False)
     _common: int = field(default=0, init=False)  # leading blocks that are the same in all tables
 
     @property
@@ -158,33 +158,34 @@ class BeamGroup(Group):
 
     # ---- the search
 
-    def note(self, beams: Sequences[Beam], found: Candidates) -> None:
+    def note(self, beams: Sequences[Beam], found: Best) -> None:
         """What may follow some of the beams. Others' rows may have more candidates than are wanted here."""
         most = self.wanted
         if found.ids.shape[1] > most:
-            found = Candidates(found.ids[:, :most], found.logprobs[:, :most], np.minimum(found.found, most))
+            found = Best(found.ids[:, :most], found.logprobs[:, :most], np.minimum(found.found, most))
         if len(beams) == len(self.sequences):
             self._together = found
             return
         for place, beam in enumerate(beams):
-            beam.found = Candidates(*(of[place] for of in found))
+            beam.found = _rows(found, slice(place, place + 1))
 
     def advance(self) -> int:
-        """Where every beam has its candidates, a step of the search; beams that go on."""
+        """Where every beam has its candidates, a step of the search; tokens it took: of the beams that go on, or the last."""
         beams: list[Beam] = self.sequences
         together, self._together = self._together, None
         if together is None:
             found = [beam.found for beam in beams if beam.found is not None]
             if len(found) < len(beams):
                 return 0
-            together = Candidates(*(np.stack(arrays) for arrays in zip(*found, strict=True)))
+            ids, logprobs, counts = zip(*found, strict=True)
+            together = Best(np.concatenate(ids), np.concatenate(logprobs), np.concatenate(counts))
         if not self.search.num_tokens:  # the prompt's candidates are those of every group's first beam
             count = len(self.search.beams)
-            beams, together = beams * count, Candidates(*(np.repeat(of, count, 0) for of in together))
+            beams, together = beams * count, _rows(together, [0] * count)
         chosen = self.search.step(together, lambda beam, token: self._ends(beams[beam], token))
         if chosen:
             self._follow(beams, chosen)
-        return len(chosen)
+        return len(chosen) or 1
 
     def _ends(self, beam: Beam, token: int) -> bool:
         return token in self.end_ids or (beam.reading is not None and beam.reading.fork().stops(token))
@@ -266,8 +267,12 @@ def beam_group(
     )  # fmt: skip
 
 
+def _rows(best: Best, rows: slice | list[int]) -> Best:
+    return Best(best.ids[rows], best.logprobs[rows], best.found[rows])
+
+
 def take_candidates(
-    logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: _native.Pool | None
+    logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: Pool | None
 ) -> dict[BeamGroup, Exception | None]:
     """Give the beams of these rows their candidates. Of each group what it fails with, or None: a row that is not finite, a
     grammar that is too costly.
@@ -298,12 +303,8 @@ def take_candidates(
         if failed[group] is not None:
             continue
         try:
-            found = (
-                best_rows(chosen[part], edits[part], count)
-                if best is None
-                else Best(best.ids[part], best.logprobs[part], best.found[part])
-            )
-            group.note(beams, Candidates(*found))
+            found = best_rows(chosen[part], edits[part], count) if best is None else _rows(best, part)
+            group.note(beams, found)
         except DataError as error:
             failed[group] = DataError(f"position {len(beams[0].tokens)}: {error}")
     return failed

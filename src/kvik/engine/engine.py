@@ -331,7 +331,7 @@ class Engine:
             self.scheduler.end(row.group)
 
     def _search(self, logits: NDArray[np.float32], rows: list[RowLogits]) -> int:
-        """Beam searches go a step on where all rows are there; beams that go on."""
+        """Beam searches go a step on where all rows are there; tokens they took."""
         now, count = perf_counter(), 0
         for group, failed in take_candidates(logits, rows, self.executor.pool).items():
             if failed is not None:

@@ -22,7 +22,7 @@ __all__ = ["FIELDS", "RENAMED", "answer_chat", "conversation", "conversation_ids
 FIELDS = frozenset(
     (
         *FORMATS,
-        *SAMPLING, *BEAMS, "messages", "tools", "max_tokens", "top_logprobs", "cache_salt",
+        *SAMPLING, *BEAMS, "preset", "messages", "tools", "max_tokens", "top_logprobs", "cache_salt",
     )
 )  # fmt: skip
 RENAMED = {"logprobs": "top_logprobs", "prompt": "messages"}

@@ -21,7 +21,7 @@ from kvik.server.service import Service, finish_of, score_of, together
 
 __all__ = ["FIELDS", "answer_completion", "prompts_of"]
 
-FIELDS = frozenset((*SAMPLING, *FORMATS, *BEAMS, "prompt", "max_tokens", "logprobs", "cache_salt"))
+FIELDS = frozenset((*SAMPLING, *FORMATS, *BEAMS, "preset", "prompt", "max_tokens", "logprobs", "cache_salt"))
 
 Prompt = str | list[int]
 

@@ -85,6 +85,16 @@ def _common(fields: Fields, max_tokens: int | None) -> Common:
     )
 
 
+def _check_count(n: Any, beams: Any) -> None:
+    """n under its own name; it is num_return_sequences for BeamParams."""
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise ParameterError(f"n must be an integer, got {n!r:.40}")
+    if n < 1:
+        raise ParameterError(f"n must be at least 1, got {n!r:.40}")
+    if isinstance(beams, int) and 1 < beams < n:
+        raise ParameterError(f"n is {n!r:.40}, above num_beams {beams!r:.40}")
+
+
 def check_top(top: int | None, name: str) -> int | None:
     """The number of best tokens, None where none was given. ApiError 400 names the field."""
     if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
@@ -104,8 +114,7 @@ def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | No
         raise ParameterError("stop must be a string or a list of strings")
     beams = given.get("num_beams", 1)
     if isinstance(beams, bool) or beams != 1:
-        if isinstance(given.get("n"), int) and isinstance(beams, int) and given["n"] > beams:
-            raise ParameterError(f"n is {given['n']}, above num_beams {beams}")
+        _check_count(given.get("n", 1), beams)
         given |= {"preset": fields.given["preset"]} if "preset" in fields.given else {}
         return beam_params(given | {"max_tokens": max_tokens, "logprobs": logprobs})
     for name in BEAMS:
