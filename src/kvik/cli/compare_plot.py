@@ -58,23 +58,25 @@ def split(found: list[Measured]) -> tuple[list[Measured], dict[str, list[Measure
 
 def _trade(axes: Axes, points: list[Measured]) -> None:
     """Each strategy where its answers are: how varied, and how probable to the model."""
-    known = [one for one in points if one.distinct_2 is not None and one.mean_logprob is not None]
+    known = [
+        (one.mean_logprob, one.distinct_2, one.name)
+        for one in points
+        if one.distinct_2 is not None and one.mean_logprob is not None
+    ]
     axes.set_title("probable or varied", loc="left", fontsize=10, color=_INK)
     axes.set_xlabel("distinct pairs of words among the answers", color=_INK)
     axes.set_ylabel("mean log-probability of a token", color=_INK)
     if not known:
         return
-    axes.plot([one.distinct_2 for one in known], [one.mean_logprob for one in known], "o", color=_BLUE, markersize=7)
+    axes.plot([x for _, x, _ in known], [y for y, _, _ in known], "o", color=_BLUE, markersize=7)
     axes.margins(0.16, 0.12)
     taken: list[tuple[float, float]] = []
-    for one in sorted(known, key=lambda one: -(one.mean_logprob or 0)):
-        assert one.distinct_2 is not None and one.mean_logprob is not None
-        at = (one.distinct_2, one.mean_logprob)
-        right = at[0] < 0.6
-        crowd = sum(abs(at[0] - x) < 0.12 and abs(at[1] - y) < 0.12 for x, y in taken)
-        taken.append(at)
+    for y, x, name in sorted(known, reverse=True):
+        right = x < 0.6
+        crowd = sum(abs(x - x0) < 0.12 and abs(y - y0) < 0.12 for x0, y0 in taken)
+        taken.append((x, y))
         axes.annotate(
-            one.name, at, (8 if right else -8, 3 - 11 * crowd), textcoords="offset points", fontsize=9, color=_INK,
+            name, (x, y), (8 if right else -8, 3 - 11 * crowd), textcoords="offset points", fontsize=9, color=_INK,
             ha="left" if right else "right",
         )  # fmt: skip
 

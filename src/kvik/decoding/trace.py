@@ -126,8 +126,9 @@ def _probabilities(scores: Float64) -> Float64:
     best = scores.max()
     if best == -np.inf:
         return np.zeros_like(scores)
-    weights: Float64 = np.exp(scores - best)
-    return weights / weights.sum()
+    weights = np.exp(scores - best)
+    share: Float64 = weights / weights.sum()
+    return share
 
 
 def _temperatures(own: float) -> list[float]:

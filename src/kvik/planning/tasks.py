@@ -69,7 +69,7 @@ def features(text: str) -> dict[str, tuple[str, ...]]:
 
 
 class _Model(NamedTuple):
-    index: dict[str, int]
+    columns: dict[str, int]
     weights: NDArray[np.float64]  # [tasks, features] log-probabilities
 
 
@@ -80,7 +80,7 @@ def _model() -> _Model:
         seen: Counter[str] = Counter()
         for line in DESCRIPTIONS[task].strip().splitlines():
             seen.update(list(features(line)))
-        for word in set(VOCABULARY[task].split()):
+        for word in dict.fromkeys(VOCABULARY[task].split()):
             seen.update(dict.fromkeys(features(word), VOCABULARY_WEIGHT))
         counts.append(seen)
     index = {name: place for place, name in enumerate(dict.fromkeys(name for seen in counts for name in seen))}
@@ -98,12 +98,12 @@ def read_task(text: str) -> Reading:
     named = {task.lower(): task for task in TASKS} | _ALIASES
     if name in named:
         return Reading(named[name], True, named[name], 1.0, None, ())
-    index, weights = _model()
-    known = {feature: words for feature, words in features(text).items() if feature in index}
+    known_columns, weights = _model()
+    known = {feature: words for feature, words in features(text).items() if feature in known_columns}
     if not known:
         near = difflib.get_close_matches(name, named, 1)
         return Reading(FALLBACK, False, named[near[0]] if near else None, 0.0, None, ())
-    columns = weights[:, [index[feature] for feature in known]]  # [tasks, features of the text]
+    columns = weights[:, [known_columns[feature] for feature in known]]  # [tasks, features of the text]
     scores = columns.sum(axis=1)
     p = np.exp(scores - scores.max())
     p /= p.sum()
