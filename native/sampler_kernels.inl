@@ -318,7 +318,9 @@ struct Words {
 static inline Words philox(U block, const Noise& noise) {
     const U a = uset1(kPhiloxA), b = uset1(kPhiloxB);
     U c0 = block, c1 = noise.position, c2 = noise.sample, c3 = uset1(0);
+#if defined(KVIK_AVX512) || defined(KVIK_AVX2)
     KVIK_UNROLL
+#endif
     for (int round = 0; round < kPhiloxRounds; ++round) {
         const Product p = multiply(c0, a), q = multiply(c2, b);
         c0 = uxor(q.high, c1, noise.keys[round][0]);
