@@ -146,22 +146,6 @@ static inline U uadd(U a, U b) {
     for (int i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
     return a;
 }
-static inline U uxor(U a, U b, U c) {
-    for (int i = 0; i < kLanes; ++i) a.v[i] ^= b.v[i] ^ c.v[i];
-    return a;
-}
-struct Product {
-    U low, high;
-};
-static inline Product multiply(U a, U m) {
-    Product r;
-    for (int i = 0; i < kLanes; ++i) {
-        const uint64_t p = uint64_t(a.v[i]) * m.v[i];
-        r.low.v[i] = uint32_t(p);
-        r.high.v[i] = uint32_t(p >> 32);
-    }
-    return r;
-}
 static inline F top_24(U a) {
     F r;
     for (int i = 0; i < kLanes; ++i) r.v[i] = float(int32_t(a.v[i] >> 8));
@@ -297,6 +281,12 @@ static void log_probabilities(const float* x, int32_t n, double best, double log
     for (int32_t i = 0; i < n; ++i) out[i] = float((double(x[i]) - best) - log_sum);
 }
 
+// The four words of any 16 Philox blocks.
+struct Words {
+    U w[4];
+};
+
+#if defined(KVIK_AVX512) || defined(KVIK_AVX2)
 // Philox under the key of a race, whose counter has position and sample as its words 1 and 2.
 struct Noise {
     U position, sample, keys[kPhiloxRounds][2];
@@ -311,16 +301,10 @@ struct Noise {
     }
 };
 
-// The four words of any 16 blocks.
-struct Words {
-    U w[4];
-};
 static inline Words philox(U block, const Noise& noise) {
     const U a = uset1(kPhiloxA), b = uset1(kPhiloxB);
     U c0 = block, c1 = noise.position, c2 = noise.sample, c3 = uset1(0);
-#if defined(KVIK_AVX512) || defined(KVIK_AVX2)
     KVIK_UNROLL
-#endif
     for (int round = 0; round < kPhiloxRounds; ++round) {
         const Product p = multiply(c0, a), q = multiply(c2, b);
         c0 = uxor(q.high, c1, noise.keys[round][0]);
@@ -330,6 +314,22 @@ static inline Words philox(U block, const Noise& noise) {
     }
     return {{c0, c1, c2, c3}};
 }
+#else
+// One block after another: GCC 12 gets rounds of sixteen wrong when it vectorises them for SSE2.
+struct Noise {
+    NoiseKey key;
+    explicit Noise(const Race& r) : key{r.seed, r.sample, r.position} {}
+};
+
+static inline Words philox(U block, const Noise& noise) {
+    Words made;
+    for (int i = 0; i < kLanes; ++i) {
+        const NoiseWords one = noise_words(noise.key, block.v[i], 0);
+        for (int j = 0; j < 4; ++j) made.w[j].v[i] = one.w[j];
+    }
+    return made;
+}
+#endif
 
 // An upper bound of e^((x - top) * scale) * limit * 2^24, at most 1.13 times as much: a float's bits, read as a number, are its
 // logarithm but for a straight line within each octave.

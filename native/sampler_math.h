@@ -80,8 +80,12 @@ struct NoiseKey {
     uint32_t sample, position;
 };
 
-static inline uint32_t noise_word(const NoiseKey& key, uint32_t token, uint32_t stream) {
-    uint32_t c0 = (token >> 6) * 16u + (token & 15u), c1 = key.position, c2 = key.sample, c3 = stream;
+struct NoiseWords {
+    uint32_t w[4];
+};
+
+static inline NoiseWords noise_words(const NoiseKey& key, uint32_t block, uint32_t stream) {
+    uint32_t c0 = block, c1 = key.position, c2 = key.sample, c3 = stream;
     uint32_t k0 = uint32_t(key.seed), k1 = uint32_t(key.seed >> 32);
     for (int round = 0; round < kPhiloxRounds; ++round) {
         const uint64_t a = uint64_t(kPhiloxA) * c0, b = uint64_t(kPhiloxB) * c2;
@@ -92,8 +96,11 @@ static inline uint32_t noise_word(const NoiseKey& key, uint32_t token, uint32_t 
         k0 += kPhiloxKeyA;
         k1 += kPhiloxKeyB;
     }
-    const uint32_t words[4] = {c0, c1, c2, c3};
-    return words[(token >> 4) & 3u];
+    return {{c0, c1, c2, c3}};
+}
+
+static inline uint32_t noise_word(const NoiseKey& key, uint32_t token, uint32_t stream) {
+    return noise_words(key, (token >> 6) * 16u + (token & 15u), stream).w[(token >> 4) & 3u];
 }
 
 static inline double uniform(uint64_t h) {
