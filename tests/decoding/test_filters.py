@@ -190,6 +190,9 @@ def test_typical_by_its_definition(kind: str, make_row: Callable[..., np.ndarray
     rng = np.random.default_rng(6)
     for p in (0.05, 0.3, 0.9):
         x = make_row(rng, 500, kind).astype(np.float64) / (1e37 if kind == "huge" else 1.0)
+        if x.max() == -INF:
+            assert kept(filters.typical(x, p)) == []
+            continue
         q = np.exp(filters.log_softmax(x))
         information = -np.log(np.where(q > 0, q, 1.0))
         information[q == 0] = INF
