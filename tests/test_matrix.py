@@ -126,7 +126,7 @@ def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv:
     (want,) = run_all(alone, [(PROMPT, params)])
     machine = dict(what.get("engine", {}))
     if "num_slabs" in machine:  # at least what the request needs by itself
-        machine["num_slabs"] = max(machine["num_slabs"], alone._slabs(len(PROMPT), 30, params.num_sequences))
+        machine["num_slabs"] = max(machine["num_slabs"], alone.admission.slabs(len(PROMPT), 30, params.num_sequences))
     made = small_engine(tokenizer, model, kv=kv, **machine)
     for _ in range(what.get("before", 0)):
         run_all(made, [(PROMPT, params)])

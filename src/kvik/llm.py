@@ -12,8 +12,9 @@ from typing import Any, TypeGuard, TypeVar
 from kvik import __version__
 from kvik.cache.layout import kv_layout, parse_kv
 from kvik.cache.storage import num_slabs_for
+from kvik.engine.admission import Model
 from kvik.engine.beams import BeamAnswer, BeamGroup
-from kvik.engine.engine import Engine, Model
+from kvik.engine.engine import Engine
 from kvik.engine.executors import EXECUTORS, build_executor, check_device
 from kvik.engine.request import Chunk, Completion, Receipt, Request, ScoreRequest, ScoreResult, params_kind
 from kvik.engine.sequence import Generating, Group, Scoring

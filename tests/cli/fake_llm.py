@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from kvik.cache.layout import KVLayout, LayerGroup
 from kvik.cache.storage import num_slabs_for
 from kvik.decoding.sampler import TokenLogprob
-from kvik.engine.engine import Engine, Model
+from kvik.engine.admission import Model
+from kvik.engine.engine import Engine
 from kvik.engine.request import Request, ScoreResult
 from kvik.llm import LLM, ModelInfo
 from kvik.ops import Pass, StepTimes

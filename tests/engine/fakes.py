@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.cache.layout import BLOCK_TOKENS, KVLayout, LayerGroup
-from kvik.engine.engine import Engine, Model
+from kvik.engine.admission import Model
+from kvik.engine.engine import Engine
 from kvik.ops import Executor, Pass, StepTimes
 from kvik.params import EngineParams
 from kvik.text.tokenizer import Tokenizer

@@ -112,7 +112,7 @@ def check_statistics(made: Engine, stats: StepStats) -> None:
 def pool_for(made: Callable[[int], Engine], layout: KVLayout, jobs: list[Job], share: float) -> int:
     """Slabs for a share of what all jobs need at once, but for each of them alone."""
     probe = made(1)
-    each = [probe._slabs(len(j.prompt), j.params.max_tokens or 0, j.params.num_sequences) for j in jobs]
+    each = [probe.admission.slabs(len(j.prompt), j.params.max_tokens or 0, j.params.num_sequences) for j in jobs]
     return max(max(each), int(share * sum(each)))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from native.tiny import config, grouped, weights
 
 from kvik.cache.layout import kv_layout
-from kvik.engine.engine import Engine, Model
+from kvik.engine.admission import Model
+from kvik.engine.engine import Engine
 from kvik.models.config import ModelConfig
 from kvik.params import EngineParams
 from kvik.text.tokenizer import Tokenizer

@@ -251,7 +251,9 @@ def test_beams_in_a_pool_for_hardly_one_of_them(small_tokenizer: Tokenizer, name
         jobs[5].cancelled_at = int(rng.integers(1, 60))
         settings: dict[str, Any] = {"max_batch_tokens": int(rng.choice([7, 40, 512])), "max_sequences": 24}
         probe = seeing(small_tokenizer, LAYOUTS[name], 1, **settings)
-        slabs = max(probe._slabs(len(j.prompt), j.params.max_tokens or 0, j.params.num_sequences) for j in jobs)
+        slabs = max(
+            probe.admission.slabs(len(j.prompt), j.params.max_tokens or 0, j.params.num_sequences) for j in jobs
+        )
         made = seeing(small_tokenizer, LAYOUTS[name], slabs, **settings)
         run_schedule(made, jobs, rng, totals)
         single = seeing(small_tokenizer, LAYOUTS[name], prefix_sharing=False)

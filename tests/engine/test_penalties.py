@@ -91,10 +91,10 @@ def test_what_the_vocabulary_lacks_is_refused_by_name(tokenizer: Tokenizer, opti
 def test_breakers_are_looked_for_once(tokenizer: Tokenizer) -> None:
     made, _ = engine(tokenizer)
     params = SamplingParams(dry_multiplier=1.0)
-    first = made.decoding_state((5,), params)
-    assert len(made._breakers) == 1
-    second = made.decoding_state((5,), params)
-    assert len(made._breakers) == 1 and first is not second
+    first = made.admission.decoding_state((5,), params)
+    assert len(made.admission._breakers) == 1
+    second = made.admission.decoding_state((5,), params)
+    assert len(made.admission._breakers) == 1 and first is not second
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from time import perf_counter
 from typing import Literal
 
@@ -14,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.cache.blocks import BlockPool
-from kvik.cache.layout import BLOCK_TOKENS, KVLayout
+from kvik.cache.layout import KVLayout
 from kvik.cache.prefix import BlockKey, PrefixIndex
 from kvik.cache.sequence_cache import SequenceCache
-from kvik.decoding.grammar import Grammars
 from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, sample_rows
-from kvik.decoding.state import DecodingState, Words
+from kvik.engine.admission import Admission, Model
 from kvik.engine.beams import Beam, BeamGroup, beam_group, take_candidates
 from kvik.engine.request import Chunk, FinishReason, Request, ScoreRequest, Usage
 from kvik.engine.runner import RowLogits, run_step
@@ -31,23 +27,8 @@ from kvik.ops import Executor
 from kvik.params import BeamParams, EngineParams, SamplingParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
-from kvik.text.tokenizer import Tokenizer
-from kvik.text.words import bad_word_ids, breaker_ids
 
-__all__ = ["Engine", "Model"]
-
-MOST_BREAKERS = 16  # lists of dry_breakers that an engine remembers
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the engine knows of a model beside its executor. identity: what decides the bytes of a cached block."""
-
-    tokenizer: Tokenizer
-    vocab_size: int
-    context_length: int
-    path: Path | None = None
-    identity: str = ""
+__all__ = ["Engine"]
 
 
 class Engine:
@@ -72,122 +53,25 @@ class Engine:
         self.stats = EngineStats()
         self.on_step: Callable[[StepStats], None] | None = None
         self._turn = threading.RLock()
-        self._breakers: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
-        self.grammars = Grammars(model.tokenizer, model.vocab_size)
+        self.admission = Admission(model, layout, num_slabs, params)
 
     # ---- requests
 
     def request(self, prompt: tuple[int, ...], params: SamplingParams | BeamParams, salt: str = "") -> Request:
-        """Check a prompt against the model and the cache. ParameterError says what does not fit, with both numbers."""
-        context = self.model.context_length
-        self._check_ids(prompt, "the prompt")
-        room = context - len(prompt)
-        if room < 1:
-            raise ParameterError(
-                f"the prompt has {len(prompt)} tokens; the context holds {context}, one of them generated"
-            )
-        if params.min_tokens > room:
-            raise ParameterError(f"min_tokens is {params.min_tokens}; after the prompt the context holds {room}")
-        name, count = ("num_beams" if isinstance(params, BeamParams) else "n"), params.num_sequences
-        if count > self.params.max_sequences:
-            raise ParameterError(f"{name} is {count}; max_sequences allows {self.params.max_sequences} at once")
-        # Without max_tokens an answer ends where the context or the pool does.
-        self._check_fits(len(prompt), 1 if params.max_tokens is None else min(room, params.max_tokens), params)
-        outside = [token for token in params.stop_token_ids if token >= self.model.vocab_size]
-        if outside:
-            raise ParameterError(f"stop_token_ids must be in [0, {self.model.vocab_size - 1}], got {outside[0]}")
-        if params.grammar is not None:
-            self.grammars.compile(params.grammar)
-        if isinstance(params, BeamParams):
-            return Request(prompt, params, 0, salt)
-        self._check_words(params)
-        seed = params.seed if params.seed is not None else secrets.randbits(64)
-        return Request(prompt, params, seed, salt)
-
-    def _check_words(self, params: SamplingParams) -> None:
-        """Refuse what names tokens that the model does not have."""
-        last = self.model.vocab_size - 1
-        outside = [token for token, _ in params.logit_bias if token > last]  # type: ignore[misc] # pairs by now
-        if outside:
-            raise ParameterError(f"logit_bias has token ids outside [0, {last}]: {', '.join(map(str, outside))}")
-        for word in params.bad_words:
-            ids = bad_word_ids(self.model.tokenizer, word)
-            if not ids or any(token > last for sequence in ids for token in sequence):
-                raise ParameterError(f"bad_words has {word!r}, which the model's vocabulary cannot write")
-
-    def decoding_state(self, prompt: Sequence[int], params: SamplingParams | BeamParams) -> DecodingState:
-        """What a sequence of a checked request begins with."""
-        words = Words()
-        if isinstance(params, SamplingParams):
-            bad = [ids for word in params.bad_words for ids in bad_word_ids(self.model.tokenizer, word)]
-            words = Words(tuple(bad), self._breaker_ids(params.dry_breakers) if params.dry_multiplier else ())
-        ends, matcher = self.model.tokenizer.eos_ids, None
-        if params.grammar is not None:
-            matcher = self.grammars.compile(params.grammar).matcher(prompt[-1], ends.union(params.stop_token_ids))
-        return DecodingState(params, prompt, self.model.vocab_size, end_ids=ends, words=words, matcher=matcher)
-
-    def _breaker_ids(self, breakers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-        """Remembered for the last few lists of breakers: finding them looks at the whole vocabulary."""
-        found = self._breakers.pop(breakers, None) or breaker_ids(self.model.tokenizer, breakers)
-        self._breakers[breakers] = found
-        if len(self._breakers) > MOST_BREAKERS:
-            del self._breakers[next(iter(self._breakers))]
-        return found
+        """A checked request; see `Admission.request`."""
+        return self.admission.request(prompt, params, salt)
 
     def score_request(
         self, token_ids: tuple[int, ...], return_logits: bool = False, top: int = 0, salt: str = ""
     ) -> ScoreRequest:
-        """Check a text to be scored, as `request` does a prompt."""
-        self._check_ids(token_ids, "the text to score")
-        if len(token_ids) > self.model.context_length:
-            raise ParameterError(
-                f"the text to score has {len(token_ids)} tokens; the context holds {self.model.context_length}"
-            )
-        self._check_fits(len(token_ids), 0, None)
-        return ScoreRequest(token_ids, return_logits, top, salt)
-
-    def _check_ids(self, ids: tuple[int, ...], what: str) -> None:
-        if not ids:
-            raise ParameterError(f"{what} is empty: it needs at least one token")
-        for place, token in enumerate(ids):
-            if not 0 <= token < self.model.vocab_size:
-                last = self.model.vocab_size - 1
-                raise ParameterError(f"{what} has token id {token} at index {place}, outside [0, {last}]")
-
-    def _slabs(self, prompt: int, answer: int, n: int) -> int:
-        """Most slabs that n samples or beams of a prompt hold at once: what they share, and the rest n times."""
-        whole = self.layout.sequence_blocks(prompt + answer, self.params.max_batch_tokens)
-        groups = self.layout.groups
-        shared = prompt // BLOCK_TOKENS if len(groups) == 1 and not groups[0].window else 0
-        return self.layout.slabs_for([shared + n * (blocks - shared) for blocks in whole])
-
-    def _check_fits(self, prompt: int, answer: int, params: SamplingParams | BeamParams | None) -> None:
-        n = 1 if params is None else params.num_sequences
-        slabs = self._slabs(prompt, answer, n)
-        have = self.scheduler.pool.num_slabs
-        if slabs > have:
-            samples = f" of {n} {'beams' if isinstance(params, BeamParams) else 'samples'}" if n > 1 else ""
-            raise ParameterError(
-                f"{prompt + answer} tokens{samples} need {slabs * self.layout.slab_bytes} bytes of KV cache and kv_bytes "
-                f"allows {have * self.layout.slab_bytes}; lower max_tokens or raise kv_bytes"
-            )
-
-    def _most_tokens(self, prompt: int, n: int) -> int:
-        """Tokens a sample can have, by the context and the pool."""
-        low, high = prompt + 1, self.model.context_length
-        if self._slabs(prompt, high - prompt, n) <= self.scheduler.pool.num_slabs:
-            return high
-        while low < high:  # the largest that fits; `request` has made sure of the first
-            middle = (low + high + 1) // 2
-            fits = self._slabs(prompt, middle - prompt, n) <= self.scheduler.pool.num_slabs
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
+        """A checked text to score; see `Admission.score_request`."""
+        return self.admission.score_request(token_ids, return_logits, top, salt)
 
     def add(self, request: Request, emit: Callable[[Chunk], None]) -> Group:
         """Queue a request. emit gets its chunks, from inside `step`. TryAgainError where too many wait already."""
         tokenizer, params = self.model.tokenizer, request.params
-        most = self._most_tokens(len(request.prompt), params.num_sequences)
-        state = self.decoding_state(request.prompt, params)
+        most = self.admission.most_tokens(len(request.prompt), params.num_sequences)
+        state = self.admission.decoding_state(request.prompt, params)
         if isinstance(params, BeamParams):
             root = self._root(request.salt)
             return self._queue(beam_group(request, params, state, self._cache(), root, tokenizer, most, emit))

@@ -76,7 +76,7 @@ class Service:
     async def request(self, ids: Sequence[int], params: SamplingParams | BeamParams, salt: str) -> Request:
         """A checked request; a grammar that is new is compiled in a thread."""
         grammar = params.grammar
-        known = grammar is None or self.llm.engine.grammars.known(grammar)
+        known = grammar is None or self.llm.engine.admission.grammars.known(grammar)
         return await self.off_loop(0 if known else INLINE_CHARACTERS + 1, lambda: self.llm.request(ids, params, salt))
 
     async def ids(self, prompt: str | Sequence[int], param: str, more: int) -> tuple[int, ...]:

@@ -1,0 +1,153 @@
+"""What a request asks for against what the model and the cache have: who may come in, and what each sequence begins with."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvik.cache.layout import BLOCK_TOKENS, KVLayout
+from kvik.decoding.grammar import Grammars
+from kvik.decoding.state import DecodingState, Words
+from kvik.engine.request import Request, ScoreRequest
+from kvik.errors import ParameterError
+from kvik.params import BeamParams, EngineParams, SamplingParams
+from kvik.text.tokenizer import Tokenizer
+from kvik.text.words import bad_word_ids, breaker_ids
+
+__all__ = ["Admission", "Model"]
+
+MOST_BREAKERS = 16  # lists of dry_breakers that an engine remembers
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the engine knows of a model beside its executor. identity: what decides the bytes of a cached block."""
+
+    tokenizer: Tokenizer
+    vocab_size: int
+    context_length: int
+    path: Path | None = None
+    identity: str = ""
+
+
+class Admission:
+    """Checks requests, once, before they are queued.
+
+    Args:
+        model: whose vocabulary and context they must fit.
+        layout: bytes of its cache; num_slabs of them.
+        params: the machine's share.
+    """
+
+    def __init__(self, model: Model, layout: KVLayout, num_slabs: int, params: EngineParams) -> None:
+        self.model, self.layout, self.num_slabs, self.params = model, layout, num_slabs, params
+        self._breakers: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
+        self.grammars = Grammars(model.tokenizer, model.vocab_size)
+
+    def request(self, prompt: tuple[int, ...], params: SamplingParams | BeamParams, salt: str = "") -> Request:
+        """Check a prompt against the model and the cache. ParameterError says what does not fit, with both numbers."""
+        context = self.model.context_length
+        self._check_ids(prompt, "the prompt")
+        room = context - len(prompt)
+        if room < 1:
+            raise ParameterError(
+                f"the prompt has {len(prompt)} tokens; the context holds {context}, one of them generated"
+            )
+        if params.min_tokens > room:
+            raise ParameterError(f"min_tokens is {params.min_tokens}; after the prompt the context holds {room}")
+        name, count = ("num_beams" if isinstance(params, BeamParams) else "n"), params.num_sequences
+        if count > self.params.max_sequences:
+            raise ParameterError(f"{name} is {count}; max_sequences allows {self.params.max_sequences} at once")
+        # Without max_tokens an answer ends where the context or the pool does.
+        self._check_fits(len(prompt), 1 if params.max_tokens is None else min(room, params.max_tokens), params)
+        outside = [token for token in params.stop_token_ids if token >= self.model.vocab_size]
+        if outside:
+            raise ParameterError(f"stop_token_ids must be in [0, {self.model.vocab_size - 1}], got {outside[0]}")
+        if params.grammar is not None:
+            self.grammars.compile(params.grammar)
+        if isinstance(params, BeamParams):
+            return Request(prompt, params, 0, salt)
+        self._check_words(params)
+        seed = params.seed if params.seed is not None else secrets.randbits(64)
+        return Request(prompt, params, seed, salt)
+
+    def _check_words(self, params: SamplingParams) -> None:
+        """Refuse what names tokens that the model does not have."""
+        last = self.model.vocab_size - 1
+        outside = [token for token, _ in params.logit_bias if token > last]  # type: ignore[misc] # pairs by now
+        if outside:
+            raise ParameterError(f"logit_bias has token ids outside [0, {last}]: {', '.join(map(str, outside))}")
+        for word in params.bad_words:
+            ids = bad_word_ids(self.model.tokenizer, word)
+            if not ids or any(token > last for sequence in ids for token in sequence):
+                raise ParameterError(f"bad_words has {word!r}, which the model's vocabulary cannot write")
+
+    def decoding_state(self, prompt: Sequence[int], params: SamplingParams | BeamParams) -> DecodingState:
+        """What a sequence of a checked request begins with."""
+        words = Words()
+        if isinstance(params, SamplingParams):
+            bad = [ids for word in params.bad_words for ids in bad_word_ids(self.model.tokenizer, word)]
+            words = Words(tuple(bad), self._breaker_ids(params.dry_breakers) if params.dry_multiplier else ())
+        ends, matcher = self.model.tokenizer.eos_ids, None
+        if params.grammar is not None:
+            matcher = self.grammars.compile(params.grammar).matcher(prompt[-1], ends.union(params.stop_token_ids))
+        return DecodingState(params, prompt, self.model.vocab_size, end_ids=ends, words=words, matcher=matcher)
+
+    def _breaker_ids(self, breakers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        """Remembered for the last few lists of breakers: finding them looks at the whole vocabulary."""
+        found = self._breakers.pop(breakers, None) or breaker_ids(self.model.tokenizer, breakers)
+        self._breakers[breakers] = found
+        if len(self._breakers) > MOST_BREAKERS:
+            del self._breakers[next(iter(self._breakers))]
+        return found
+
+    def score_request(
+        self, token_ids: tuple[int, ...], return_logits: bool = False, top: int = 0, salt: str = ""
+    ) -> ScoreRequest:
+        """Check a text to be scored, as `request` does a prompt."""
+        self._check_ids(token_ids, "the text to score")
+        if len(token_ids) > self.model.context_length:
+            raise ParameterError(
+                f"the text to score has {len(token_ids)} tokens; the context holds {self.model.context_length}"
+            )
+        self._check_fits(len(token_ids), 0, None)
+        return ScoreRequest(token_ids, return_logits, top, salt)
+
+    def _check_ids(self, ids: tuple[int, ...], what: str) -> None:
+        if not ids:
+            raise ParameterError(f"{what} is empty: it needs at least one token")
+        for place, token in enumerate(ids):
+            if not 0 <= token < self.model.vocab_size:
+                last = self.model.vocab_size - 1
+                raise ParameterError(f"{what} has token id {token} at index {place}, outside [0, {last}]")
+
+    def slabs(self, prompt: int, answer: int, n: int) -> int:
+        """Most slabs that n samples or beams of a prompt hold at once: what they share, and the rest n times."""
+        whole = self.layout.sequence_blocks(prompt + answer, self.params.max_batch_tokens)
+        groups = self.layout.groups
+        shared = prompt // BLOCK_TOKENS if len(groups) == 1 and not groups[0].window else 0
+        return self.layout.slabs_for([shared + n * (blocks - shared) for blocks in whole])
+
+    def _check_fits(self, prompt: int, answer: int, params: SamplingParams | BeamParams | None) -> None:
+        n = 1 if params is None else params.num_sequences
+        slabs = self.slabs(prompt, answer, n)
+        have = self.num_slabs
+        if slabs > have:
+            samples = f" of {n} {'beams' if isinstance(params, BeamParams) else 'samples'}" if n > 1 else ""
+            raise ParameterError(
+                f"{prompt + answer} tokens{samples} need {slabs * self.layout.slab_bytes} bytes of KV cache and kv_bytes "
+                f"allows {have * self.layout.slab_bytes}; lower max_tokens or raise kv_bytes"
+            )
+
+    def most_tokens(self, prompt: int, n: int) -> int:
+        """Tokens a sample can have, by the context and the pool."""
+        low, high = prompt + 1, self.model.context_length
+        if self.slabs(prompt, high - prompt, n) <= self.num_slabs:
+            return high
+        while low < high:  # the largest that fits; `request` has made sure of the first
+            middle = (low + high + 1) // 2
+            fits = self.slabs(prompt, middle - prompt, n) <= self.num_slabs
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
