@@ -138,4 +138,4 @@ def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv:
     assert said(got, params.num_answers) == said(want, params.num_answers)
     assert getattr(made.stats, what.get("happens", "steps")) > 0
     if "stop" in settings:
-        assert all(stop not in text for text, *_ in said(got, 1) for stop in params.stop)
+        assert all(stop not in text for text, *_ in said(got, params.num_answers) for stop in params.stop)
