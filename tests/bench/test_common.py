@@ -192,7 +192,7 @@ class TestChildren:
         found = first_output([sys.executable, "-c", code])
         whole = time.perf_counter() - begun
         assert found.text.split() == ["A", "B"]
-        assert 0.3 <= found.seconds <= whole - 0.3
+        assert 0.3 <= found.seconds <= whole - 0.15  # the rest takes 0.3, and noticing takes time
 
     def test_first_output_wants_output(self) -> None:
         with pytest.raises(BenchError, match="no output"):
