@@ -43,9 +43,9 @@ Case parse(const std::string& text) {
     return made;
 }
 
-llama_sampler* chain_of(const Case& c, int seen, uint32_t seed) {
+llama_sampler* chain_of(const Case& c, int vocabulary, int seen, uint32_t seed) {
     llama_sampler* chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
-    if (c.repetition != 1) llama_sampler_chain_add(chain, llama_sampler_init_penalties(seen, c.repetition, 0, 0));
+    if (c.repetition != 1) llama_sampler_chain_add(chain, llama_sampler_init_penalties(vocabulary, seen, c.repetition, 0, 0));
     if (c.temperature == 0) {
         llama_sampler_chain_add(chain, llama_sampler_init_greedy());
         return chain;
@@ -76,7 +76,7 @@ int main(int argc, char** argv) {
         const Case c = parse(argv[a]);
         std::vector<llama_sampler*> chains;
         for (size_t r = 0; r < rows; ++r) {
-            chains.push_back(chain_of(c, int(count), uint32_t(r)));
+            chains.push_back(chain_of(c, int(vocabulary), int(count), uint32_t(r)));
             for (size_t i = 0; i < count; ++i) llama_sampler_accept(chains[r], seen[r * count + i]);
         }
         std::vector<double> took;

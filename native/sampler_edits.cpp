@@ -6,7 +6,9 @@
 namespace kvik {
 namespace {
 
-constexpr int64_t kFewEdits = 512;  // so many touch fewer entries one by one than a pass over the row does
+using Undo = std::vector<std::pair<int32_t, float>>;
+
+constexpr int64_t kFewEdits = 2048;  // so many touch fewer entries one by one than a pass over the row does
 
 // A finite value stays finite, a removed token removed.
 float bounded_edit(float old, float value) {
@@ -15,7 +17,7 @@ float bounded_edit(float old, float value) {
 }
 
 template <class Change>
-void change(float* x, Ids ids, std::vector<std::pair<int32_t, float>>* undo, Change value) {
+void change(float* x, Ids ids, Undo* undo, Change value) {
     for (int32_t i = 0; i < ids.size; ++i) {
         const int32_t token = ids.data[i];
         const float old = x[token];
@@ -24,7 +26,7 @@ void change(float* x, Ids ids, std::vector<std::pair<int32_t, float>>* undo, Cha
     }
 }
 
-void apply(const RowEdits& e, float* x, std::vector<std::pair<int32_t, float>>* undo) {
+void apply(const RowEdits& e, float* x, Undo* undo) {
     const auto removed = [](float, int32_t) { return kNone; };
     change(x, e.bias_ids, undo, [&](float old, int32_t i) { return bounded_edit(old, old + e.biases[i]); });
     change(x, e.banned, undo, removed);
@@ -41,14 +43,18 @@ void apply(const RowEdits& e, float* x, std::vector<std::pair<int32_t, float>>* 
     change(x, e.repeated, undo, removed);
 }
 
-// The maxima of the strips that the ids are in.
-void refresh(const float* x, int32_t n, Ids ids, float* maxima) {
-    for (int32_t i = 0; i < ids.size; ++i) {
-        const int32_t block = ids.data[i] / kStripBlock, lane = ids.data[i] % kLanesPerStrip;
-        const int32_t end = std::min(n, (block + 1) * kStripBlock);
-        float most = kNone;
-        for (int32_t at = block * kStripBlock + lane; at < end; at += kLanesPerStrip) most = std::max(most, x[at]);
-        maxima[size_t(block) * kLanesPerStrip + size_t(lane)] = most;
+// The maxima of the strips that the edits are in: looked for again only where the largest entry became less.
+void refresh(const float* x, int32_t n, const Undo& undo, float* maxima) {
+    for (const auto& [token, old] : undo) {
+        const int32_t block = token / kStripBlock, lane = token % kLanesPerStrip;
+        float& most = maxima[size_t(block) * kLanesPerStrip + size_t(lane)];
+        if (x[token] >= most) {
+            most = x[token];
+        } else if (old >= most) {
+            const int32_t end = std::min(n, (block + 1) * kStripBlock);
+            most = kNone;
+            for (int32_t at = block * kStripBlock + lane; at < end; at += kLanesPerStrip) most = std::max(most, x[at]);
+        }
     }
 }
 
@@ -67,15 +73,15 @@ const float* edit_row(const SamplerKernels& kernels, const float* logits, int32_
         else
             std::copy_n(logits, n, x);
     }
-    apply(edits, x, copied ? nullptr : &scratch.undo);
+    apply(edits, x, &scratch.undo);
     if (edits.mask || edits.size() > kFewEdits) {
         bool suspect;
         *top = kernels.row_max(x, n, scratch.maxima.data(), &suspect);
-        return x;
+    } else {
+        refresh(x, n, scratch.undo, scratch.maxima.data());
+        *top = *std::max_element(scratch.maxima.begin(), scratch.maxima.begin() + int64_t(strips_of(n)));
     }
-    for (const Ids& ids : {edits.bias_ids, edits.banned, edits.seen, edits.counted, edits.dry_ids, edits.repeated})
-        refresh(x, n, ids, scratch.maxima.data());
-    *top = *std::max_element(scratch.maxima.begin(), scratch.maxima.begin() + int64_t(strips_of(n)));
+    if (copied) scratch.undo.clear();
     return x;
 }
 
