@@ -178,13 +178,15 @@ def ask_kvik(settings: Settings, mode: str, seed: str, **more: Any) -> Any:
     return found
 
 
-OWN: Mapping[str, dict[str, int]] = {
+GRAMMAR_COUNTS = (1, 16)
+OWN: Mapping[str, dict[str, Any]] = {
+    "grammar": {"counts": GRAMMAR_COUNTS, "new": 128},
     "waste": {"count": 200},
     "samples": {"samples": 16, "prompt": 800, "new": 100},
     "prefix": {"prompt": 2000, "tail": 8},
     "index": {"count": 32, "prompt": 256, "new": 16},
 }
-"""What the worker is asked about Kvik's cache."""
+"""What the worker is asked about Kvik alone."""
 
 
 def own_kvik(settings: Settings, mode: str, block: int) -> Measurement:
@@ -194,6 +196,10 @@ def own_kvik(settings: Settings, mode: str, block: int) -> Measurement:
         figures["warm_over_cold"] = figures["warm_s"] / figures["cold_s"]
     if mode == "index":  # in turns, so that each pair met the same machine
         figures["cost"] = middle([on / off for on, off in zip(found["on"], found["off"], strict=True)])
+    if mode == "grammar":  # in turns as well
+        for count in GRAMMAR_COUNTS:
+            pairs = zip(found[f"json_{count}"], found[f"free_{count}"], strict=True)
+            figures[f"kept_{count}"] = middle([json / free for json, free in pairs])
     return Measurement(figures, found)
 
 

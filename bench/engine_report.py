@@ -15,7 +15,17 @@ from bench.common import (
     verdict,
     verdict_table,
 )
-from bench.engine_jobs import BEAMS, DEPTHS, KVIK_SEQUENCES, LONG_PROMPT, REFERENCES, SEQUENCES, SHARE, STREAMS
+from bench.engine_jobs import (
+    BEAMS,
+    DEPTHS,
+    GRAMMAR_COUNTS,
+    KVIK_SEQUENCES,
+    LONG_PROMPT,
+    REFERENCES,
+    SEQUENCES,
+    SHARE,
+    STREAMS,
+)
 from bench.results import Results, failed_table, fastest
 
 
@@ -48,7 +58,7 @@ def own(results: Results, target: Target, job: str, figure: str, note: str = "")
 def verdicts(results: Results) -> list[Verdict]:
     """Every target, in the order of the sections."""
     return [
-        *batch_verdicts(results), *deep_verdicts(results), *http_verdicts(results), *beam_verdicts(results),
+        *batch_verdicts(results), *deep_verdicts(results), *http_verdicts(results), *decoding_verdicts(results),
         *cache_verdicts(results),
     ]  # fmt: skip
 
@@ -99,12 +109,14 @@ def http_verdicts(results: Results) -> list[Verdict]:
     ]
 
 
-def beam_verdicts(results: Results) -> list[Verdict]:
+def decoding_verdicts(results: Results) -> list[Verdict]:
     target = Target(f"beam search, {BEAMS} beams ÷ transformers in bf16", 8.0, unit="×")
     return [
         ratio(results, target, "beams kvik", "beams transformers", "tok_s"),
         own(results, Target(f"Python's share of a step, {BEAMS} beams", 0.1, "at most"), "beams kvik", "python"),
-    ]
+        *(own(results, Target(f"JSON by a schema ÷ free text, {count} sequences", 0.9), "grammar kvik", f"kept_{count}")
+          for count in GRAMMAR_COUNTS),
+    ]  # fmt: skip
 
 
 def cache_verdicts(results: Results) -> list[Verdict]:

@@ -29,7 +29,7 @@ def arguments() -> argparse.ArgumentParser:
                         "measured before the other blocks [%(default)s]")  # fmt: skip
     parser.add_argument("--repeat", type=int, default=3, help="repeats inside one measurement [%(default)s]")
     parser.add_argument("--only", help="jobs with commas, by their names or how these begin: batch, 'batch kvik', deep, "
-                        "capacity, arrivals, own-rate, http, beams, waste, samples, prefix, index")  # fmt: skip
+                        "capacity, arrivals, own-rate, http, beams, grammar, waste, samples, prefix, index")  # fmt: skip
     parser.add_argument("--skip", help="jobs to leave out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=128, help="of the batches [%(default)s]")

@@ -5,6 +5,7 @@ kvik_engine.py '{"mode": …, "model": …, "threads": 2, "seed": "0/3", "repeat
     waste     "count": slots allocated but not used, over a trace of mixed lengths that all arrive at once
     samples   "samples", "prompt", "new": bytes that samples of one prompt share
     beams     "prompts", "new", "beams": seconds of a beam search for each prompt; bytes that its beams share
+    grammar   "counts", "new": tokens per second of JSON by a schema and of free text, by sequences at once
     prefix    "prompt", "tail": time to first token of a prompt whose first tokens are cached, and of a new one
     index     "count", "prompt", "new": seconds with and without the prefix index, no two prompts alike
 
@@ -126,6 +127,45 @@ def beams(request: Found) -> Found:
     }  # fmt: skip
 
 
+PEOPLE = {
+    "type": "array", "minItems": 50, "items": {
+        "type": "object", "additionalProperties": False, "required": ["name", "age", "city", "tags"], "properties": {
+            "name": {"type": "string", "maxLength": 40}, "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "city": {"type": "string", "maxLength": 60},
+            "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "maxItems": 3},
+        },
+    },
+}  # fmt: skip
+"""Fifty people: more than any answer here has room for, so that both kinds have as many tokens."""
+
+
+def grammar(request: Found) -> Found:
+    """Both kinds in random order, from the last first token to the end; the first round does not count."""
+    llm, draw = build(request), random.Random(request["seed"])
+    prompt = llm.chat_ids([{"role": "user", "content": "Describe fifty people as JSON."}])
+    kinds = {"json": {"grammar": kvik.Grammar.json_schema(PEOPLE)}, "free": {"ignore_eos": True}}
+
+    def rate(kind: str, count: int) -> float:
+        wanted = [
+            kvik.SamplingParams(temperature=0.7, top_k=50, top_p=0.9, seed=i, max_tokens=request["new"], **kinds[kind])
+            for i in range(count)
+        ]
+        answers = llm.generate([prompt] * count, wanted)
+        for answer in answers:
+            if len(answer.choices[0].token_ids) != request["new"]:
+                raise SystemExit(f"an answer has {len(answer.choices[0].token_ids)} tokens, not {request['new']}")
+        return count * (request["new"] - 1) / max(a.stats.decode for a in answers if a.stats)
+
+    found: Found = {}
+    for count in request["counts"]:
+        rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(request["repeat"] + 1):
+            for kind in draw.sample(list(kinds), len(kinds)):
+                rates[kind].append(rate(kind, count))
+        found |= {f"{kind}_{count}": values[1:] for kind, values in rates.items()}
+    return found
+
+
 def prefix(request: Found) -> Found:
     llm, draw = build(request), random.Random(request["seed"])
 
@@ -159,7 +199,7 @@ def index(request: Found) -> Found:
 
 
 MODES: dict[str, Callable[[Found], Found]] = {
-    "api": api, "waste": waste, "samples": samples, "beams": beams, "prefix": prefix, "index": index,
+    "api": api, "waste": waste, "samples": samples, "beams": beams, "grammar": grammar, "prefix": prefix, "index": index,
 }  # fmt: skip
 
 

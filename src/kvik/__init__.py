@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvik.errors import DataError, KvikError, ParameterError, StorageError, TryAgainError
-from kvik.params import BeamParams, EngineParams, SamplingParams
+from kvik.params import BeamParams, EngineParams, Grammar, SamplingParams
 
 if TYPE_CHECKING:
     from kvik.async_llm import AsyncLLM
@@ -25,6 +25,7 @@ __all__ = [
     "DataError",
     "EngineParams",
     "EngineStats",
+    "Grammar",
     "KvikError",
     "ModelInfo",
     "ParameterError",
