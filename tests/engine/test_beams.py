@@ -11,6 +11,7 @@ import pytest
 from engine.fakes import LAYOUT, ONLY_WINDOWS, WINDOWS, engine, run_out, seeing
 from engine.schedules import Job, Totals, alone, assert_same, random_beams, random_jobs, run_schedule
 
+from kvik.decoding.grammar import GrammarMatcher
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
 from kvik.errors import DataError, ParameterError
@@ -185,6 +186,37 @@ def test_logits_that_are_not_finite_concern_their_search_only(small_tokenizer: T
     run_out(made)
     assert isinstance(bad[0].error, DataError) and "position 46: the logit of token 7 is nan" in str(bad[0].error)
     assert [c.finish_reason for c in bad[1]] == ["error"] and [c.finish_reason for c in good[1]] == ["length"]
+
+
+@pytest.mark.parametrize(("verb", "call"), [("accept", 1), ("accept", 3), ("fork", 1)])
+@pytest.mark.parametrize("at", [1, 5])
+def test_a_search_that_fails_among_its_forks_frees_them(
+    small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, verb: str, call: int, at: int
+) -> None:
+    """Its grammar raises in one of the calls for token `at`; a request beside it goes on."""
+    beside = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
+    want: list[Chunk] = []
+    single = seeing(small_tokenizer)
+    single.add(single.request(PROMPT[:20], beside), want.append)
+    run_out(single)
+    made, calls = seeing(small_tokenizer), Counter[int]()
+    sound = getattr(GrammarMatcher, verb)
+
+    def failing(matcher: GrammarMatcher, *args: int) -> Any:
+        token = matcher.snapshot() + 1
+        calls[token] += 1
+        if token == at and calls[token] == call:
+            raise RuntimeError("no text of it")
+        return sound(matcher, *args)
+
+    monkeypatch.setattr(GrammarMatcher, verb, failing)
+    heard: tuple[list[Chunk], list[Chunk]] = ([], [])
+    params = BeamParams(num_beams=4, grammar=Grammar.regex("[a-z]{9}"))
+    bad = made.add(made.request(PROMPT, params), heard[0].append)
+    made.add(made.request(PROMPT[:20], beside), heard[1].append)
+    run_out(made)
+    assert isinstance(bad.error, RuntimeError) and [c.finish_reason for c in heard[0]] == ["error"]
+    assert [c.token_ids for c in heard[1]] == [c.token_ids for c in want]
 
 
 @pytest.mark.parametrize(
