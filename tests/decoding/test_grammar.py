@@ -125,6 +125,26 @@ def test_a_text_that_is_complete_stops_at_once() -> None:
     assert matcher.stopped and allowed(matcher) == {END}
 
 
+@pytest.mark.parametrize("pattern", ["[0-9]{3}", "[0-9]{1,4}", "(ab|1)*x", "x1?"])
+def test_an_end_token_that_is_text_ends_the_text_and_is_nothing_else(pattern: str) -> None:
+    ends = {END, VOCABULARY.tokens.index(b"1"), VOCABULARY.tokens.index(b"12")}
+    draw = random.Random(8)
+    for _ in range(20):
+        plain = GRAMMARS.compile(Grammar.regex(pattern)).matcher(None, (END,))
+        matcher = GRAMMARS.compile(Grammar.regex(pattern)).matcher(None, ends)
+        while not matcher.stopped:
+            got, want = allowed(matcher), allowed(plain)
+            assert got - ends == want - ends and got & ends == (ends if END in want else set())
+            if not got - ends or (got & ends and draw.random() < 0.2):
+                break
+            token = draw.choice(sorted(got - ends))
+            matcher.accept(token)
+            plain.accept(token)
+        assert allowed(matcher) >= ends
+        matcher.accept(draw.choice(sorted(ends)))
+        assert matcher.stopped and allowed(matcher) == ends
+
+
 def test_special_and_unknown_tokens_are_never_allowed() -> None:
     wide = Grammars(VOCABULARY, VOCABULARY.vocab_size + 70)
     matcher = wide.compile(Grammar.regex("(?s:.)*")).matcher(None, (END,))

@@ -32,8 +32,10 @@ def engine(small_tokenizer: Tokenizer) -> Engine:
     return small_engine(small_tokenizer, "grouped heads")
 
 
-def one(engine: Engine, params: SamplingParams | BeamParams) -> list[tuple[str, list[int], str]]:
-    (chunks,) = run_all(engine, [(PROMPT, params)])
+def one(
+    engine: Engine, params: SamplingParams | BeamParams, prompt: tuple[int, ...] = PROMPT
+) -> list[tuple[str, list[int], str]]:
+    (chunks,) = run_all(engine, [(prompt, params)])
     count = max(chunk.index for chunk in chunks) + 1
     return [(text, tokens, reasons[-1]) for text, tokens, _, reasons in said(chunks, count)]
 
@@ -87,6 +89,26 @@ def test_stop_strings_and_stop_tokens(engine: Engine) -> None:
     several = SamplingParams(grammar=Grammar.regex("[0-8]{2,9}"), stop_token_ids=(digit,), seed=2, max_tokens=50)
     ((text, tokens, reason),) = one(engine, several)  # the token ends the text, where it may end, and is not in it
     assert reason == "stop" and digit not in tokens[:-1] and re.fullmatch("[0-68]{2,9}", text)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_stop_token_of_the_text_is_not_in_the_text(engine: Engine, seed: int) -> None:
+    """It comes where the text may end and nowhere else, even where its bias makes it the most likely token."""
+    digit = engine.model.tokenizer.encode("a1", add_special=False)[-1]
+    prompt = PROMPT[seed:]
+    whole, open_ended = Grammar.regex("[0-9]{6}"), Grammar.regex("[0-9]{2,9}")
+    more = {"stop_token_ids": (digit,), "max_tokens": 50}
+    beams: list[SamplingParams | BeamParams] = [
+        BeamParams(num_beams=3, num_return_sequences=3, grammar=grammar, **more) for grammar in (whole, open_ended)
+    ]
+    samples = [SamplingParams(seed=seed, n=3, grammar=whole, logit_bias=bias, **more) for bias in ({}, {digit: 100.0})]
+    for params in beams + samples:
+        for text, tokens, reason in one(engine, params, prompt):
+            assert reason == "stop" and params.grammar is not None and re.fullmatch(params.grammar.text, text)
+            assert "1" not in text and digit not in tokens[:-1]
+    drawn = SamplingParams(seed=seed, grammar=open_ended, logit_bias={digit: 100.0}, **more)
+    ((text, tokens, reason),) = one(engine, drawn, prompt)
+    assert reason == "stop" and len(text) == 2 and len(tokens) == 3 and tokens[-1] == digit
 
 
 def test_the_same_through_preemption_and_beside_others(small_tokenizer: Tokenizer) -> None:

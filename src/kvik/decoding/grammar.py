@@ -3,7 +3,7 @@
 llguidance (Moskal et al. 2025) parses: an Earley parser over a lexer of regular-expression derivatives, walked along a
 trie of the vocabulary. A mask is a function of the bytes so far: it has every token after whose bytes some text of the
 grammar is still possible, however the text has been cut into tokens. Special tokens are in no mask; end-of-text tokens
-are exactly where the text may end.
+are exactly where the text may end, also those that could be text elsewhere.
 
 Importing this module imports no llguidance; the first `Grammars.compile` does, and builds the trie (0.3 s for 49,000
 tokens).
@@ -272,6 +272,7 @@ class GrammarMatcher:
                 mask[words - 1] &= np.uint32((1 << count % 32) - 1)
         elif not parser.get_error().startswith("NoExtension"):
             raise ParameterError(f"grammar: too costly: {shortened(parser.get_error())}")
+        mask &= ~self._ends  # a stop token may be one that the grammar takes as text
         if self._parser.is_accepting():
             mask |= self._ends
         return mask
