@@ -168,6 +168,25 @@ def test_cancelled_on_the_way(small_tokenizer: Tokenizer) -> None:
         assert chunks[-1].usage is not None
 
 
+@pytest.mark.parametrize("params", [BeamParams(num_beams=3), SamplingParams(n=3)])
+def test_a_request_that_cannot_be_accounted_for_ends_nevertheless(
+    small_tokenizer: Tokenizer, params: BeamParams | SamplingParams
+) -> None:
+    made = seeing(small_tokenizer)
+    group = made.add(made.request(PROMPT, params), lambda chunk: None)
+    for _ in range(3):
+        made.step()
+
+    def failing() -> int:
+        raise RuntimeError("a defect")
+
+    group.note_bytes = failing  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="a defect"):
+        made.cancel(group)
+    assert group.done and not made.has_work
+    run_out(made)
+
+
 def test_logits_that_are_not_finite_concern_their_search_only(small_tokenizer: Tokenizer) -> None:
     made = seeing(small_tokenizer, prefix_sharing=False)
     run_pass = made.executor.run

@@ -11,7 +11,9 @@ from engine.small_engines import small_engine
 from test_matrix import PROMPT, run_all, said
 
 from kvik.decoding import grammar as grammar_module
+from kvik.decoding.grammar import GrammarMatcher
 from kvik.engine.engine import Engine
+from kvik.engine.request import Chunk
 from kvik.errors import ParameterError
 from kvik.params import BeamParams, Grammar, SamplingParams
 from kvik.text.tokenizer import Tokenizer
@@ -128,6 +130,34 @@ def test_the_request_is_refused_at_once(engine: Engine) -> None:
         with pytest.raises(ParameterError, match="grammar: "):
             engine.request(PROMPT, params)
     assert not engine.has_work
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("params", [SamplingParams(grammar=DATE, seed=1, n=2), BeamParams(grammar=DATE, num_beams=3)])
+def test_a_matcher_that_raises_ends_its_request_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, params: SamplingParams | BeamParams, at: int
+) -> None:
+    """Whatever it raises; requests beside it, of its kind and of the other, say what they say alone."""
+    beside = [SamplingParams(seed=4, max_tokens=12), BeamParams(num_beams=2, max_tokens=12)]
+    want = run_all(engine, [(PROMPT, one) for one in beside])
+    sound = GrammarMatcher.mask
+
+    def failing(matcher: GrammarMatcher) -> object:
+        if matcher.snapshot() == at:
+            raise RuntimeError("a defect")
+        return sound(matcher)
+
+    monkeypatch.setattr(GrammarMatcher, "mask", failing)
+    heard: list[list[Chunk]] = [[], [], []]
+    bad, *_ = [
+        engine.add(engine.request(PROMPT, one), chunks.append)
+        for one, chunks in zip([params, *beside], heard, strict=True)
+    ]
+    while engine.step():
+        engine.scheduler.check_integrity()
+    assert isinstance(bad.error, RuntimeError) and {c.finish_reason for c in heard[0]} >= {"error"}
+    assert [said(chunks, 1) for chunks in heard[1:]] == [said(chunks, 1) for chunks in want]
+    assert engine.scheduler.pool.num_held == 0 and engine.stats.failed == 1
 
 
 @pytest.mark.parametrize("costly", [SamplingParams(grammar=DATE, seed=1, n=2), BeamParams(grammar=DATE)])

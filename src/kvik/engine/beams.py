@@ -25,7 +25,7 @@ from kvik.decoding.state import DecodingState, Edits
 from kvik.engine.request import Choice, Chunk, FinishReason, Request, RequestStats, TokenLogprobs, Usage
 from kvik.engine.runner import RowLogits
 from kvik.engine.sequence import Group, Sequence, Timeline
-from kvik.errors import DataError, ParameterError
+from kvik.errors import DataError
 from kvik.params import BeamParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
@@ -281,7 +281,7 @@ def take_candidates(
     logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: Pool | None
 ) -> dict[BeamGroup, Exception | None]:
     """Give the beams of these rows their candidates. Of each group what it fails with, or None: a row that is not finite, a
-    grammar that is too costly.
+    grammar that is too costly or fails in any other way.
 
     pool: whose threads share the rows.
     """
@@ -294,7 +294,7 @@ def take_candidates(
     for group, beams in by_group.items():
         try:
             edits += [beam.state.edits() for beam in beams]  # all of them or none
-        except ParameterError as error:
+        except Exception as error:  # of this request: the others go on
             failed[group] = error
             edits += [None] * len(beams)
     chosen = logits if len(rows) == len(logits) else logits[[row.first_row for row in rows]]
