@@ -6,6 +6,8 @@ import itertools
 import json
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from time import perf_counter
 
 import jsonschema
@@ -446,6 +448,31 @@ def test_compiled_grammars_are_kept_and_bounded() -> None:
     for i in range(grammar_module.MOST_KEPT):
         grammars.compile(Grammar.regex(f"other{i}"))
     assert not grammars.known(first) and len(grammars._kept) == grammar_module.MOST_KEPT
+
+
+def test_a_known_grammar_does_not_wait_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is tried in its process, those at hand are handed out; it is compiled once for all who wait for it."""
+    grammars = Grammars(VOCABULARY, VOCABULARY.vocab_size)
+    known, new = Grammar.regex("known"), Grammar.lark('start: "new"')
+    one = grammars.compile(known)
+    begun, go, tried = Event(), Event(), list[str]()
+
+    def slow(source: str) -> None:
+        tried.append(source)
+        begun.set()
+        assert go.wait(60)
+
+    monkeypatch.setattr(grammar_module, "check_apart", slow)
+    with ThreadPoolExecutor(4) as threads:
+        try:
+            waiting = [threads.submit(grammars.compile, new) for _ in range(3)]
+            assert begun.wait(60)
+            assert threads.submit(grammars.compile, known).result(timeout=10) is one
+            assert not grammars.known(new) and not any(each.done() for each in waiting)
+        finally:
+            go.set()
+        assert len({each.result(timeout=60) for each in waiting}) == len(tried) == 1
+    assert grammars.known(new)
 
 
 def test_long_grammars_are_the_same_through_a_process_of_their_own() -> None:

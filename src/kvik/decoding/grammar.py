@@ -61,24 +61,39 @@ class Grammars:
         self.num_tokens = min(pieces.vocab_size, vocab_size)
         self._tries: dict[bool, LLTokenizer] = {}
         self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of _kept
+        self._compiling = threading.Lock()
 
     def known(self, grammar: Grammar) -> bool:
         """Whether `compile` has it at hand."""
         return grammar in self._kept
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """The grammar, checked. ParameterError says in one line what is wrong, not supported or too costly."""
+        """The grammar, checked. ParameterError says in one line what is wrong, not supported or too costly.
+
+        New ones are compiled one at a time, each once; one at hand never waits for them.
+        """
+        found = self._find(grammar)
+        if found is None:
+            with self._compiling:
+                found = self._find(grammar) or self._keep(CompiledGrammar(self, grammar))
+        return found
+
+    def _find(self, grammar: Grammar) -> CompiledGrammar | None:
         with self._lock:
             found = self._kept.get(grammar)
-            if found is None:
-                found = self._kept[grammar] = CompiledGrammar(self, grammar)
-            self._kept.move_to_end(grammar)
+            if found is not None:
+                self._kept.move_to_end(grammar)
+            return found
+
+    def _keep(self, compiled: CompiledGrammar) -> CompiledGrammar:
+        with self._lock:
+            self._kept[compiled.grammar] = compiled
             while len(self._kept) > 1 and (
                 len(self._kept) > MOST_KEPT or sum(len(one.text) for one in self._kept) > MOST_CHARACTERS_KEPT
             ):
                 self._kept.popitem(last=False)
-            return found
+        return compiled
 
     def trie(self, bare: bool) -> LLTokenizer:
         """The vocabulary as llguidance has it; bare: as its tokens are where a first space is taken away.
