@@ -6,6 +6,8 @@ import itertools
 import json
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from time import perf_counter
 
 import jsonschema
@@ -123,6 +125,26 @@ def test_a_text_that_is_complete_stops_at_once() -> None:
     assert matcher.stopped and allowed(matcher) == {END}
     matcher.accept(END)
     assert matcher.stopped and allowed(matcher) == {END}
+
+
+@pytest.mark.parametrize("pattern", ["[0-9]{3}", "[0-9]{1,4}", "(ab|1)*x", "x1?"])
+def test_an_end_token_that_is_text_ends_the_text_and_is_nothing_else(pattern: str) -> None:
+    ends = {END, VOCABULARY.tokens.index(b"1"), VOCABULARY.tokens.index(b"12")}
+    draw = random.Random(8)
+    for _ in range(20):
+        plain = GRAMMARS.compile(Grammar.regex(pattern)).matcher(None, (END,))
+        matcher = GRAMMARS.compile(Grammar.regex(pattern)).matcher(None, ends)
+        while not matcher.stopped:
+            got, want = allowed(matcher), allowed(plain)
+            assert got - ends == want - ends and got & ends == (ends if END in want else set())
+            if not got - ends or (got & ends and draw.random() < 0.2):
+                break
+            token = draw.choice(sorted(got - ends))
+            matcher.accept(token)
+            plain.accept(token)
+        assert allowed(matcher) >= ends
+        matcher.accept(draw.choice(sorted(ends)))
+        assert matcher.stopped and allowed(matcher) == ends
 
 
 def test_special_and_unknown_tokens_are_never_allowed() -> None:
@@ -426,6 +448,31 @@ def test_compiled_grammars_are_kept_and_bounded() -> None:
     for i in range(grammar_module.MOST_KEPT):
         grammars.compile(Grammar.regex(f"other{i}"))
     assert not grammars.known(first) and len(grammars._kept) == grammar_module.MOST_KEPT
+
+
+def test_a_known_grammar_does_not_wait_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is tried in its process, those at hand are handed out; it is compiled once for all who wait for it."""
+    grammars = Grammars(VOCABULARY, VOCABULARY.vocab_size)
+    known, new = Grammar.regex("known"), Grammar.lark('start: "new"')
+    one = grammars.compile(known)
+    begun, go, tried = Event(), Event(), list[str]()
+
+    def slow(source: str) -> None:
+        tried.append(source)
+        begun.set()
+        assert go.wait(60)
+
+    monkeypatch.setattr(grammar_module, "check_apart", slow)
+    with ThreadPoolExecutor(4) as threads:
+        try:
+            waiting = [threads.submit(grammars.compile, new) for _ in range(3)]
+            assert begun.wait(60)
+            assert threads.submit(grammars.compile, known).result(timeout=10) is one
+            assert not grammars.known(new) and not any(each.done() for each in waiting)
+        finally:
+            go.set()
+        assert len({each.result(timeout=60) for each in waiting}) == len(tried) == 1
+    assert grammars.known(new)
 
 
 def test_long_grammars_are_the_same_through_a_process_of_their_own() -> None:

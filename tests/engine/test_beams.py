@@ -11,6 +11,7 @@ import pytest
 from engine.fakes import LAYOUT, ONLY_WINDOWS, WINDOWS, engine, run_out, seeing
 from engine.schedules import Job, Totals, alone, assert_same, random_beams, random_jobs, run_schedule
 
+from kvik.decoding.grammar import GrammarMatcher
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
 from kvik.errors import DataError, ParameterError
@@ -167,6 +168,25 @@ def test_cancelled_on_the_way(small_tokenizer: Tokenizer) -> None:
         assert chunks[-1].usage is not None
 
 
+@pytest.mark.parametrize("params", [BeamParams(num_beams=3), SamplingParams(n=3)])
+def test_a_request_that_cannot_be_accounted_for_ends_nevertheless(
+    small_tokenizer: Tokenizer, params: BeamParams | SamplingParams
+) -> None:
+    made = seeing(small_tokenizer)
+    group = made.add(made.request(PROMPT, params), lambda chunk: None)
+    for _ in range(3):
+        made.step()
+
+    def failing() -> int:
+        raise RuntimeError("a defect")
+
+    group.note_bytes = failing  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="a defect"):
+        made.cancel(group)
+    assert group.done and not made.has_work
+    run_out(made)
+
+
 def test_logits_that_are_not_finite_concern_their_search_only(small_tokenizer: Tokenizer) -> None:
     made = seeing(small_tokenizer, prefix_sharing=False)
     run_pass = made.executor.run
@@ -185,6 +205,37 @@ def test_logits_that_are_not_finite_concern_their_search_only(small_tokenizer: T
     run_out(made)
     assert isinstance(bad[0].error, DataError) and "position 46: the logit of token 7 is nan" in str(bad[0].error)
     assert [c.finish_reason for c in bad[1]] == ["error"] and [c.finish_reason for c in good[1]] == ["length"]
+
+
+@pytest.mark.parametrize(("verb", "call"), [("accept", 1), ("accept", 3), ("fork", 1)])
+@pytest.mark.parametrize("at", [1, 5])
+def test_a_search_that_fails_among_its_forks_frees_them(
+    small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, verb: str, call: int, at: int
+) -> None:
+    """Its grammar raises in one of the calls for token `at`; a request beside it goes on."""
+    beside = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
+    want: list[Chunk] = []
+    single = seeing(small_tokenizer)
+    single.add(single.request(PROMPT[:20], beside), want.append)
+    run_out(single)
+    made, calls = seeing(small_tokenizer), Counter[int]()
+    sound = getattr(GrammarMatcher, verb)
+
+    def failing(matcher: GrammarMatcher, *args: int) -> Any:
+        token = matcher.snapshot() + 1
+        calls[token] += 1
+        if token == at and calls[token] == call:
+            raise RuntimeError("no text of it")
+        return sound(matcher, *args)
+
+    monkeypatch.setattr(GrammarMatcher, verb, failing)
+    heard: tuple[list[Chunk], list[Chunk]] = ([], [])
+    params = BeamParams(num_beams=4, grammar=Grammar.regex("[a-z]{9}"))
+    bad = made.add(made.request(PROMPT, params), heard[0].append)
+    made.add(made.request(PROMPT[:20], beside), heard[1].append)
+    run_out(made)
+    assert isinstance(bad.error, RuntimeError) and [c.finish_reason for c in heard[0]] == ["error"]
+    assert [c.token_ids for c in heard[1]] == [c.token_ids for c in want]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from engine.small_engines import small_engine
 from test_matrix import PROMPT, run_all, said
 
 from kvik.decoding import grammar as grammar_module
+from kvik.decoding.grammar import GrammarMatcher
 from kvik.engine.engine import Engine
+from kvik.engine.request import Chunk
 from kvik.errors import ParameterError
 from kvik.params import BeamParams, Grammar, SamplingParams
 from kvik.text.tokenizer import Tokenizer
@@ -32,8 +34,10 @@ def engine(small_tokenizer: Tokenizer) -> Engine:
     return small_engine(small_tokenizer, "grouped heads")
 
 
-def one(engine: Engine, params: SamplingParams | BeamParams) -> list[tuple[str, list[int], str]]:
-    (chunks,) = run_all(engine, [(PROMPT, params)])
+def one(
+    engine: Engine, params: SamplingParams | BeamParams, prompt: tuple[int, ...] = PROMPT
+) -> list[tuple[str, list[int], str]]:
+    (chunks,) = run_all(engine, [(prompt, params)])
     count = max(chunk.index for chunk in chunks) + 1
     return [(text, tokens, reasons[-1]) for text, tokens, _, reasons in said(chunks, count)]
 
@@ -89,6 +93,26 @@ def test_stop_strings_and_stop_tokens(engine: Engine) -> None:
     assert reason == "stop" and digit not in tokens[:-1] and re.fullmatch("[0-68]{2,9}", text)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_stop_token_of_the_text_is_not_in_the_text(engine: Engine, seed: int) -> None:
+    """It comes where the text may end and nowhere else, even where its bias makes it the most likely token."""
+    digit = engine.model.tokenizer.encode("a1", add_special=False)[-1]
+    prompt = PROMPT[seed:]
+    whole, open_ended = Grammar.regex("[0-9]{6}"), Grammar.regex("[0-9]{2,9}")
+    more = {"stop_token_ids": (digit,), "max_tokens": 50}
+    beams: list[SamplingParams | BeamParams] = [
+        BeamParams(num_beams=3, num_return_sequences=3, grammar=grammar, **more) for grammar in (whole, open_ended)
+    ]
+    samples = [SamplingParams(seed=seed, n=3, grammar=whole, logit_bias=bias, **more) for bias in ({}, {digit: 100.0})]
+    for params in beams + samples:
+        for text, tokens, reason in one(engine, params, prompt):
+            assert reason == "stop" and params.grammar is not None and re.fullmatch(params.grammar.text, text)
+            assert "1" not in text and digit not in tokens[:-1]
+    drawn = SamplingParams(seed=seed, grammar=open_ended, logit_bias={digit: 100.0}, **more)
+    ((text, tokens, reason),) = one(engine, drawn, prompt)
+    assert reason == "stop" and len(text) == 2 and len(tokens) == 3 and tokens[-1] == digit
+
+
 def test_the_same_through_preemption_and_beside_others(small_tokenizer: Tokenizer) -> None:
     requests = [
         (PROMPT[i : i + 25], SamplingParams(grammar=Grammar.regex("[a-z ]{50}"), seed=i, max_tokens=60, logprobs=1))
@@ -106,6 +130,34 @@ def test_the_request_is_refused_at_once(engine: Engine) -> None:
         with pytest.raises(ParameterError, match="grammar: "):
             engine.request(PROMPT, params)
     assert not engine.has_work
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("params", [SamplingParams(grammar=DATE, seed=1, n=2), BeamParams(grammar=DATE, num_beams=3)])
+def test_a_matcher_that_raises_ends_its_request_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, params: SamplingParams | BeamParams, at: int
+) -> None:
+    """Whatever it raises; requests beside it, of its kind and of the other, say what they say alone."""
+    beside = [SamplingParams(seed=4, max_tokens=12), BeamParams(num_beams=2, max_tokens=12)]
+    want = run_all(engine, [(PROMPT, one) for one in beside])
+    sound = GrammarMatcher.mask
+
+    def failing(matcher: GrammarMatcher) -> object:
+        if matcher.snapshot() == at:
+            raise RuntimeError("a defect")
+        return sound(matcher)
+
+    monkeypatch.setattr(GrammarMatcher, "mask", failing)
+    heard: list[list[Chunk]] = [[], [], []]
+    bad, *_ = [
+        engine.add(engine.request(PROMPT, one), chunks.append)
+        for one, chunks in zip([params, *beside], heard, strict=True)
+    ]
+    while engine.step():
+        engine.scheduler.check_integrity()
+    assert isinstance(bad.error, RuntimeError) and {c.finish_reason for c in heard[0]} >= {"error"}
+    assert [said(chunks, 1) for chunks in heard[1:]] == [said(chunks, 1) for chunks in want]
+    assert engine.scheduler.pool.num_held == 0 and engine.stats.failed == 1
 
 
 @pytest.mark.parametrize("costly", [SamplingParams(grammar=DATE, seed=1, n=2), BeamParams(grammar=DATE)])

@@ -3,7 +3,7 @@
 llguidance (Moskal et al. 2025) parses: an Earley parser over a lexer of regular-expression derivatives, walked along a
 trie of the vocabulary. A mask is a function of the bytes so far: it has every token after whose bytes some text of the
 grammar is still possible, however the text has been cut into tokens. Special tokens are in no mask; end-of-text tokens
-are exactly where the text may end.
+are exactly where the text may end, also those that could be text elsewhere.
 
 Importing this module imports no llguidance; the first `Grammars.compile` does, and builds the trie (0.3 s for 49,000
 tokens).
@@ -61,24 +61,39 @@ class Grammars:
         self.num_tokens = min(pieces.vocab_size, vocab_size)
         self._tries: dict[bool, LLTokenizer] = {}
         self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of _kept
+        self._compiling = threading.Lock()
 
     def known(self, grammar: Grammar) -> bool:
         """Whether `compile` has it at hand."""
         return grammar in self._kept
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """The grammar, checked. ParameterError says in one line what is wrong, not supported or too costly."""
+        """The grammar, checked. ParameterError says in one line what is wrong, not supported or too costly.
+
+        New ones are compiled one at a time, each once; one at hand never waits for them.
+        """
+        found = self._find(grammar)
+        if found is None:
+            with self._compiling:
+                found = self._find(grammar) or self._keep(CompiledGrammar(self, grammar))
+        return found
+
+    def _find(self, grammar: Grammar) -> CompiledGrammar | None:
         with self._lock:
             found = self._kept.get(grammar)
-            if found is None:
-                found = self._kept[grammar] = CompiledGrammar(self, grammar)
-            self._kept.move_to_end(grammar)
+            if found is not None:
+                self._kept.move_to_end(grammar)
+            return found
+
+    def _keep(self, compiled: CompiledGrammar) -> CompiledGrammar:
+        with self._lock:
+            self._kept[compiled.grammar] = compiled
             while len(self._kept) > 1 and (
                 len(self._kept) > MOST_KEPT or sum(len(one.text) for one in self._kept) > MOST_CHARACTERS_KEPT
             ):
                 self._kept.popitem(last=False)
-            return found
+        return compiled
 
     def trie(self, bare: bool) -> LLTokenizer:
         """The vocabulary as llguidance has it; bare: as its tokens are where a first space is taken away.
@@ -272,6 +287,7 @@ class GrammarMatcher:
                 mask[words - 1] &= np.uint32((1 << count % 32) - 1)
         elif not parser.get_error().startswith("NoExtension"):
             raise ParameterError(f"grammar: too costly: {shortened(parser.get_error())}")
+        mask &= ~self._ends  # a stop token may be one that the grammar takes as text
         if self._parser.is_accepting():
             mask |= self._ends
         return mask

@@ -25,7 +25,7 @@ from kvik.decoding.state import DecodingState, Edits
 from kvik.engine.request import Choice, Chunk, FinishReason, Request, RequestStats, TokenLogprobs, Usage
 from kvik.engine.runner import RowLogits
 from kvik.engine.sequence import Group, Sequence, Timeline
-from kvik.errors import DataError, ParameterError
+from kvik.errors import DataError
 from kvik.params import BeamParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
@@ -66,10 +66,9 @@ class Beam(Sequence):
 
     def fork(self) -> Beam:
         """Another that begins alike and is computed as far."""
-        return Beam(
-            self.tokens.copy(), self.cache.fork(self.num_computed), self.num_computed, self.keys.copy(),
-            state=self.state.fork(), reading=None if self.reading is None else self.reading.fork(),
-        )  # fmt: skip
+        state, reading = self.state.fork(), None if self.reading is None else self.reading.fork()
+        cache = self.cache.fork(self.num_computed)  # last: if anything above raises, it holds no blocks
+        return Beam(self.tokens.copy(), cache, self.num_computed, self.keys.copy(), state=state, reading=reading)
 
     def append(self, token: int) -> None:
         self.tokens.append(token)
@@ -191,14 +190,21 @@ class BeamGroup(Group):
         return token in self.end_ids or (beam.reading is not None and beam.reading.fork().stops(token))
 
     def _follow(self, beams: list[Beam], chosen: Sequences[Chosen]) -> None:
-        """The chosen beams take the place of those before: the first heir of each as itself, others as forks of it."""
+        """The chosen beams take the place of those before: the first heir of each as itself, others as forks of it.
+
+        The group owns a fork from the first moment on, so that its blocks are freed whatever raises before the end.
+        """
+        before: list[Beam] = list(self.sequences)
         kept: set[Beam] = set()
         heirs: list[Beam] = []
         for one in chosen:
-            parent = beams[one.parent]
-            heirs.append(parent.fork() if parent in kept else parent)
-            kept.add(parent)
-        for beam in self.sequences:
+            heir = beams[one.parent]
+            if heir in kept:
+                heir = heir.fork()
+                self.sequences.append(heir)
+            heirs.append(heir)
+            kept.add(heir)
+        for beam in before:
             if beam not in kept:
                 beam.cache.free()
         for beam, one in zip(heirs, chosen, strict=True):
@@ -275,7 +281,7 @@ def take_candidates(
     logits: NDArray[np.float32], rows: Sequences[RowLogits], pool: Pool | None
 ) -> dict[BeamGroup, Exception | None]:
     """Give the beams of these rows their candidates. Of each group what it fails with, or None: a row that is not finite, a
-    grammar that is too costly.
+    grammar that is too costly or fails in any other way.
 
     pool: whose threads share the rows.
     """
@@ -288,7 +294,7 @@ def take_candidates(
     for group, beams in by_group.items():
         try:
             edits += [beam.state.edits() for beam in beams]  # all of them or none
-        except ParameterError as error:
+        except Exception as error:  # of this request: the others go on
             failed[group] = error
             edits += [None] * len(beams)
     chosen = logits if len(rows) == len(logits) else logits[[row.first_row for row in rows]]

@@ -22,7 +22,7 @@ from kvik.engine.runner import RowLogits, run_step
 from kvik.engine.scheduler import Scheduler, Step
 from kvik.engine.sequence import Generating, Group, Scoring, Timeline
 from kvik.engine.stats import EngineStats, StepStats
-from kvik.errors import DataError, KvikError, ParameterError, TryAgainError
+from kvik.errors import DataError, KvikError, TryAgainError
 from kvik.ops import Executor
 from kvik.params import BeamParams, EngineParams, SamplingParams
 from kvik.text.detokenize import Detokenizer
@@ -132,9 +132,9 @@ class Engine:
 
     def _end(self, group: Group, reason: Literal["cancelled", "error"]) -> None:
         """End what is left of a request between two tokens."""
-        left, held = list(group.sequences), group.note_bytes()
-        now = perf_counter()
+        left, now = list(group.sequences), perf_counter()
         try:
+            held = group.note_bytes()
             if isinstance(group, BeamGroup):
                 self._conclude(group, held, now, reason)
             for place, sequence in enumerate(left):
@@ -274,13 +274,13 @@ class Engine:
     def _requests(
         self, drawing: list[tuple[Group, Generating, int]]
     ) -> tuple[list[tuple[Group, Generating, int]], list[DrawRequest]]:
-        """The draws of those that go on; a grammar that turns out too costly ends its request."""
+        """The draws of those that go on; a grammar that is too costly, or fails in any other way, ends its request."""
         asked: list[tuple[tuple[Group, Generating, int], DrawRequest]] = []
         for one in drawing:
             try:
                 if not one[0].done:
                     asked.append((one, one[1].draw_request()))
-            except ParameterError as error:
+            except Exception as error:  # of this request: the others go on
                 self._fail(one[0], error)
         asked = [pair for pair in asked if not pair[0][0].done]
         return [one for one, _ in asked], [request for _, request in asked]
