@@ -9,6 +9,7 @@ import pytest
 from cli.fake_llm import ANSWER
 
 from kvik.cli import options
+from kvik.cli.answer_options import BeamOptions
 from kvik.cli.batch_input import BadLine, parse_line
 from kvik.params import BeamParams, SamplingParams
 
@@ -44,7 +45,7 @@ def test_every_option_arrives(kvik, made):
 def test_options_are_the_fields_that_only_beams_have():
     common = {f.name for f in fields(BeamParams)} & {f.name for f in fields(SamplingParams)}
     own = {f.name for f in fields(BeamParams)} - common - {"num_return_sequences"}
-    assert {f.name for f in fields(options.BeamOptions)} == own
+    assert {f.name for f in fields(BeamOptions)} == own
 
 
 @pytest.mark.parametrize(
@@ -54,11 +55,26 @@ def test_options_are_the_fields_that_only_beams_have():
         ("--beams 2 --n 3", "--n 3 is above --beams 2"),
         ("--beams 4 --beam-groups 3", "--beam-groups 3 does not divide --beams 4"),
         ("--beams 4 --diversity-penalty 1", "--diversity-penalty needs --beam-groups above 1"),
-        ("--beams 4 --early-stopping soon", "--early-stopping must be True, False or 'never', got 'soon'"),
+        ("--beams 4 --early-stopping soon", "--early-stopping must be true, false or never, got 'soon'"),
         ("--beams 4 --temperature 0", "--temperature cannot go with --beams: a beam search draws nothing"),
         ("--beams 4 --top-k 5", "--top-k cannot go with --beams"),
         ("--beams 4 --seed 5", "--seed cannot go with --beams"),
         ("--beams 4 --logprobs 1 --logprobs-mode processed", "--logprobs-mode cannot go with --beams"),
+        ("--beams 4 --preset factual", "--preset cannot go with --beams: a beam search draws nothing"),
+        *(
+            (
+                f"--beams 4 {given}",
+                f"{given.split()[0]} cannot go with --beams: it is not one of a beam search's parameters",
+            )
+            for given in (
+                "--logit-bias 3=1",
+                "--bad-words a",
+                "--dry-multiplier 1",
+                "--presence-penalty 1",
+                "--frequency-penalty 1",
+            )
+        ),
+        ("--beams 1 --length-penalty 2", "--length-penalty needs --beams above 1"),
         ("--length-penalty 2", "--length-penalty needs --beams"),
         ("--beam-groups 2", "--beam-groups needs --beams"),
         ("--beams 200", "--beams must be in [1, 64], got 200"),

@@ -293,7 +293,8 @@ def test_receipt(kvik, tmp_path):
     [
         (["--regex", "a", "--lark", 'start: "a"'], 2, "--regex and --lark exclude each other"),
         (["--regex", ""], 2, "--regex: the regex must be text"),
-        (["--regex", "a", "--ignore-eos"], 2, "ignore"),
+        (["--regex", "a", "--ignore-eos"], 2, "--ignore-eos cannot go with --regex: the text ends"),
+        (["--lark", 'start: "a"', "--ignore-eos", "--beams", "2"], 2, "--ignore-eos cannot go with --lark"),
         (["--regex", "("], 2, "--regex: regular expression: unclosed group"),
         (["--json-schema", '{"minimun": 1}'], 2, "--json-schema: the schema's 'minimun'"),
         (["--json-schema", "no/such/file.json"], 65, "no/such/file.json"),
@@ -303,6 +304,27 @@ def test_receipt(kvik, tmp_path):
 def test_grammars_that_are_refused(kvik, arguments, code, said):
     ended = kvik("run", "hi", *arguments)
     assert ended.code == code and said in ended.err and ended.err.count("\n") == 1 and ended.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--xtc-threshold 0.2", "--xtc-threshold needs --xtc-probability, which is 0"),
+        ("--dry-base 2", "--dry-base needs --dry-multiplier, which is 0"),
+        ("--min-tokens 5 --max-tokens 3", "--min-tokens 5 is above --max-tokens 3"),
+        ("--logit-bias=-1=5", "--logit-bias: a token id must be at least 0, got -1"),
+        ("--preset top_p", "--preset must be one of factual, balanced, creative, got 'top_p'"),
+    ],
+)
+def test_options_are_named_as_they_are_typed(kvik, made, arguments, said):
+    ended = kvik("run", "hi", *arguments.split())
+    assert (ended.code, ended.err, made) == (2, f"kvik: error: {said}\n", [])
+
+
+def test_one_beam_is_sampling(kvik, made):
+    assert kvik("run", "hi", "--beams", "1", "--seed", "3", "--top-k", "4").code == 0
+    (_, params) = made[-1].asked[-1]
+    assert isinstance(params, SamplingParams) and (params.seed, params.top_k) == (3, 4)
 
 
 def test_files_of_grammars(kvik, made, tmp_path):

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvik.cli.answer import encode, with_seed
+from kvik.cli.answer_options import GrammarOptions
 from kvik.cli.input import argument_text
+from kvik.cli.naming import naming_options
 from kvik.cli.options import (
     EngineOptions,
-    GrammarOptions,
     Json,
     ModelOptions,
     Plain,
     SamplingOptions,
     System,
     add_verb,
-    naming_options,
 )
 from kvik.cli.output import note, print_json, write
 from kvik.errors import ParameterError
@@ -122,7 +122,7 @@ def xray(
     if sampling.logprobs is not None:
         raise ParameterError("--logprobs has no effect on an x-ray, which has them; leave it out")
     sampling.check(json=True)
-    shape, machine = grammar.grammar(), engine.params()
+    shape, machine = grammar.grammar(sampling.ignore_eos), engine.params()
     if not (text := argument_text(prompt)):
         raise ParameterError("the prompt is empty")
     llm = model.load(machine)
