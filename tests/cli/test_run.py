@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli.fake_llm import ANSWER
+from cli.fake_llm import ANSWER, FakeLLM
 
-from kvik.cli import conversation, options
+from kvik.cli import conversation, options, strategy_options
+from kvik.llm import LLM
+from kvik.models import reading
 from kvik.params import EngineParams, Grammar, SamplingParams
 
 TEXT = "".join(ANSWER)
@@ -95,6 +97,22 @@ def test_options_are_the_fields_of_the_parameters():
     fields = set(SamplingParams.__dataclass_fields__) - {"grammar", "trace"}
     assert set(options.SamplingOptions.__dataclass_fields__) == fields | {"preset"}
     assert set(conversation.SETTABLE) == fields - {"n"}
+
+
+def test_the_help_says_which_defaults_a_model_may_have():
+    basic = {"temperature", "top_k", "top_p", "min_p"}
+    assert basic | set(strategy_options.MODEL_DEFAULTS) == set(reading._HUB_SAMPLING)
+
+
+def test_a_model_that_has_only_a_penalty_keeps_the_other_defaults(kvik, made, monkeypatch):
+    def default_params(self):
+        self._defaults = {"repetition_penalty": 1.3}
+        return LLM.default_params(self)
+
+    monkeypatch.setattr(FakeLLM, "default_params", default_params)
+    kvik("run", "hi", "--seed", "1", "--max-tokens", "3")
+    fields = {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.3}
+    assert made[-1].asked[0][1] == SamplingParams(seed=1, max_tokens=3, **fields)
 
 
 def test_preset_and_what_replaces_its_fields(kvik, made):
