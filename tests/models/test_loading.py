@@ -206,7 +206,7 @@ def test_a_failed_step_ends_its_sequences_and_the_next_request_runs(tmp_path, mo
     stream = llm.stream([1, 2], GREEDY)
     next(stream)
 
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
