@@ -35,7 +35,8 @@ AnyParams = SamplingParams | BeamParams
 Params = AnyParams | Sequence[AnyParams] | None
 
 _FALLBACK = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
-"""Sampling of `default_params` for a model that brings none of its own."""
+"""Sampling of `default_params` for a model that brings none of its own, or only penalties."""
+_PENALTIES = {"repetition_penalty", "no_repeat_ngram_size"}
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,9 @@ class LLM:
         )  # fmt: skip
 
     def default_params(self) -> SamplingParams:
-        """The model's own generation defaults; where it has none, temperature 0.7, top_k 50, top_p 0.9."""
-        return SamplingParams(**(self._defaults or _FALLBACK))
+        """The model's own generation defaults; where it has none, or only penalties, temperature 0.7, top_k 50, top_p 0.9."""
+        own = self._defaults
+        return SamplingParams(**(own if own.keys() - _PENALTIES else {**_FALLBACK, **own}))
 
     def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[Completion]:
         """One Completion a prompt, in order; all run together as far as the engine has room.

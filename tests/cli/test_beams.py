@@ -9,6 +9,7 @@ import pytest
 from cli.fake_llm import ANSWER
 
 from kvik.cli import options
+from kvik.cli.answer_options import BeamOptions
 from kvik.cli.batch_input import BadLine, parse_line
 from kvik.params import BeamParams, SamplingParams
 
@@ -44,7 +45,7 @@ def test_every_option_arrives(kvik, made):
 def test_options_are_the_fields_that_only_beams_have():
     common = {f.name for f in fields(BeamParams)} & {f.name for f in fields(SamplingParams)}
     own = {f.name for f in fields(BeamParams)} - common - {"num_return_sequences"}
-    assert {f.name for f in fields(options.BeamOptions)} == own
+    assert {f.name for f in fields(BeamOptions)} == own
 
 
 @pytest.mark.parametrize(
@@ -54,11 +55,26 @@ def test_options_are_the_fields_that_only_beams_have():
         ("--beams 2 --n 3", "--n 3 is above --beams 2"),
         ("--beams 4 --beam-groups 3", "--beam-groups 3 does not divide --beams 4"),
         ("--beams 4 --diversity-penalty 1", "--diversity-penalty needs --beam-groups above 1"),
-        ("--beams 4 --early-stopping soon", "--early-stopping must be True, False or 'never', got 'soon'"),
+        ("--beams 4 --early-stopping soon", "--early-stopping must be true, false or never, got 'soon'"),
         ("--beams 4 --temperature 0", "--temperature cannot go with --beams: a beam search draws nothing"),
         ("--beams 4 --top-k 5", "--top-k cannot go with --beams"),
         ("--beams 4 --seed 5", "--seed cannot go with --beams"),
         ("--beams 4 --logprobs 1 --logprobs-mode processed", "--logprobs-mode cannot go with --beams"),
+        ("--beams 4 --preset factual", "--preset cannot go with --beams: a beam search draws nothing"),
+        *(
+            (
+                f"--beams 4 {given}",
+                f"{given.split()[0]} cannot go with --beams: it is not one of a beam search's parameters",
+            )
+            for given in (
+                "--logit-bias 3=1",
+                "--bad-words a",
+                "--dry-multiplier 1",
+                "--presence-penalty 1",
+                "--frequency-penalty 1",
+            )
+        ),
+        ("--beams 1 --length-penalty 2", "--length-penalty needs --beams above 1"),
         ("--length-penalty 2", "--length-penalty needs --beams"),
         ("--beam-groups 2", "--beam-groups needs --beams"),
         ("--beams 200", "--beams must be in [1, 64], got 200"),
@@ -137,7 +153,46 @@ def test_a_batch_of_beams(kvik, made, tmp_path):
 def test_beam_fields_of_a_line_need_beams():
     with pytest.raises(BadLine, match="length_penalty needs num_beams"):
         parse_line(1, b'{"prompt": "a", "length_penalty": 2}', SamplingParams())
-    found = parse_line(
-        1, b'{"prompt": "a", "num_beams": 2}', SamplingParams(temperature=0.3, stop=("x",), max_tokens=7)
-    )
-    assert found.params == BeamParams(num_beams=2, stop=("x",), max_tokens=7)
+    given = {"stop": ("x",), "max_tokens": 7, "n": 2}
+    found = parse_line(1, b'{"prompt": "a", "num_beams": 2}', SamplingParams(temperature=0.3), given)
+    assert found.params == BeamParams(num_beams=2, num_return_sequences=2, stop=("x",), max_tokens=7)
+    found = parse_line(1, b'{"prompt": "a", "num_beams": 2, "num_return_sequences": 1}', SamplingParams(), given)
+    assert found.params.num_return_sequences == 1
+
+
+def lines_of(kvik, tmp_path, lines, *options):
+    requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return kvik("run", "--batch", str(requests), "--out", str(out), *options)
+
+
+def test_options_are_the_defaults_of_a_line_with_beams(kvik, made, tmp_path):
+    lines = [{"prompt": "hi", "num_beams": 2}, {"prompt": "hi", "num_beams": 2, "repetition_penalty": 3}]
+    options = "--repetition-penalty 5 --no-repeat-ngram-size 1 --temperature 1 --max-tokens 4 --logprobs 1"
+    ended = lines_of(kvik, tmp_path, lines, *options.split())
+    assert ended.code == 0, ended.err
+    assert [(p.repetition_penalty, p.no_repeat_ngram_size, p.max_tokens, p.logprobs) for _, p in made[-1].asked] == [
+        (5.0, 1, 4, 1),
+        (3, 1, 4, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "given", ["--bad-words a", "--logit-bias 3=1", "--preset factual", "--temperature 0.5", "--top-k 5", "--seed 4"]
+)
+def test_options_that_a_line_with_beams_cannot_have(kvik, made, tmp_path, given):
+    ended = lines_of(kvik, tmp_path, [{"prompt": "hi", "num_beams": 2}, {"prompt": "hi"}], *given.split())
+    assert ended.code == 65 and f"line 1: {given.split()[0]} cannot go with num_beams: " in ended.err
+    assert [type(params) for _, params in made[-1].asked] == [SamplingParams]
+
+
+def test_one_beam_of_a_line_is_sampling(kvik, made, tmp_path):
+    lines = [{"prompt": "hi", "num_beams": 1, "top_k": 3}, {"prompt": "hi", "num_beams": 1, "length_penalty": 2}]
+    ended = lines_of(kvik, tmp_path, [*lines, {"prompt": "hi", "num_beams": True}])
+    assert ended.code == 65 and "line 2: length_penalty needs num_beams above 1" in ended.err
+    assert "line 3: num_beams must be an integer" in ended.err
+    ((_, params),) = made[-1].asked
+    assert isinstance(params, SamplingParams) and params.top_k == 3
+    (tmp_path / "out.jsonl").unlink()
+    ended = lines_of(kvik, tmp_path, lines[:1], "--beams", "2")
+    assert ended.code == 65 and "num_beams 1 is sampling, and --beams makes every line a beam search" in ended.err

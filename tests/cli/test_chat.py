@@ -84,6 +84,24 @@ def test_wrong_commands_end_a_pipe_with_one_line(kvik, line, named):
     assert named in said
 
 
+@pytest.mark.parametrize(
+    ("first", "name", "said"),
+    [
+        ("dry_multiplier 1", "dry_base 2", "dry_base needs dry_multiplier, which is 0; first /set dry_base 1.75"),
+        ("dry_multiplier 1", "dry_breakers a", "first set dry_breakers back to its default"),
+        ("xtc_probability 1", "xtc_threshold 0.3", "which is 0; first /set xtc_threshold 0.1"),
+    ],
+)
+def test_what_must_be_reset_first_is_said(kvik, first, name, said):
+    off = f"{first.split()[0]} 0"
+    ended = kvik("chat", stdin="".join(f"/set {line}\n" for line in (first, name, off)).encode())
+    assert ended.code == 2 and said in ended.err
+    reset = said.partition("; first ")[2]
+    if reset.startswith("/set"):
+        lines = (f"/set {first}", f"/set {name}", reset, f"/set {off}")
+        assert kvik("chat", stdin="\n".join(lines).encode()).code == 0
+
+
 def test_json_is_a_line_an_answer(kvik):
     ended = kvik("chat", "--json", stdin=b"hi\nmore\n")
     answers = [json.loads(line) for line in ended.out.splitlines()]

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli.fake_llm import ANSWER
+from cli.fake_llm import ANSWER, FakeLLM
 
-from kvik.cli import conversation, options
+from kvik.cli import conversation, options, strategy_options
+from kvik.llm import LLM
+from kvik.models import reading
 from kvik.params import EngineParams, Grammar, SamplingParams
 
 TEXT = "".join(ANSWER)
@@ -95,6 +97,22 @@ def test_options_are_the_fields_of_the_parameters():
     fields = set(SamplingParams.__dataclass_fields__) - {"grammar", "trace"}
     assert set(options.SamplingOptions.__dataclass_fields__) == fields | {"preset"}
     assert set(conversation.SETTABLE) == fields - {"n"}
+
+
+def test_the_help_says_which_defaults_a_model_may_have():
+    basic = {"temperature", "top_k", "top_p", "min_p"}
+    assert basic | set(strategy_options.MODEL_DEFAULTS) == set(reading._HUB_SAMPLING)
+
+
+def test_a_model_that_has_only_a_penalty_keeps_the_other_defaults(kvik, made, monkeypatch):
+    def default_params(self):
+        self._defaults = {"repetition_penalty": 1.3}
+        return LLM.default_params(self)
+
+    monkeypatch.setattr(FakeLLM, "default_params", default_params)
+    kvik("run", "hi", "--seed", "1", "--max-tokens", "3")
+    fields = {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.3}
+    assert made[-1].asked[0][1] == SamplingParams(seed=1, max_tokens=3, **fields)
 
 
 def test_preset_and_what_replaces_its_fields(kvik, made):
@@ -293,7 +311,8 @@ def test_receipt(kvik, tmp_path):
     [
         (["--regex", "a", "--lark", 'start: "a"'], 2, "--regex and --lark exclude each other"),
         (["--regex", ""], 2, "--regex: the regex must be text"),
-        (["--regex", "a", "--ignore-eos"], 2, "ignore"),
+        (["--regex", "a", "--ignore-eos"], 2, "--ignore-eos cannot go with --regex: the text ends"),
+        (["--lark", 'start: "a"', "--ignore-eos", "--beams", "2"], 2, "--ignore-eos cannot go with --lark"),
         (["--regex", "("], 2, "--regex: regular expression: unclosed group"),
         (["--json-schema", '{"minimun": 1}'], 2, "--json-schema: the schema's 'minimun'"),
         (["--json-schema", "no/such/file.json"], 65, "no/such/file.json"),
@@ -303,6 +322,27 @@ def test_receipt(kvik, tmp_path):
 def test_grammars_that_are_refused(kvik, arguments, code, said):
     ended = kvik("run", "hi", *arguments)
     assert ended.code == code and said in ended.err and ended.err.count("\n") == 1 and ended.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--xtc-threshold 0.2", "--xtc-threshold needs --xtc-probability, which is 0"),
+        ("--dry-base 2", "--dry-base needs --dry-multiplier, which is 0"),
+        ("--min-tokens 5 --max-tokens 3", "--min-tokens 5 is above --max-tokens 3"),
+        ("--logit-bias=-1=5", "--logit-bias: a token id must be at least 0, got -1"),
+        ("--preset top_p", "--preset must be one of factual, balanced, creative, got 'top_p'"),
+    ],
+)
+def test_options_are_named_as_they_are_typed(kvik, made, arguments, said):
+    ended = kvik("run", "hi", *arguments.split())
+    assert (ended.code, ended.err, made) == (2, f"kvik: error: {said}\n", [])
+
+
+def test_one_beam_is_sampling(kvik, made):
+    assert kvik("run", "hi", "--beams", "1", "--seed", "3", "--top-k", "4").code == 0
+    (_, params) = made[-1].asked[-1]
+    assert isinstance(params, SamplingParams) and (params.seed, params.top_k) == (3, 4)
 
 
 def test_files_of_grammars(kvik, made, tmp_path):

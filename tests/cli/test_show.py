@@ -84,7 +84,7 @@ def test_a_folder_of_safetensors(kvik, store, tmp_path):
     folder = write_folder(tmp_path / "small")
     lines = said(kvik("models", "show", str(folder)).out)
     assert lines["architecture"] == "LlamaForCausalLM, run by family llama" and lines["licence"] == "mit"
-    assert lines["defaults"] == "temperature 0.4; not here yet: repetition_penalty=1.1"
+    assert lines["defaults"] == "temperature 0.4, repetition_penalty 1.1; not followed: num_beams=4"
     assert lines["source"] == str(folder) and lines["chat template"] == "none"
 
 

@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cli.fake_llm import VOCABULARY
 
+from kvik.cli import xray as verb
 from kvik.cli.xray_html import page, shown
 from kvik.cli.xray_terminal import print_text
 from kvik.cli.xray_tree import beam_tree, path_of, tree_svg
 from kvik.decoding.beam import BeamChoice, BeamEnd, BeamStep
 from kvik.decoding.pipeline import DrawRequest
 from kvik.decoding.trace import trace_token
-from kvik.params import SamplingParams
+from kvik.params import BeamParams, Grammar, SamplingParams
 
 RUN = ("xray", "hi", "--raw", "--max-tokens", "5", "--seed", "1")
 HOSTILE = [
@@ -174,6 +177,36 @@ def test_json(kvik, made):
     assert made[0].asked[0][1].max_tokens == 5 and made[0].asked[1][1].num_beams == 2
 
 
+def test_beams_have_what_the_answer_has(kvik, made):
+    given = (
+        "--min-tokens 4 --stop q --stop-token-ids 9 --ignore-eos --repetition-penalty 2 --no-repeat-ngram-size 3 "
+        "--top-k 5 --beams 2 --beam-tokens 3"
+    )
+    assert kvik(*RUN, *given.split()).code == 0
+    assert made[0].asked[1][1] == BeamParams(
+        num_beams=2, num_return_sequences=2, max_tokens=3, min_tokens=3, trace=True, stop=("q",), stop_token_ids=(9,),
+        ignore_eos=True, repetition_penalty=2.0, no_repeat_ngram_size=3,
+    )  # fmt: skip
+
+
+def test_fields_that_answer_and_beams_share():
+    common = {f.name for f in fields(BeamParams)} & {f.name for f in fields(SamplingParams)}
+    assert set(verb._SHARED) == common - {"max_tokens", "min_tokens", "logprobs", "trace"}
+
+
+def test_beams_obey_the_grammar():
+    asked = []
+
+    class Model:
+        def generate(self, prompts, params):
+            asked.append(params)
+            return [SimpleNamespace(beams=(), choices=())]
+
+    grammar = Grammar.regex("[0-9]+")
+    verb._follow(Model(), [1], SamplingParams(grammar=grammar), verb.XrayOptions(beams=2))
+    assert asked[0].grammar == grammar
+
+
 def test_html(kvik, tmp_path):
     path = tmp_path / "page.html"
     ended = kvik(*RUN, "--html", str(path), "--beams", "3")
@@ -214,6 +247,7 @@ def test_colours_only_on_a_terminal(kvik, monkeypatch, capsys):
         (["--max-tokens", "0"], "--max-tokens must be in [1, 2048]"),
         (["--n", "2"], "--n has no effect"),
         (["--logprobs", "2"], "--logprobs has no effect"),
+        (["--logprobs-mode", "processed"], "--logprobs-mode has no effect"),
         (["--temperature", "-1"], "--temperature must be finite and at least 0"),
         (["--plot", "x.txt"], "--plot writes .png, .svg, .pdf"),
     ],

@@ -107,7 +107,9 @@ def write_folder(folder: Path, *, architecture: str = "LlamaForCausalLM", dtype:
         "rope_theta": 50_000.0, "tie_word_embeddings": True, "bos_token_id": 96, "eos_token_id": 97,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.4, "repetition_penalty": 1.1}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.4, "repetition_penalty": 1.1, "num_beams": 4})
+    )
     (folder / "README.md").write_text("---\nlicense: mit\n---\nwords")
     made = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(TOKENS)}, [("a", "b")]))
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -76,7 +76,9 @@ def test_what_a_folder_says(tmp_path) -> None:
     facts = read_facts(write_folder(tmp_path / "small"), "auto")
     assert (facts.name, facts.architecture, facts.family) == ("small", "LlamaForCausalLM", "llama")
     assert facts.license == "mit" and facts.chat_template is None and facts.config.windows == (None,) * LAYERS
-    assert facts.defaults == {"temperature": 0.4} and facts.unused_defaults == ("repetition_penalty=1.1",)
+    assert facts.defaults == {"temperature": 0.4, "repetition_penalty": 1.1} and facts.unused_defaults == (
+        "num_beams=4",
+    )
     assert by_name(facts.groups)["F16", "f16"].exact
 
 

@@ -271,10 +271,14 @@ def test_the_name_of_a_folder_of_the_hub(tmp_path: Path) -> None:
         (None, {}, ()),
         ({"eos_token_id": [97], "temperature": None}, {}, ()),
         ({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0, "do_sample": True, "repetition_penalty": 1.0},
-         {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0}, ()),
+         {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0, "repetition_penalty": 1.0}, ()),
         ({"temperature": 0.6, "top_k": -1, "repetition_penalty": 1.05, "num_beams": 4},
-         {"temperature": 0.6, "top_k": 0}, ("repetition_penalty=1.05", "num_beams=4")),
-        ({"do_sample": False, "temperature": 0.6, "top_k": 20}, {"temperature": 0.0}, ()),
+         {"temperature": 0.6, "top_k": 0, "repetition_penalty": 1.05}, ("num_beams=4",)),
+        ({"no_repeat_ngram_size": 3, "typical_p": 0.9, "epsilon_cutoff": 1e-4, "eta_cutoff": 2e-4, "guidance_scale": 2},
+         {"no_repeat_ngram_size": 3, "typical_p": 0.9, "epsilon_cutoff": 1e-4, "eta_cutoff": 2e-4}, ("guidance_scale=2",)),
+        ({"do_sample": False, "temperature": 0.6, "top_k": 20, "typical_p": 0.5}, {"temperature": 0.0}, ()),
+        ({"do_sample": False, "repetition_penalty": 1.1, "no_repeat_ngram_size": 2},
+         {"temperature": 0.0, "repetition_penalty": 1.1, "no_repeat_ngram_size": 2}, ()),
     ],
 )  # fmt: skip
 def test_generation_defaults(
@@ -290,6 +294,7 @@ def test_generation_defaults(
     ("generation", "match"),
     [
         ({"temperature": -1.0}, "temperature: temperature must be finite and at least 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty: repetition_penalty must be above 0"),
         ({"temperature": "0.5"}, "temperature: temperature must be a number"),
         ({"top_p": 2}, "top_p: top_p must be finite and in"),
         ({"top_k": 1.5}, "top_k: top_k must be an integer"),

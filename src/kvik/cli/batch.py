@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -44,10 +44,11 @@ def run_batch(
             raise ParameterError("--out and --batch are the same file")
         llm = model.load(machine)
         defaults = asked if isinstance(asked, BeamParams) else asked.params(llm.default_params())
+        given = {} if isinstance(asked, BeamParams) else asked.given()
         if grammar is not None:
-            defaults = replace(defaults, grammar=grammar)
+            defaults, given = replace(defaults, grammar=grammar), {**given, "grammar": grammar}
         name = STDIN if options.batch == "-" else options.batch
-        batch = _Batch(llm, results, _Asking(defaults, raw, system), name, stats)
+        batch = _Batch(llm, results, _Asking(defaults, given, raw, system), name, stats)
         total = batch.look_ahead(file) if file.seekable() else None
         with BatchProgress(total) as progress, Interrupt() as interrupt:
             batch.run(file, progress, interrupt)
@@ -100,9 +101,10 @@ class _Job(NamedTuple):
 
 @dataclass(frozen=True)
 class _Asking:
-    """What the command line says of all requests."""
+    """What the command line says of all requests. given: its sampling options, see `parse_line`."""
 
     defaults: SamplingParams | BeamParams
+    given: Mapping[str, Any]
     raw: bool
     system: str | None
 
@@ -151,7 +153,7 @@ class _Batch:
         seen: set[int] = set()
         for number, data in read_lines(file):
             try:
-                line = parse_line(number, data, self.asking.defaults)
+                line = parse_line(number, data, self.asking.defaults, self.asking.given)
             except BadLine:
                 continue
             if id_mark(line.id) not in seen:  # a second one is a bad line
@@ -210,7 +212,7 @@ class _Batch:
                 yield None
                 continue
             try:
-                line = parse_line(*following, self.asking.defaults)
+                line = parse_line(*following, self.asking.defaults, self.asking.given)
                 made = self._request(line)
             except BadLine as error:
                 self._bad(progress, following[0], error.id, str(error))

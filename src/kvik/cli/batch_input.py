@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from queue import Empty, Queue
 from threading import Thread
+from types import MappingProxyType
 from typing import IO, Any
 
+from kvik.cli.naming import flag
 from kvik.errors import DataError, KvikError, ParameterError
 from kvik.params import BeamParams, SamplingParams, beam_params, json_biases, preset_fields
 
@@ -102,17 +104,20 @@ def read_live(file: IO[bytes], busy: Callable[[], bool]) -> Iterator[tuple[int, 
         yield found
 
 
-def parse_line(number: int, data: bytes, defaults: SamplingParams | BeamParams) -> Line:
+def parse_line(
+    number: int, data: bytes, defaults: SamplingParams | BeamParams, given: Mapping[str, Any] = MappingProxyType({})
+) -> Line:
     """The request of a line. BadLine says what is wrong with it.
 
-    A line with num_beams is a beam search; of defaults to sample by it takes what BeamParams has too.
+    given: of defaults to sample by, what the command line said, by the names of SamplingParams. A line with num_beams
+    above 1 is a beam search by these and its own fields; the rest of defaults is about sampling.
     """
     found = _object(data)
     id = found.pop("id", number)
     if isinstance(id, bool) or not isinstance(id, str | int):
         raise BadLine(f"id must be text or a whole number, got {_shown(id)}")
     try:
-        return _request(number, id, found, defaults)
+        return _request(number, id, found, defaults, given)
     except KvikError as error:
         raise BadLine(str(error), id) from None
 
@@ -148,7 +153,9 @@ def _not_json(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def _request(number: int, id: Id, found: dict[str, Any], defaults: SamplingParams | BeamParams) -> Line:
+def _request(
+    number: int, id: Id, found: dict[str, Any], defaults: SamplingParams | BeamParams, given: Mapping[str, Any]
+) -> Line:
     for name in found:
         if name not in _FIELDS:
             near = difflib.get_close_matches(name, _FIELDS, 1)
@@ -161,24 +168,42 @@ def _request(number: int, id: Id, found: dict[str, Any], defaults: SamplingParam
         raise BadLine(f"prompt must be text or a list of token ids, got {_shown(prompt)}")
     if not prompt and messages is None:
         raise BadLine("the prompt is empty")
-    return Line(number, id, prompt, messages, _params(found, defaults))
+    return Line(number, id, prompt, messages, _params(found, defaults, given))
 
 
-def _params(found: dict[str, Any], defaults: SamplingParams | BeamParams) -> SamplingParams | BeamParams:
+def _params(
+    found: dict[str, Any], defaults: SamplingParams | BeamParams, given: Mapping[str, Any]
+) -> SamplingParams | BeamParams:
     if "logit_bias" in found:
         found["logit_bias"] = json_biases(found["logit_bias"])
+    beams = found.get("num_beams", 1)
+    one = beams == 1 and not isinstance(beams, bool)
     if isinstance(defaults, BeamParams):
+        if "num_beams" in found and one:
+            raise ParameterError("num_beams 1 is sampling, and --beams makes every line a beam search")
         return beam_params(found, defaults)
-    if "num_beams" in found:
-        common = ("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "grammar", "trace")
-        count = {} if "num_return_sequences" in found else {"n": defaults.n}
-        return beam_params({name: getattr(defaults, name) for name in common} | count | found)
+    if not one:
+        return _search(found, given)
+    found.pop("num_beams", None)
     if "preset" in found:
         found = {**preset_fields(found.pop("preset")), **found}
     for name in found:
         if name not in _SAMPLING:
-            raise ParameterError(f"{name} needs num_beams")
+            raise ParameterError(f"{name} needs num_beams above 1")
     return replace(defaults, **found)
+
+
+def _search(found: dict[str, Any], given: Mapping[str, Any]) -> BeamParams:
+    """The search of a line under what the command line said, which is named as options are."""
+    if "num_return_sequences" in found and "n" not in found:
+        given = {name: value for name, value in given.items() if name != "n"}
+    try:
+        return beam_params({**given, **found})
+    except ParameterError as error:
+        name, _, rest = str(error).partition(" ")
+        if name in given and name not in found:
+            raise ParameterError(f"{flag(name)} {rest}") from None
+        raise
 
 
 def _is_id(value: object) -> bool:

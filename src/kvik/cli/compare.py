@@ -90,13 +90,14 @@ class CompareOptions:
         from kvik.planning import STRATEGIES, sweep
 
         found: dict[str, SamplingParams | BeamParams] = {}
-        names = self.strategies or ("" if self.sweep else _DEFAULT)
-        for given in filter(None, (name.strip() for name in names.split(","))):
+        names = ("" if self.sweep else _DEFAULT) if self.strategies is None else self.strategies
+        chosen = [name for name in map(str.strip, names.split(",")) if name]
+        if self.strategies is not None and not chosen:
+            raise ParameterError("--strategies names none")
+        for given in chosen:
             found[given] = STRATEGIES[choose("--strategies", given, tuple(STRATEGIES))].params
         for text in self.sweep or ():
             found |= sweep(text)
-        if not found:
-            raise ParameterError("--strategies names none")
         fixed: dict[str, Any] = {"max_tokens": self.max_tokens, "ignore_eos": self.ignore_eos}
         return {name: replace(params, **fixed) for name, params in found.items()}
 

@@ -191,8 +191,8 @@ class Conversation:
             return
         try:
             self.params = replace(self.params, **{name: SETTABLE[name](value)})
-        except ParameterError:
-            raise
+        except ParameterError as error:
+            raise ParameterError(f"{error}{_first(name, str(error))}") from None
         except ValueError as error:
             raise ParameterError(f"/set {name}: {error}, got {value!r}") from None
 
@@ -220,6 +220,15 @@ class Conversation:
         with atomic_write(path) as file:
             file.write(json.dumps(plain(kept), ensure_ascii=False, indent=2).encode() + b"\n")
         note(f"{len(self.messages)} messages are in {rest}")
+
+
+def _first(name: str, error: str) -> str:
+    """Where another setting needs the one to be changed: the command that resets it."""
+    other, _, needed = error.partition(" needs ")
+    if other not in SETTABLE or needed.partition(",")[0] != name:
+        return ""
+    default = _written(getattr(SamplingParams, other))
+    return f"; first set {other} back to its default" if "\n" in default else f"; first /set {other} {default}"
 
 
 def _written(value: Any) -> str:

@@ -87,8 +87,10 @@ def _best(llm: LLM, scored: ScoreResult | None) -> list[str]:
 
 
 def _report(llm: LLM, ids: list[int], logprobs: list[float]) -> dict[str, Any]:
+    from kvik.evaluation.metrics import mean_logprob
+
     total = math.fsum(logprobs)
-    mean = total / len(logprobs) if logprobs else None
+    mean = mean_logprob(logprobs)
     return {
         "token_ids": ids,
         "tokens": [llm.tokenizer.decode([token]) for token in ids],

@@ -7,18 +7,18 @@ test keeps them alike.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import Parameter, Signature, cleandoc, signature
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from kvik.cli.naming import naming_options
 from kvik.cli.output import Progress
 from kvik.cli.strategy_options import SAMPLING_PANEL, StrategyOptions, biases, choices, option
-from kvik.errors import DataError, ParameterError
-from kvik.params import BeamParams, EngineParams, Grammar, SamplingParams, beam_params, preset_fields
+from kvik.errors import ParameterError
+from kvik.params import EngineParams, SamplingParams, preset_fields
 from kvik.weights.catalogue import CATALOGUE, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MAX_TOKENS",
     "BatchOptions",
-    "BeamOptions",
     "EngineOptions",
-    "GrammarOptions",
     "Json",
     "ModelOptions",
     "Plain",
@@ -40,13 +38,11 @@ __all__ = [
     "add_group",
     "add_verb",
     "complete_models",
-    "naming_options",
     "with_options",
 ]
 
 DEFAULT_MAX_TOKENS = 512
 MODEL_PANEL, ENGINE_PANEL, BATCH_PANEL = "Model", "Engine", "Batch"
-BEAM_PANEL, GRAMMAR_PANEL = "Beam search", "Structured output"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, with the field names of the Python API.")]
 Plain = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the model's chat template.")]
@@ -318,127 +314,6 @@ class SamplingOptions(StrategyOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BeamOptions:
-    """The fields that only BeamParams has; None is what was not given."""
-
-    num_beams: Annotated[
-        int | None,
-        option(("--beams", "--num-beams"), "Follow so many beams instead of sampling, 1 to 64; --n best are printed.",
-                BEAM_PANEL, "", metavar="N"),
-    ] = None  # fmt: skip
-    length_penalty: Annotated[
-        float | None,
-        option("--length-penalty", "A beam's score is its log-probability / length ** X: above 0 favours longer answers.",
-                BEAM_PANEL, f"{BeamParams.length_penalty:g}", metavar="X"),
-    ] = None  # fmt: skip
-    early_stopping: Annotated[
-        str | None,
-        option("--early-stopping", "true: end when as many answers as beams are finished; false: when a better one is "
-                "unlikely; never: when none can come.", BEAM_PANEL, "false", metavar="WHEN",
-                autocompletion=choices("true", "false", "never")),
-    ] = None  # fmt: skip
-    num_beam_groups: Annotated[
-        int | None,
-        option(("--beam-groups", "--num-beam-groups"), "Groups of beams that diverge, a divisor of --beams.", BEAM_PANEL,
-                f"{BeamParams.num_beam_groups}", metavar="N"),
-    ] = None  # fmt: skip
-    diversity_penalty: Annotated[
-        float | None,
-        option("--diversity-penalty", "Subtracted for each beam of an earlier group that takes the same token.",
-                BEAM_PANEL, f"{BeamParams.diversity_penalty:g}", metavar="X"),
-    ] = None  # fmt: skip
-
-    def params(self, sampling: SamplingOptions) -> BeamParams | None:
-        """The search, with what the sampling options say of any answer; None without --beams.
-
-        ParameterError names an option that cannot apply.
-        """
-        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        if "early_stopping" in given:
-            wanted = given["early_stopping"].lower()
-            given["early_stopping"] = {"true": True, "false": False}.get(wanted, wanted)
-        try:
-            if self.num_beams is not None:
-                return beam_params(sampling.given() | given)
-            if given:
-                raise ParameterError(f"{next(iter(given))} needs num_beams")
-        except ParameterError as error:
-            raise ParameterError(re.sub(r"^\w+|\bnum_\w+", _beam_option, str(error))) from None
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrammarOptions:
-    """What the answer has to be: one of the kinds of Grammar."""
-
-    json_schema: Annotated[
-        str | None,
-        option("--json-schema", "The answer is JSON of this schema: a file, or JSON itself.", GRAMMAR_PANEL, "",
-                metavar="FILE"),
-    ] = None  # fmt: skip
-    regex: Annotated[
-        str | None,
-        option("--regex", "The whole answer matches this regular expression.", GRAMMAR_PANEL, "", metavar="PATTERN"),
-    ] = None
-    lark: Annotated[
-        str | None,
-        option("--lark", "The answer is text of this Lark grammar: a file, or the grammar itself.", GRAMMAR_PANEL, "",
-                metavar="FILE"),
-    ] = None  # fmt: skip
-
-    def grammar(self) -> Grammar | None:
-        """ParameterError names an option; DataError or StorageError a file."""
-        given = [(f.name, value) for f in fields(self) if (value := getattr(self, f.name)) is not None]
-        if not given:
-            return None
-        if len(given) > 1:
-            raise ParameterError(f"{_flag(given[0][0])} and {_flag(given[1][0])} exclude each other")
-        ((kind, text),) = given
-        path = self._path(kind, text)
-        if path is not None:
-            from kvik.cli.input import read_text
-
-            text = read_text(path)
-        with self.naming():
-            return Grammar(kind, text)  # type: ignore[arg-type] # the fields are the kinds
-
-    @contextmanager
-    def naming(self) -> Iterator[None]:
-        """Where a ParameterError is about the grammar, name the option; or the file, which then is bad data."""
-        try:
-            yield
-        except ParameterError as error:
-            kind, text = next(((f.name, v) for f in fields(self) if (v := getattr(self, f.name)) is not None), ("", ""))
-            if not kind or not str(error).startswith("grammar: "):
-                raise
-            reason, path = str(error).removeprefix("grammar: "), self._path(kind, text)
-            if path is not None:
-                raise DataError(reason, path=path) from None
-            raise ParameterError(f"{_flag(kind)}: {reason}") from None
-
-    @staticmethod
-    def _path(kind: str, text: str) -> str | None:
-        """The file that is named, if it is one: a schema begins with a brace, a grammar has a colon after a name."""
-        itself = {
-            "json_schema": text.lstrip().startswith("{") or text.strip() in ("true", "false"),
-            "lark": "\n" in text or re.search(r"\bstart\s*:", text) is not None,
-        }
-        return None if itself.get(kind, True) else text
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _beam_option(found: re.Match[str]) -> str:
-    """The option for a field's name; other words as they are."""
-    name = found[0]
-    names = {"num_beams": "beams", "num_beam_groups": "beam_groups", "num_return_sequences": "n"}
-    known = {f.name for kind in (SamplingParams, BeamParams) for f in fields(kind)}
-    return f"--{names.get(name, name).replace('_', '-')}" if name in known else name
-
-
-@dataclass(frozen=True, kw_only=True)
 class BatchOptions:
     """A file of requests instead of one prompt."""
 
@@ -474,15 +349,3 @@ def _ids(texts: list[str]) -> tuple[int, ...]:
     except ValueError:
         given = ",".join(texts)
         raise ParameterError(f"--stop-token-ids takes whole numbers separated by commas, got {given!r}") from None
-
-
-@contextmanager
-def naming_options(kind: Any) -> Iterator[None]:
-    """Where a ParameterError begins with a field of the dataclass, say the option's name: `--top-p` for `top_p`."""
-    try:
-        yield
-    except ParameterError as error:
-        first, _, rest = str(error).partition(" ")
-        if first not in {f.name for f in fields(kind)}:
-            raise
-        raise ParameterError(f"--{first.replace('_', '-')} {rest}") from None

@@ -11,7 +11,8 @@ import typer
 
 from kvik.cli import options
 from kvik.cli.input import read_text
-from kvik.cli.options import EngineOptions, Json, add_verb, complete_models, naming_options
+from kvik.cli.naming import naming_options
+from kvik.cli.options import EngineOptions, Json, add_verb, complete_models
 from kvik.cli.output import Progress, print_json, quoted, write
 from kvik.errors import DataError, ParameterError
 from kvik.params import MAX_SEED, EngineParams, SamplingParams

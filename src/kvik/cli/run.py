@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvik.cli.answer import Answer, InOrder, encode, print_logprobs, take_answer, with_seed
+from kvik.cli.answer_options import BeamOptions, GrammarOptions
 from kvik.cli.input import argument_text
+from kvik.cli.naming import naming_options
 from kvik.cli.options import (
     BatchOptions,
-    BeamOptions,
     EngineOptions,
-    GrammarOptions,
     Json,
     ModelOptions,
     Plain,
     SamplingOptions,
     System,
     add_verb,
-    naming_options,
 )
 from kvik.cli.output import note, plain, print_json, write
 from kvik.errors import ParameterError
@@ -91,7 +90,7 @@ def run(
     """
     batch.check(prompt, receipt)
     searching = beams.params(sampling)
-    shape = grammar.grammar()
+    shape = grammar.grammar(sampling.ignore_eos)
     if searching is None:
         sampling.check(json or batch.batch is not None)
     machine = engine.params()

@@ -201,7 +201,7 @@ def _text_side(facts: ModelFacts) -> list[tuple[str, str | None]]:
     if c is None:
         return []
     defaults = [f"{name} {value:g}" for name, value in facts.defaults.items()]
-    unused = f"not here yet: {', '.join(facts.unused_defaults)}" if facts.unused_defaults else None
+    unused = f"not followed: {', '.join(facts.unused_defaults)}" if facts.unused_defaults else None
     rows = "" if c.vocab_size == facts.vocabulary else f", weights for {c.vocab_size}"
     head = "the embedding's weights" if c.tied_embeddings else "weights of its own"
     return [

@@ -14,6 +14,8 @@ from kvik.params import PRESETS, SamplingParams
 __all__ = ["SAMPLING_PANEL", "STRATEGY_PANEL", "StrategyOptions", "biases", "choices", "option"]
 
 SAMPLING_PANEL, STRATEGY_PANEL = "Sampling", "Penalties and further filters"
+MODEL_DEFAULTS = ("repetition_penalty", "no_repeat_ngram_size", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Of the fields here those that a model's generation_config.json has."""
 
 
 def option(name: str | tuple[str, ...], help: str, panel: str, default: str | None = None, **more: Any) -> Any:
@@ -43,11 +45,10 @@ def biases(texts: Sequence[str]) -> dict[int, float]:
 
 
 def _off(name: str, help: str, metavar: str = "X") -> Any:
-    """An option whose default is the field's: what a model's own defaults may replace."""
-    default = getattr(SamplingParams, name)
-    return option(
-        f"--{name.replace('_', '-')}", help, STRATEGY_PANEL, f"the model's own, else {default:g}", metavar=metavar
-    )
+    """An option whose default is the field's, or that of a model which has one."""
+    own = "the model's own, else " if name in MODEL_DEFAULTS else ""
+    default = f"{own}{getattr(SamplingParams, name):g}"
+    return option(f"--{name.replace('_', '-')}", help, STRATEGY_PANEL, default, metavar=metavar)
 
 
 @dataclass(frozen=True, kw_only=True)

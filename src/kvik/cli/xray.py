@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvik.cli.answer import encode, with_seed
+from kvik.cli.answer_options import GrammarOptions
 from kvik.cli.input import argument_text
+from kvik.cli.naming import naming_options
 from kvik.cli.options import (
     EngineOptions,
-    GrammarOptions,
     Json,
     ModelOptions,
     Plain,
     SamplingOptions,
     System,
     add_verb,
-    naming_options,
 )
 from kvik.cli.output import note, print_json, write
 from kvik.errors import ParameterError
@@ -34,6 +34,7 @@ __all__ = ["register"]
 
 _MOST_TOKENS = 2048
 _BEAM_TOKENS = 16
+_SHARED = ("grammar", "stop", "stop_token_ids", "ignore_eos", "repetition_penalty", "no_repeat_ngram_size")
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +64,12 @@ class XrayOptions:
                      "temperatures into a .png, .svg or .pdf (extra kvik\\[plots])."),
     ] = None  # fmt: skip
     beams: Annotated[
-        int, typer.Option("--beams", metavar="N", help="Also follow so many beams from the prompt, 1 to 64; 0 is none.")
+        int,
+        typer.Option(
+            "--beams",
+            metavar="N",
+            help="Also follow so many beams from the prompt, 1 to 64, with what of the options beside it does not draw; 0 is none.",
+        ),
     ] = 0
     beam_tokens: Annotated[
         int | None,
@@ -121,8 +127,10 @@ def xray(
         raise ParameterError("--n has no effect on an x-ray, which is of one answer; leave it out")
     if sampling.logprobs is not None:
         raise ParameterError("--logprobs has no effect on an x-ray, which has them; leave it out")
+    if sampling.logprobs_mode != SamplingParams.logprobs_mode:
+        raise ParameterError("--logprobs-mode has no effect on an x-ray, which has both; leave it out")
     sampling.check(json=True)
-    shape, machine = grammar.grammar(), engine.params()
+    shape, machine = grammar.grammar(sampling.ignore_eos), engine.params()
     if not (text := argument_text(prompt)):
         raise ParameterError("the prompt is empty")
     llm = model.load(machine)
@@ -135,8 +143,8 @@ def xray(
     assert isinstance(params, SamplingParams)
     with naming_options(SamplingParams), grammar.naming():
         (answer,) = llm.generate([ids], params)
+        tree = _follow(llm, ids, params, options)
     traces = answer.choices[0].trace or ()
-    tree = _follow(llm, ids, options)
     at = _detail(traces, options.at)
     if options.html is not None:
         told = {"strategy": strategy_line(params), "temperature": params.temperature}
@@ -156,17 +164,20 @@ def xray(
         note(f"{options.html}: open it in a browser")
 
 
-def _follow(llm: LLM, ids: list[int], options: XrayOptions) -> list[Node]:
-    """The tree of a beam search from the prompt, where one is asked for."""
+def _follow(llm: LLM, ids: list[int], asked: SamplingParams, options: XrayOptions) -> list[Node]:
+    """The tree of a beam search from the prompt, where one is asked for, with what of `asked` is not about drawing."""
     if not options.beams:
         return []
     from kvik.cli.xray_tree import beam_tree
 
+    tokens = options.beam_tokens or _BEAM_TOKENS
     params = BeamParams(
         num_beams=options.beams,
         num_return_sequences=options.beams,
-        max_tokens=options.beam_tokens or _BEAM_TOKENS,
+        max_tokens=tokens,
+        min_tokens=min(asked.min_tokens, tokens),
         trace=True,
+        **{name: getattr(asked, name) for name in _SHARED},
     )
     (found,) = llm.generate([ids], params)
     assert found.beams is not None

@@ -29,7 +29,7 @@ from kvik.weights.store import ModelStore
 
 __all__ = ["LoadedModel", "load_model"]
 
-FORMAT = 5
+FORMAT = 6
 """Of model.json; another number there means it is written anew."""
 
 
@@ -42,7 +42,7 @@ class LoadedModel:
         path: the source: a file, or a folder of safetensors.
         weights: tensors in native layouts.
         defaults: the model's own generation defaults, by the names of SamplingParams; often empty.
-        unused_defaults: those of its defaults that Kvik does not have yet, as "name=value".
+        unused_defaults: those of its defaults that Kvik does not follow, as "name=value".
         license: the source's licence field, or None.
         parameters: number of weights.
         source: what the files are.

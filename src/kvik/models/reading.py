@@ -33,18 +33,17 @@ _GGUF_SAMPLING = {
     "general.sampling.temp": "temperature", "general.sampling.top_k": "top_k",
     "general.sampling.top_p": "top_p", "general.sampling.min_p": "min_p",
 }  # fmt: skip
-_HUB_SAMPLING = {name: name for name in ("temperature", "top_k", "top_p", "min_p")}
-_HUB_NEUTRAL: Mapping[str, object] = {
-    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
-    "num_beams": 1, "penalty_alpha": 0.0, "guidance_scale": 1.0,
-}  # fmt: skip
+_HUB_PENALTIES = {name: name for name in ("repetition_penalty", "no_repeat_ngram_size")}
+_HUB_FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_HUB_SAMPLING = {name: name for name in _HUB_FILTERS} | _HUB_PENALTIES
+_HUB_NEUTRAL: Mapping[str, object] = {"num_beams": 1, "penalty_alpha": 0.0, "guidance_scale": 1.0}
 
 
 class Described(NamedTuple):
     """All that is read of a source but its weights.
 
     base: what stands before the names of a safetensors folder's tensors (see `wanted_tensors`). unused_defaults: of its
-    generation defaults those that Kvik does not have yet, as "name=value".
+    generation defaults those that Kvik does not follow, as "name=value".
     """
 
     name: str
@@ -143,7 +142,10 @@ def _defaults(values: Mapping[str, object], names: Mapping[str, str], path: Path
 
 
 def _hub_defaults(values: Mapping[str, object], path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Of generation_config.json: the defaults, and those that would change the text and that Kvik does not have."""
+    """Of generation_config.json: the defaults, and those that would change the text and that Kvik does not follow.
+
+    Where it says not to sample, the penalties stay and the filters do nothing.
+    """
     sampled = values.get("do_sample")
     if sampled is not None and not isinstance(sampled, bool):
         raise DataError(f"do_sample must be true or false, got {repr(sampled)[:60]}", path=path)
@@ -153,7 +155,9 @@ def _hub_defaults(values: Mapping[str, object], path: Path) -> tuple[dict[str, A
         for key, neutral in _HUB_NEUTRAL.items()
         if values.get(key) is not None and values[key] != neutral
     )
-    return ({"temperature": 0.0} if sampled is False else defaults), unused
+    if sampled is False:
+        defaults = {"temperature": 0.0} | {name: defaults[name] for name in _HUB_PENALTIES if name in defaults}
+    return defaults, unused
 
 
 def _readme_licence(path: Path) -> str | None:

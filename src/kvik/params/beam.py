@@ -17,6 +17,10 @@ EarlyStopping = bool | Literal["never"]
 MAX_BEAMS = 64
 MAX_LENGTH_PENALTY = 10.0
 MAX_DIVERSITY_PENALTY = 100.0
+_DRAWING = frozenset({
+    "preset", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma",
+    "xtc_probability", "xtc_threshold", "seed",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +116,8 @@ def beam_params(given: Mapping[str, Any], base: BeamParams | None = None) -> Bea
         elif name in known:
             used[name] = value
         elif name not in neutral or value != neutral[name]:
-            raise ParameterError(f"{name} cannot go with num_beams: a beam search draws nothing")
+            why = "a beam search draws nothing" if name in _DRAWING else "it is not one of a beam search's parameters"
+            raise ParameterError(f"{name} cannot go with num_beams: {why}")
     if "n" in given and "num_return_sequences" in given:
         raise ParameterError("n and num_return_sequences mean the same; give one of them")
     return replace(base or BeamParams(), **used)

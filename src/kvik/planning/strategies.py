@@ -144,7 +144,7 @@ def sweep(text: str) -> dict[str, SamplingParams | BeamParams]:
     bounds = spec.split(":")
     field = SWEEPS.get(name.strip().replace("-", "_"))
     if field is None:
-        raise ParameterError(f"--sweep takes {', '.join(dict.fromkeys(SWEEPS.values()))}, got {name!r}")
+        raise ParameterError(f"--sweep takes {', '.join(SWEEPS)}, got {name!r}")
     try:
         first, last, steps = float(bounds[0]), float(bounds[1]), int(bounds[2])
     except (ValueError, IndexError):
@@ -156,5 +156,12 @@ def sweep(text: str) -> dict[str, SamplingParams | BeamParams]:
         given = round(value) if field in _WHOLE else round(value, 6)
         base = BeamParams() if field == "num_beams" else STRATEGIES["temperature"].params
         changed: dict[str, Any] = {field: given}
-        found[f"{field}={given:g}"] = replace(base, **changed)
+        try:
+            found[f"{field}={given:g}"] = replace(base, **changed)
+        except ParameterError as error:
+            said = str(error).removeprefix(f"{field} ")
+            raise ParameterError(f"--sweep {text}: {name.strip()} {said}") from None
+    if len(found) < steps:
+        kind = "whole numbers" if field in _WHOLE else "values"
+        raise ParameterError(f"--sweep {text} has {len(found)} different {kind}, not {steps}; ask for fewer steps")
     return found
