@@ -339,3 +339,23 @@ def test_best_rows_of_ties_and_nothing() -> None:
         best_rows(np.array([[0, 1, np.nan]], np.float32), [None], 1)
     with pytest.raises(ParameterError, match="count"):
         best_rows(rows, [None] * 3, 0)
+
+
+IDS, FLOATS, WORDS = np.arange(4, dtype=np.int32), np.ones(4, np.float32), np.full(2, 7, np.uint32)
+
+
+@pytest.mark.parametrize("row", [sample_rows, best_rows], ids=["sample", "best"])
+@pytest.mark.parametrize(
+    "change", [lambda a: a.astype(np.int64), lambda a: np.repeat(a, 2)[::2], list, lambda a: a[None]]
+)
+@pytest.mark.parametrize(
+    "field", ["bias_ids", "biases", "banned", "mask", "seen", "counted", "counts", "dry_ids", "repeated"]
+)
+def test_arrays_of_edits_are_taken_as_they_are_or_refused(row, change, field: str) -> None:
+    whole = Edits(IDS, FLOATS, IDS, WORDS, IDS, 2.0, IDS, IDS + 1, 0.5, 0.5, IDS, FLOATS, IDS)
+    edits = whole._replace(**{field: change(getattr(whole, field))})
+    logits = np.zeros((1, 40), np.float32)
+    with pytest.raises(ValueError, match="an edit's array must be contiguous int32, float32 or uint32"):
+        sample_rows(logits, [DrawRequest(SamplingParams(), 0, 0, 0, edits)]) if row is sample_rows else row(
+            logits, [edits], 2
+        )
