@@ -10,7 +10,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -252,8 +254,23 @@ void each_row(Pool* pool, size_t rows, Work& work) {
         for (size_t r = 0; r < rows; ++r) work(r);
         return;
     }
-    pool->run({uint32_t(rows)}, [](void* context, uint32_t, uint32_t tile, uint32_t) { (*static_cast<Work*>(context))(tile); },
-              [](void*, uint32_t) {}, &work);
+    struct Job {
+        Work& work;
+        std::mutex mutex;
+        std::exception_ptr failed;
+    } job{work, {}, nullptr};
+    pool->run({uint32_t(rows)},
+              [](void* context, uint32_t, uint32_t tile, uint32_t) {
+                  Job& j = *static_cast<Job*>(context);
+                  try {
+                      j.work(tile);
+                  } catch (...) {  // no exception leaves a thread of the pool
+                      const std::lock_guard lock(j.mutex);
+                      j.failed = std::current_exception();
+                  }
+              },
+              [](void*, uint32_t) {}, &job);
+    if (job.failed) std::rethrow_exception(job.failed);
 }
 
 SampleScratch& scratch_here() {
