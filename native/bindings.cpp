@@ -10,7 +10,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -170,10 +172,18 @@ void sampler_require(bool condition, const char* message) {
 
 using Logits = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
 
+// The array itself: a converted one would not outlive this call, and its pointers do.
+template <class T>
+SamplerArray<T, 1> edit_array(nb::handle item) {
+    SamplerArray<T, 1> array;
+    sampler_require(nb::try_cast(item, array, false), "sampler: an edit's array must be contiguous int32, float32 or uint32");
+    return array;
+}
+
 // A list of ids, each in [0, vocabulary); None is an empty one.
 Ids ids_of(nb::handle item, size_t vocabulary) {
     if (item.is_none()) return {};
-    const auto ids = nb::cast<SamplerArray<int32_t, 1>>(item);
+    const auto ids = edit_array<int32_t>(item);
     const int32_t* data = ids.data();
     int32_t low = 0, high = 0;
     for (size_t i = 0; i < ids.size(); ++i) {
@@ -190,7 +200,7 @@ template <class T>
 const T* beside(nb::handle item, const Ids& ids) {
     if (!ids.size) return nullptr;
     sampler_require(!item.is_none(), "sampler: ids of an edit without their values");
-    const auto values = nb::cast<SamplerArray<T, 1>>(item);
+    const auto values = edit_array<T>(item);
     sampler_require(values.size() == size_t(ids.size), "sampler: ids and values of an edit differ in length");
     if constexpr (std::is_same_v<T, float>)
         for (size_t i = 0; i < values.size(); ++i)
@@ -208,7 +218,7 @@ RowEdits edits_of(nb::handle item, size_t vocabulary) {
     e.biases = beside<float>(parts[1], e.bias_ids);
     e.banned = ids_of(parts[2], vocabulary);
     if (!parts[3].is_none()) {
-        const auto mask = nb::cast<SamplerArray<uint32_t, 1>>(parts[3]);
+        const auto mask = edit_array<uint32_t>(parts[3]);
         sampler_require(mask.size() == (vocabulary + 31) / 32, "sampler: a mask has one bit a token");
         e.mask = mask.data();
     }
@@ -244,8 +254,23 @@ void each_row(Pool* pool, size_t rows, Work& work) {
         for (size_t r = 0; r < rows; ++r) work(r);
         return;
     }
-    pool->run({uint32_t(rows)}, [](void* context, uint32_t, uint32_t tile, uint32_t) { (*static_cast<Work*>(context))(tile); },
-              [](void*, uint32_t) {}, &work);
+    struct Job {
+        Work& work;
+        std::mutex mutex;
+        std::exception_ptr failed;
+    } job{work, {}, nullptr};
+    pool->run({uint32_t(rows)},
+              [](void* context, uint32_t, uint32_t tile, uint32_t) {
+                  Job& j = *static_cast<Job*>(context);
+                  try {
+                      j.work(tile);
+                  } catch (...) {  // no exception leaves a thread of the pool
+                      const std::lock_guard lock(j.mutex);
+                      j.failed = std::current_exception();
+                  }
+              },
+              [](void*, uint32_t) {}, &job);
+    if (job.failed) std::rethrow_exception(job.failed);
 }
 
 SampleScratch& scratch_here() {

@@ -86,6 +86,29 @@ int32_t first_at(const Row& row) {
     return -1;
 }
 
+// From the row after its edits. raw_sum: of all its exponentials at temperature 1, 0 where that is not known.
+void draw_edited(Row& row, const SampleRequest& request, double raw_sum, SampleResult& result) {
+    Kept kept;
+    double sum = 0.0;
+    if (request.temperature < kLeastTemperature) {
+        row.best = double(row.top);
+        result.token = first_at(row);
+        kept = {{row.top, result.token}, true};
+        row.scratch.ids.assign(1, result.token);
+    } else {
+        row.scale = 1.0 / std::min(request.temperature, kMostTemperature);
+        row.best = double(row.top) * row.scale;
+        kept = filter(row, request);
+        if (!kept.listed)
+            sum = raw_sum > 0.0 && row.scale == 1.0 && kept.cut.x == kLowest
+                      ? raw_sum
+                      : row.kernels.exp_sum(row.x, row.n, row.top, float(row.scale), kept.cut.x);
+        result.token = draw(row, kept, {request.seed, request.sample, request.position}, sum);
+    }
+    result.outcome = Outcome::drawn;
+    if (request.processed) report_processed(row, kept, sum, request, result);
+}
+
 }  // namespace
 
 bool finite_or_none(const float* x, int32_t n) {
@@ -128,31 +151,12 @@ void sample_row(const SamplerKernels& kernels, const float* logits, int32_t n, c
             report(row, exact_log(raw_sum), request, result);
         }
     }
-    if (edited) row.x = edit_row(kernels, logits, n, request.edits, in_place, scratch, &row.top);
-    if (row.top == kNone) {
-        take_back(logits, scratch);
-        return;
+    {
+        const Restored restored(logits, scratch);
+        if (edited) row.x = edit_row(kernels, logits, n, request.edits, in_place, scratch, &row.top);
+        if (row.top == kNone) return;
+        draw_edited(row, request, raw && !edited ? raw_sum : 0.0, result);
     }
-    Kept kept;
-    double sum = 0.0;
-    if (request.temperature < kLeastTemperature) {
-        row.best = double(row.top);
-        result.token = first_at(row);
-        kept = {{row.top, result.token}, true};
-        scratch.ids.assign(1, result.token);
-    } else {
-        row.scale = 1.0 / std::min(request.temperature, kMostTemperature);
-        row.best = double(row.top) * row.scale;
-        kept = filter(row, request);
-        if (!kept.listed)
-            sum = raw && !edited && row.scale == 1.0 && kept.cut.x == kLowest
-                      ? raw_sum
-                      : kernels.exp_sum(row.x, n, row.top, float(row.scale), kept.cut.x);
-        result.token = draw(row, kept, {request.seed, request.sample, request.position}, sum);
-    }
-    result.outcome = Outcome::drawn;
-    if (!raw) report_processed(row, kept, sum, request, result);
-    if (edited) take_back(logits, scratch);
     if (raw) result.logprob = double(logits[result.token]) - double(raw_top) - exact_log(raw_sum);
 }
 

@@ -21,7 +21,7 @@ void change(float* x, Ids ids, Undo* undo, Change value) {
     for (int32_t i = 0; i < ids.size; ++i) {
         const int32_t token = ids.data[i];
         const float old = x[token];
-        if (undo) undo->emplace_back(token, old);
+        if (undo) undo->emplace_back(token, old);  // first: it may throw
         x[token] = value(old, i);
     }
 }
@@ -63,7 +63,6 @@ void refresh(const float* x, int32_t n, const Undo& undo, float* maxima) {
 const float* edit_row(const SamplerKernels& kernels, const float* logits, int32_t n, const RowEdits& edits, bool in_place,
                       SampleScratch& scratch, float* top) {
     float* x = const_cast<float*>(logits);  // `in_place` says that the caller may write
-    scratch.undo.clear();
     const bool copied = edits.mask || !in_place;
     if (copied) {
         scratch.row.resize(size_t(n));

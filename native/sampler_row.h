@@ -52,6 +52,15 @@ void list(const Row&, Kept&);
 const float* edit_row(const SamplerKernels&, const float* logits, int32_t n, const RowEdits&, bool in_place, SampleScratch&,
                       float* top);
 void take_back(const float* logits, SampleScratch&);
+// The row is as before at its end, whatever ends it.
+struct Restored {
+    const float* logits;
+    SampleScratch& scratch;
+    Restored(const float* row, SampleScratch& s) : logits(row), scratch(s) { scratch.undo.clear(); }
+    Restored(const Restored&) = delete;
+    Restored& operator=(const Restored&) = delete;
+    ~Restored() { take_back(logits, scratch); }
+};
 bool finite_or_none(const float* x, int32_t n);
 
 }  // namespace kvik

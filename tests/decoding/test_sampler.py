@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -339,3 +342,51 @@ def test_best_rows_of_ties_and_nothing() -> None:
         best_rows(np.array([[0, 1, np.nan]], np.float32), [None], 1)
     with pytest.raises(ParameterError, match="count"):
         best_rows(rows, [None] * 3, 0)
+
+
+IDS, FLOATS, WORDS = np.arange(4, dtype=np.int32), np.ones(4, np.float32), np.full(2, 7, np.uint32)
+
+
+@pytest.mark.parametrize("row", [sample_rows, best_rows], ids=["sample", "best"])
+@pytest.mark.parametrize(
+    "change", [lambda a: a.astype(np.int64), lambda a: np.repeat(a, 2)[::2], list, lambda a: a[None]]
+)
+@pytest.mark.parametrize(
+    "field", ["bias_ids", "biases", "banned", "mask", "seen", "counted", "counts", "dry_ids", "repeated"]
+)
+def test_arrays_of_edits_are_taken_as_they_are_or_refused(row, change, field: str) -> None:
+    whole = Edits(IDS, FLOATS, IDS, WORDS, IDS, 2.0, IDS, IDS + 1, 0.5, 0.5, IDS, FLOATS, IDS)
+    edits = whole._replace(**{field: change(getattr(whole, field))})
+    logits = np.zeros((1, 40), np.float32)
+    with pytest.raises(ValueError, match="an edit's array must be contiguous int32, float32 or uint32"):
+        sample_rows(logits, [DrawRequest(SamplingParams(), 0, 0, 0, edits)]) if row is sample_rows else row(
+            logits, [edits], 2
+        )
+
+
+NO_MEMORY = """
+import resource, sys
+import numpy as np
+from kvik import _native
+from kvik.decoding import DrawRequest, Edits, sample_rows
+from kvik.params import SamplingParams
+rows = np.zeros((3, 2**20), np.float32)
+edits = Edits(bias_ids=np.arange(5, dtype=np.int32), biases=np.ones(5, np.float32))
+pool = _native.Pool(2) if sys.argv[1] == "pool" else None
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, ((pages + 300) * resource.getpagesize(),) * 2)
+try:
+    sample_rows(rows, [DrawRequest(SamplingParams(), 0, 0, 0, edits)] * 3, pool=pool, in_place=True)
+except MemoryError:
+    print("no memory", rows.any())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+@pytest.mark.parametrize("threads", ["alone", "pool"])
+def test_a_row_is_as_before_where_memory_ends(threads: str) -> None:
+    # every piece of 64 KiB comes from the system, so that the race's 4 MiB are what is refused
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", NO_MEMORY, threads]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout == "no memory False\n", run.stderr

@@ -133,16 +133,20 @@ class Breakers:
     """
 
     def __init__(self, sequences: Iterable[Sequence[int]]) -> None:
-        self._ending: dict[int, list[Ids]] = {}
-        for sequence in sorted({tuple(s) for s in sequences}, key=len):
-            self._ending.setdefault(sequence[-1], []).append(np.array(sequence, np.int32))
+        self._known = frozenset(map(tuple, sequences))
+        lengths: dict[int, set[int]] = {}  # by last token
+        for sequence in self._known:
+            lengths.setdefault(sequence[-1], set()).add(len(sequence))
+        self._ending = {last: sorted(found) for last, found in lengths.items()}
 
     def after(self, ids: Ids, known: Break) -> Break:
         """Of ids [N], by that of ids[:-1]."""
-        for sequence in self._ending.get(int(ids[-1]), ()):
-            at = len(ids) - len(sequence)
-            if at >= max(known.begin, 0) and (ids[at:] == sequence).all():
-                known = Break(at, len(ids))
+        for length in self._ending.get(int(ids[-1]), ()):
+            at = len(ids) - length
+            if at < max(known.begin, 0):
+                break
+            if tuple(ids[at:].tolist()) in self._known:
+                return Break(at, len(ids))
         return known
 
     def find(self, ids: Ids) -> Break:
@@ -191,17 +195,25 @@ class Repeats:
 
 
 def _repeats(ids: Ids, most: int) -> tuple[Lengths, Lengths]:
-    """Places and lengths as `Repeats` has them, from nothing: as many passes as the longest match has tokens."""
+    """Places and lengths as `Repeats` has them, from nothing.
+
+    The Z-function of the reversed ids (Gusfield 1997, Algorithms on Strings, Trees and Sequences, 1.3), at the places
+    where it is not 0: steps grow with their number and the text's length, whatever it repeats.
+    """
     size = len(ids)
     if size < 2:
         return NOWHERE, NOWHERE
     places = np.flatnonzero(ids[:-1] == ids[-1])
-    lengths = np.ones(len(places), np.int64)
-    alive = np.arange(len(places))
-    for length in range(1, min(most, size - 1)):
-        alive = alive[places[alive] >= length]
-        alive = alive[ids[places[alive] - length] == ids[size - 1 - length]]
-        if not len(alive):
-            break
-        lengths[alive] += 1
-    return places, lengths
+    text = memoryview(np.ascontiguousarray(ids[::-1]))
+    lengths = [0] * size  # of text[at:], which begins as text does
+    begin = end = 0  # text[begin:end] is the beginning of text, with the largest end so far
+    for at in (size - 1 - places[::-1]).tolist():
+        if at < end and lengths[at - begin] < end - at:
+            lengths[at] = lengths[at - begin]
+            continue
+        begin, end = at, max(at, end)
+        while end < size and text[end] == text[end - at]:
+            end += 1
+        lengths[at] = end - at
+    found = [lengths[at] for at in (size - 1 - places).tolist()]
+    return places, np.minimum(np.array(found, np.int64), most)
