@@ -135,8 +135,8 @@ def test_words_are_looked_for_once(tokenizer: Tokenizer, monkeypatch: pytest.Mon
     monkeypatch.setattr(Tokenizer, "encode", lambda *_, **__: pytest.fail("encoded again"))
     second = made.request((6,), params)
     assert second.words.bad is first.words.bad and second.words.breakers is first.words.breakers
-    for request in (first, second):
-        made.add(request, lambda chunk: None)
+    states = [made.add(request, lambda chunk: None).samples[0].state for request in (first, second)]
+    assert states[0]._breakers is states[1]._breakers is first.words.breakers
     assert made.request((5,), SamplingParams()).words == Words()
 
 

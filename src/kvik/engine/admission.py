@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from kvik.cache.layout import BLOCK_TOKENS, KVLayout
 from kvik.decoding.grammar import Grammars
+from kvik.decoding.history import Breakers
 from kvik.decoding.state import DecodingState, Words
 from kvik.engine.request import Request, ScoreRequest
 from kvik.errors import ParameterError
@@ -22,6 +24,7 @@ __all__ = ["Admission", "Model"]
 MOST_LISTS = 16  # of bad_words, and of dry_breakers, that an engine remembers
 
 Sequences = tuple[tuple[int, ...], ...]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Admission:
     def __init__(self, model: Model, layout: KVLayout, num_slabs: int, params: EngineParams) -> None:
         self.model, self.layout, self.num_slabs, self.params = model, layout, num_slabs, params
         self._bad: dict[tuple[str, ...], Sequences] = {}
-        self._breakers: dict[tuple[str, ...], Sequences] = {}
+        self._breakers: dict[tuple[str, ...], Breakers] = {}
         self._pieces: Pieces | None = None
         self._remembering = threading.Lock()  # requests are checked in any thread
         self.grammars = Grammars(model.tokenizer, model.vocab_size)
@@ -93,22 +96,17 @@ class Admission:
         if not params.bad_words and not breakers:
             return Words()
         return Words(
-            self._remembered(self._bad, params.bad_words, self._bad_word_ids),
-            self._remembered(self._breakers, breakers, self._breaker_ids),
+            self._remembered(self._bad, params.bad_words, self._bad_word_ids) if params.bad_words else (),
+            self._remembered(self._breakers, breakers, self._breaker_ids) if breakers else (),
         )
 
     def _remembered(
-        self,
-        known: dict[tuple[str, ...], Sequences],
-        texts: tuple[str, ...],
-        find: Callable[[tuple[str, ...]], Sequences],
-    ) -> Sequences:
+        self, known: dict[tuple[str, ...], Found], texts: tuple[str, ...], find: Callable[[tuple[str, ...]], Found]
+    ) -> Found:
         """What `find` makes of texts, kept for the last few of them: the prompts of one call ask for the same.
 
         Nobody waits for another's `find`: where two look for the same at once, both do.
         """
-        if not texts:
-            return ()
         with self._remembering:
             found = known.get(texts)
         if found is None:
@@ -121,7 +119,8 @@ class Admission:
         return found
 
     def _bad_word_ids(self, words: tuple[str, ...]) -> Sequences:
-        last, found = self.model.vocab_size - 1, []
+        last = self.model.vocab_size - 1
+        found: list[tuple[int, ...]] = []
         for word in words:
             ids = bad_word_ids(self.model.tokenizer, word)
             if not ids or any(token > last for sequence in ids for token in sequence):
@@ -129,10 +128,10 @@ class Admission:
             found += ids
         return tuple(found)
 
-    def _breaker_ids(self, breakers: tuple[str, ...]) -> Sequences:
+    def _breaker_ids(self, breakers: tuple[str, ...]) -> Breakers:
         if self._pieces is None:
             self._pieces = Pieces(self.model.tokenizer)
-        return breaker_ids(self._pieces, breakers)
+        return Breakers(breaker_ids(self._pieces, breakers))
 
     def decoding_state(self, request: Request) -> DecodingState:
         """What a sequence of the request begins with."""

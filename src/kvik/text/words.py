@@ -46,7 +46,8 @@ class Pieces:
         for place, byte in enumerate(wanted[1:], 1):
             begins = begins[self._bytes[begins + place] == byte]
         tokens = np.searchsorted(self._ends, begins, side="right")
-        return np.unique(tokens[begins + len(wanted) <= self._ends[tokens]])
+        found: Tokens = np.unique(tokens[begins + len(wanted) <= self._ends[tokens]])
+        return found
 
     def ending(self, wanted: bytes) -> Tokens:
         """Tokens, ascending, whose text ends with `wanted`, which is not empty."""
