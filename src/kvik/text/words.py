@@ -38,7 +38,7 @@ class Pieces:
         self._bytes = np.frombuffer(b"".join(pieces), np.uint8)
         some = np.flatnonzero(self._sizes)
         last = self._bytes[self._ends[some] - 1]
-        self._ending = [some[last == byte] for byte in range(256)]
+        self._ending: list[Tokens] = [some[last == byte] for byte in range(256)]
 
     def containing(self, wanted: bytes) -> Tokens:
         """Tokens, ascending, whose text has `wanted` in it, which is not empty."""
@@ -51,7 +51,7 @@ class Pieces:
 
     def ending(self, wanted: bytes) -> Tokens:
         """Tokens, ascending, whose text ends with `wanted`, which is not empty."""
-        tokens = self._ending[wanted[-1]]
+        tokens: Tokens = self._ending[wanted[-1]]
         tokens = tokens[self._sizes[tokens] >= len(wanted)]
         for back, byte in enumerate(wanted[-2::-1], 2):
             tokens = tokens[self._bytes[self._ends[tokens] - back] == byte]
