@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from engine.fakes import engine, run_out
 
+from kvik.decoding import Words
+from kvik.engine.admission import MOST_LISTS
 from kvik.engine.receipt import receipt_from_json, receipt_to_json
 from kvik.engine.request import Receipt
 from kvik.errors import ParameterError
 from kvik.params import PRESETS, Grammar, SamplingParams
 from kvik.text.tokenizer import Tokenizer
-from kvik.text.words import bad_word_ids, breaker_ids
+from kvik.text.words import MAX_BREAKER_BYTES, MAX_BREAKER_TAIL, Pieces, bad_word_ids, breaker_ids
 from kvik.weights.gguf import read_gguf
 
 GREEDY = {"temperature": 0.0}
@@ -56,9 +61,9 @@ def test_bad_words_with_and_without_a_space(tokenizer: Tokenizer) -> None:
 
 
 def test_breakers_are_the_tokens_that_have_them(tokenizer: Tokenizer) -> None:
-    newline = {ids for ids in breaker_ids(tokenizer, ("\n",)) if len(ids) == 1}
+    newline = {ids for ids in breaker_ids(Pieces(tokenizer), ("\n",)) if len(ids) == 1}
     assert newline == {(t,) for t in range(tokenizer.vocab_size) if b"\n" in tokenizer.piece(t, t)}
-    two = breaker_ids(tokenizer, ("ab",))
+    two = breaker_ids(Pieces(tokenizer), ("ab",))
     (b,) = tokenizer.encode("b", add_special=False)
     assert any(len(ids) == 2 and ids[1] == b and tokenizer.piece(ids[0], ids[0]).endswith(b"a") for ids in two)
 
@@ -88,13 +93,67 @@ def test_what_the_vocabulary_lacks_is_refused_by_name(tokenizer: Tokenizer, opti
         made.request((5,), SamplingParams(**options))
 
 
-def test_breakers_are_looked_for_once(tokenizer: Tokenizer) -> None:
+def breakers_by_definition(tokenizer: Tokenizer, breakers: tuple[str, ...]) -> set[tuple[int, ...]]:
+    """Each token beside each beginning of each breaker."""
+    found: set[tuple[int, ...]] = set()
+    for text in breakers:
+        wanted = text.encode()[:MAX_BREAKER_BYTES]
+        for token in range(tokenizer.vocab_size):
+            piece = tokenizer.piece(token, token)
+            if wanted in piece:
+                found.add((token,))
+                continue
+            for size in range(1, min(len(piece), len(wanted) - 1) + 1):
+                if piece.endswith(wanted[:size]):
+                    rest = wanted[size:].decode(errors="ignore")
+                    if tail := tokenizer.encode(rest, add_special=False, first=False)[:MAX_BREAKER_TAIL]:
+                        found.add((token, *tail))
+    return found
+
+
+@pytest.mark.parametrize(
+    "breakers", [("\n", ":", '"', "*"), ("e", "the end", "aaaa"), ("été", "語語", "<|im_end|>", "x" * 60)]
+)
+def test_breakers_are_those_of_each_token(tokenizer: Tokenizer, breakers: tuple[str, ...]) -> None:
+    found = breaker_ids(Pieces(tokenizer), breakers)
+    assert len(set(found)) == len(found) and set(found) == breakers_by_definition(tokenizer, breakers)
+
+
+def test_long_breakers_take_little(tokenizer: Tokenizer) -> None:
+    pieces = Pieces(tokenizer)
+    breakers = tuple("eatnrsdoilyghmcu"[i] * 3 + " once upon a time there was a model, it"[: 37 - i] for i in range(16))
+    begun = time.perf_counter()
+    assert breaker_ids(pieces, breakers)
+    assert time.perf_counter() - begun < 0.3  # some hundredths on an idle machine
+
+
+def test_words_are_looked_for_once(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     made, _ = engine(tokenizer)
-    params = SamplingParams(dry_multiplier=1.0)
-    first = made.admission.decoding_state((5,), params)
-    assert len(made.admission._breakers) == 1
-    second = made.admission.decoding_state((5,), params)
-    assert len(made.admission._breakers) == 1 and first is not second
+    params = SamplingParams(dry_multiplier=1.0, dry_breakers=(":",), bad_words=("blue",))
+    first = made.request((5,), params)
+    assert set(first.words.bad) == set(bad_word_ids(tokenizer, "blue")) and first.words.breakers
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_, **__: pytest.fail("encoded again"))
+    second = made.request((6,), params)
+    assert second.words.bad is first.words.bad and second.words.breakers is first.words.breakers
+    states = [made.add(request, lambda chunk: None).samples[0].state for request in (first, second)]
+    assert states[0]._breakers is states[1]._breakers is first.words.breakers
+    assert made.request((5,), SamplingParams()).words == Words()
+
+
+def test_words_are_remembered_by_many_threads_at_once(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = engine(tokenizer)
+    monkeypatch.setattr(made.admission, "_breaker_ids", lambda texts: ((len(texts[0]),),))
+    wanted = [SamplingParams(dry_multiplier=1.0, dry_breakers=("x" * size,)) for size in range(1, 60)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda params: made.request((5,), params).words.breakers, wanted * 20))
+    assert found == [((len(params.dry_breakers[0]),),) for params in wanted * 20]
+    assert len(made.admission._breakers) == MOST_LISTS
+
+
+def test_bad_words_are_bounded_together() -> None:
+    assert len(SamplingParams(bad_words=("x" * 64,) * 256).bad_words) == 256
+    with pytest.raises(ParameterError, match=r"^bad_words takes at most 16,384 characters together, got 16,385$"):
+        SamplingParams(bad_words=("x" * 64,) * 255 + ("x" * 65,))
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import httpx
 import numpy as np
 import pytest
 from server.conftest import MODEL, NAMED, Client, events
 
-from kvik import AsyncLLM, EngineParams
+from kvik import AsyncLLM, BeamParams, EngineParams, SamplingParams
 from kvik.server.app import create_app
+from kvik.server.service import Service
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 SAYING_HI = {**NAMED, "messages": [{"role": "user", "content": "Hi"}]}
@@ -54,6 +56,7 @@ SAYING_HI = {**NAMED, "messages": [{"role": "user", "content": "Hi"}]}
         ({"logit_bias": {"five": 1}}, "logit_bias", "token ids as names"),
         ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "1,024"),
         ({"bad_words": [""]}, "bad_words", "not empty"),
+        ({"bad_words": ["x" * 1000] * 17}, "bad_words", "16,384 characters"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size", "[0, 1024]"),
         ({"dry_base": 2}, "dry_base", "needs dry_multiplier"),
         ({"typical_p": 0}, "typical_p", "above 0"),
@@ -322,3 +325,21 @@ def test_failure_within_a_stream_is_its_last_event(client, llm, monkeypatch, cap
     assert "broken" in capsys.readouterr().err  # the traceback is for the log, not for clients
     monkeypatch.undo()
     assert client.complete("Hi", max_tokens=2)["choices"]
+
+
+@pytest.mark.parametrize(
+    ("params", "inline"),
+    [
+        (SamplingParams(), True),
+        (SamplingParams(bad_words=("blue",)), True),
+        (SamplingParams(bad_words=("x" * 1000,) * 2), False),
+        (SamplingParams(dry_multiplier=1.0), False),
+        (SamplingParams(dry_multiplier=1.0, dry_breakers=("x" * 40,) * 16), False),
+        (SamplingParams(dry_multiplier=1.0, dry_breakers=()), True),
+        (BeamParams(num_beams=2), True),
+    ],
+)
+def test_what_takes_long_is_checked_in_a_thread(llm, monkeypatch, params, inline):
+    monkeypatch.setattr(llm.llm, "request", lambda ids, params, salt: threading.current_thread())
+    checked = asyncio.run(Service(llm, MODEL).request([5], params, ""))
+    assert (checked is threading.current_thread()) == inline

@@ -204,7 +204,7 @@ def _repeats(ids: Ids, most: int) -> tuple[Lengths, Lengths]:
     if size < 2:
         return NOWHERE, NOWHERE
     places = np.flatnonzero(ids[:-1] == ids[-1])
-    text = ids[::-1].tolist()
+    text = np.ascontiguousarray(ids[::-1]).data
     lengths = [0] * size  # of text[at:], which begins as text does
     begin = end = 0  # text[begin:end] is the beginning of text, with the largest end so far
     for at in (size - 1 - places[::-1]).tolist():

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from kvik.cache.layout import BLOCK_TOKENS, KVLayout
 from kvik.decoding.grammar import Grammars
+from kvik.decoding.history import Breakers
 from kvik.decoding.state import DecodingState, Words
 from kvik.engine.request import Request, ScoreRequest
 from kvik.errors import ParameterError
 from kvik.params import BeamParams, EngineParams, SamplingParams
 from kvik.text.tokenizer import Tokenizer
-from kvik.text.words import bad_word_ids, breaker_ids
+from kvik.text.words import Pieces, bad_word_ids, breaker_ids
 
 __all__ = ["Admission", "Model"]
 
-MOST_BREAKERS = 16  # lists of dry_breakers that an engine remembers
+MOST_LISTS = 16  # of bad_words, and of dry_breakers, that an engine remembers
+
+Sequences = tuple[tuple[int, ...], ...]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,10 @@ class Admission:
 
     def __init__(self, model: Model, layout: KVLayout, num_slabs: int, params: EngineParams) -> None:
         self.model, self.layout, self.num_slabs, self.params = model, layout, num_slabs, params
-        self._breakers: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
+        self._bad: dict[tuple[str, ...], Sequences] = {}
+        self._breakers: dict[tuple[str, ...], Breakers] = {}
+        self._pieces: Pieces | None = None
+        self._remembering = threading.Lock()  # requests are checked in any thread
         self.grammars = Grammars(model.tokenizer, model.vocab_size)
 
     def request(self, prompt: tuple[int, ...], params: SamplingParams | BeamParams, salt: str = "") -> Request:
@@ -69,39 +78,68 @@ class Admission:
             self.grammars.compile(params.grammar)
         if isinstance(params, BeamParams):
             return Request(prompt, params, 0, salt)
-        self._check_words(params)
+        self._check_biases(params)
+        words = self._words(params)
         seed = params.seed if params.seed is not None else secrets.randbits(64)
-        return Request(prompt, params, seed, salt)
+        return Request(prompt, params, seed, salt, words)
 
-    def _check_words(self, params: SamplingParams) -> None:
+    def _check_biases(self, params: SamplingParams) -> None:
         """Refuse what names tokens that the model does not have."""
         last = self.model.vocab_size - 1
         outside = [token for token, _ in params.logit_bias if token > last]  # type: ignore[misc] # pairs by now
         if outside:
             raise ParameterError(f"logit_bias has token ids outside [0, {last}]: {', '.join(map(str, outside))}")
-        for word in params.bad_words:
+
+    def _words(self, params: SamplingParams) -> Words:
+        """bad_words and dry_breakers as tokens; refuse what the model cannot write."""
+        breakers = params.dry_breakers if params.dry_multiplier else ()
+        if not params.bad_words and not breakers:
+            return Words()
+        return Words(
+            self._remembered(self._bad, params.bad_words, self._bad_word_ids) if params.bad_words else (),
+            self._remembered(self._breakers, breakers, self._breaker_ids) if breakers else (),
+        )
+
+    def _remembered(
+        self, known: dict[tuple[str, ...], Found], texts: tuple[str, ...], find: Callable[[tuple[str, ...]], Found]
+    ) -> Found:
+        """What `find` makes of texts, kept for the last few of them: the prompts of one call ask for the same.
+
+        Nobody waits for another's `find`: where two look for the same at once, both do.
+        """
+        with self._remembering:
+            found = known.get(texts)
+        if found is None:
+            found = find(texts)
+        with self._remembering:
+            known.pop(texts, None)
+            known[texts] = found
+            if len(known) > MOST_LISTS:
+                del known[next(iter(known))]
+        return found
+
+    def _bad_word_ids(self, words: tuple[str, ...]) -> Sequences:
+        last = self.model.vocab_size - 1
+        found: list[tuple[int, ...]] = []
+        for word in words:
             ids = bad_word_ids(self.model.tokenizer, word)
             if not ids or any(token > last for sequence in ids for token in sequence):
                 raise ParameterError(f"bad_words has {word!r}, which the model's vocabulary cannot write")
+            found += ids
+        return tuple(found)
 
-    def decoding_state(self, prompt: Sequence[int], params: SamplingParams | BeamParams) -> DecodingState:
-        """What a sequence of a checked request begins with."""
-        words = Words()
-        if isinstance(params, SamplingParams):
-            bad = [ids for word in params.bad_words for ids in bad_word_ids(self.model.tokenizer, word)]
-            words = Words(tuple(bad), self._breaker_ids(params.dry_breakers) if params.dry_multiplier else ())
+    def _breaker_ids(self, breakers: tuple[str, ...]) -> Breakers:
+        if self._pieces is None:
+            self._pieces = Pieces(self.model.tokenizer)
+        return Breakers(breaker_ids(self._pieces, breakers))
+
+    def decoding_state(self, request: Request) -> DecodingState:
+        """What a sequence of the request begins with."""
+        prompt, params = request.prompt, request.params
         ends, matcher = self.model.tokenizer.eos_ids, None
         if params.grammar is not None:
             matcher = self.grammars.compile(params.grammar).matcher(prompt[-1], ends.union(params.stop_token_ids))
-        return DecodingState(params, prompt, self.model.vocab_size, end_ids=ends, words=words, matcher=matcher)
-
-    def _breaker_ids(self, breakers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-        """Remembered for the last few lists of breakers: finding them looks at the whole vocabulary."""
-        found = self._breakers.pop(breakers, None) or breaker_ids(self.model.tokenizer, breakers)
-        self._breakers[breakers] = found
-        if len(self._breakers) > MOST_BREAKERS:
-            del self._breakers[next(iter(self._breakers))]
-        return found
+        return DecodingState(params, prompt, self.model.vocab_size, end_ids=ends, words=request.words, matcher=matcher)
 
     def score_request(
         self, token_ids: tuple[int, ...], return_logits: bool = False, top: int = 0, salt: str = ""

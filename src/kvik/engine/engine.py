@@ -71,7 +71,7 @@ class Engine:
         """Queue a request. emit gets its chunks, from inside `step`. TryAgainError where too many wait already."""
         tokenizer, params = self.model.tokenizer, request.params
         most = self.admission.most_tokens(len(request.prompt), params.num_sequences)
-        state = self.admission.decoding_state(request.prompt, params)
+        state = self.admission.decoding_state(request)
         if isinstance(params, BeamParams):
             root = self._root(request.salt)
             return self._queue(beam_group(request, params, state, self._cache(), root, tokenizer, most, emit))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kvik.decoding.beam import BeamStep
 from kvik.decoding.sampler import TokenLogprob
+from kvik.decoding.state import NO_WORDS, Words
 from kvik.decoding.trace import TokenTrace
 from kvik.params import BeamParams, SamplingParams
 
@@ -44,13 +45,14 @@ class Request:
     """A prompt to continue.
 
     seed is params.seed, or one drawn for a request without; 0 where nothing is drawn. salt: only requests with the same
-    one share cached prefixes.
+    one share cached prefixes. words: of params, as the model's tokens.
     """
 
     prompt: tuple[int, ...]
     params: SamplingParams | BeamParams
     seed: int
     salt: str = ""
+    words: Words = NO_WORDS
 
 
 @dataclass(frozen=True)

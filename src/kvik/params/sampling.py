@@ -35,6 +35,7 @@ MAX_BIAS = 100.0
 MAX_BIASED = 1024
 MAX_ID_DIGITS = 10
 MAX_BAD_WORDS = 256
+MAX_BAD_CHARACTERS = 16384
 MAX_PENALTY = 2.0
 MAX_NGRAM = 1024
 MAX_SIGMAS = 100.0
@@ -65,8 +66,9 @@ class SamplingParams:
         min_tokens: end-of-text and stop tokens are banned until this many tokens are out, at least 0; more than the
             context holds after the prompt is refused.
         logit_bias: added to the logits of token ids, {id: bias} of up to 1,024 ids, each bias in [-100, 100] (OpenAI).
-        bad_words: up to 256 strings that do not come out: the last token of each is banned where the ones before it
-            are there already, as it is encoded with and without a space before it (transformers, bad_words_ids).
+        bad_words: up to 256 strings, together at most 16,384 characters, that do not come out: the last token of each
+            is banned where the ones before it are there already, as it is encoded with and without a space before it
+            (transformers, bad_words_ids).
         repetition_penalty: logits of tokens in prompt or answer are divided by it where positive, multiplied where
             negative (Keskar et al. 2019, CTRL, arXiv:1909.05858), above 0 and at most 10; 1 is off.
         presence_penalty: subtracted from tokens that the answer has already (OpenAI), in [-2, 2]; 0 is off.
@@ -146,6 +148,8 @@ class SamplingParams:
         check_length(self.min_tokens, self.max_tokens)
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         object.__setattr__(self, "bad_words", strings("bad_words", self.bad_words, MAX_BAD_WORDS))
+        if (size := sum(map(len, self.bad_words))) > MAX_BAD_CHARACTERS:
+            raise ParameterError(f"bad_words takes at most {MAX_BAD_CHARACTERS:,} characters together, got {size:,}")
         penalty(self.repetition_penalty)
         real("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
         real("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)

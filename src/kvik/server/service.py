@@ -74,10 +74,20 @@ class Service:
         return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
 
     async def request(self, ids: Sequence[int], params: SamplingParams | BeamParams, salt: str) -> Request:
-        """A checked request; a grammar that is new is compiled in a thread."""
+        """A checked request; in a thread where its words are long or its grammar is new."""
+        return await self.off_loop(self.characters(params), lambda: self.llm.request(ids, params, salt))
+
+    def characters(self, params: SamplingParams | BeamParams) -> int:
+        """How many a request's check turns into tokens; more than are inline where a new grammar is compiled."""
         grammar = params.grammar
-        known = grammar is None or self.llm.engine.admission.grammars.known(grammar)
-        return await self.off_loop(0 if known else INLINE_CHARACTERS + 1, lambda: self.llm.request(ids, params, salt))
+        if grammar is not None and not self.llm.engine.admission.grammars.known(grammar):
+            return INLINE_CHARACTERS + 1
+        if not isinstance(params, SamplingParams):
+            return 0
+        size = 3 * sum(map(len, params.bad_words))  # each is encoded three times
+        if params.dry_multiplier and params.dry_breakers:  # looked for in the whole vocabulary, however short
+            size += INLINE_CHARACTERS + sum(map(len, params.dry_breakers))
+        return size
 
     async def ids(self, prompt: str | Sequence[int], param: str, more: int) -> tuple[int, ...]:
         """A prompt as token ids; `check_length` holds."""
