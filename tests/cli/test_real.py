@@ -67,7 +67,9 @@ def test_conversation_through_a_pipe(kvik):
 
 
 def test_conversation_says_what_was_cached(kvik):
-    lines = kvik("chat", "--max-tokens", "8", stdin="My name is Ada.\nWhat is my name?\n").stderr.splitlines()
+    lines = kvik(
+        "chat", "--min-tokens", "8", "--max-tokens", "8", stdin="My name is Ada.\nWhat is my name?\n"
+    ).stderr.splitlines()
     assert "cached" not in lines[0] and " cached) + 8 generated tokens" in lines[1]
 
 

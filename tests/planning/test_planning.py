@@ -88,7 +88,7 @@ def test_sweep():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("heat=0:1:2", "takes temperature, top_k"),
+        ("heat=0:1:2", "takes temperature, k, top_k"),
         ("temperature", "FIELD=FIRST:LAST:STEPS"),
         ("temperature=0:1", "FIELD=FIRST:LAST:STEPS"),
         ("temperature=0:1:1", "2 to 32 steps"),
@@ -96,7 +96,7 @@ def test_sweep():
         ("temperature=nan:1:3", "2 to 32 steps"),
         ("temperature=0:1:2:3", "2 to 32 steps"),
         ("temperature=-1:1:3", "temperature must be"),
-        ("p=0:2:3", "top_p must be"),
+        ("p=0:2:3", "--sweep p=0:2:3: p must be"),
     ],
 )
 def test_sweep_refused(text, said):
