@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -14,6 +13,7 @@ import typer
 
 from kvik.cli.machine import cores, processor
 from kvik.cli.output import note, print_json, print_table, write
+from kvik.cli.pictures import check_picture
 from kvik.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = ["CacheOptions", "Length", "compare_cache", "crossover", "lengths"]
 
 SHORTEST = 16
 _GUIDE = 10.0  # "10x faster" is what introductions to the KV cache promise
-_PLOTS = (".png", ".svg", ".pdf")
 _PANEL = "With and without keys and values in memory"
 _STEPS = 8  # new tokens that are timed at each length with the cache
 
@@ -65,20 +64,11 @@ class CacheOptions:
         if self.max_length is not None and self.max_length < SHORTEST:
             raise ParameterError(f"--max-length must be at least {SHORTEST}, got {self.max_length}")
         if self.plot is not None:
-            if Path(self.plot).suffix.lower() not in _PLOTS:
-                raise ParameterError(f"--plot writes {', '.join(_PLOTS)}, got {self.plot!r}")
-            _require_matplotlib()
+            check_picture("--plot", self.plot)
 
     @property
     def longest(self) -> int:
         return 1024 if self.max_length is None else self.max_length
-
-
-def _require_matplotlib() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise ParameterError('--plot needs matplotlib: pip install "kvik[plots]"')
 
 
 class Length(NamedTuple):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvik.files import atomic_write
+from kvik.cli.pictures import BLUE, GREEN, INK, ORANGE, PURPLE, new_figure, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,18 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_plot"]
 
-_BLUE, _ORANGE, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#a0528f"  # told apart by everyone
-_INK, _GREY, _PALE = "#222222", "#666666", "#dddddd"
-
 
 def draw_plot(found: list[Measured], report: dict[str, Any], name: str) -> None:
     """Write it, whole or not at all; the format is the name's ending. A row for the strategies, one for each sweep."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     named, swept = split(found)
     rows = ([("", named)] if named else []) + list(swept.items())
-    figure = Figure(figsize=(9.6, 4.2 * len(rows) + 0.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    figure = new_figure(9.6, 4.2 * len(rows) + 0.4, w_pad=0.1, h_pad=0.1)
     grid = figure.subplots(len(rows), 2, squeeze=False)
     for (field, points), (left, right) in zip(rows, grid, strict=True):
         if field:
@@ -33,16 +26,14 @@ def draw_plot(found: list[Measured], report: dict[str, Any], name: str) -> None:
         else:
             _trade(left, points)
             _speed(right, points)
-        for axes in (left, right):
-            _tidy(axes)
+        tidy((left, right))
     info, machine, settings = report["model"], report["machine"], report["settings"]
-    figure.suptitle(f"{info.name}: decoding strategies, measured", fontsize=12, color=_INK, x=0.01, ha="left")
-    figure.supxlabel(
+    save(
+        figure, name,
         f"{machine['processor']}, {info.threads} threads, weights {info.weights}, kv {info.kv}; {settings['repeat']} runs of at "
-        f"most {settings['max_tokens']} tokens", fontsize=8, color=_GREY, x=0.01, ha="left",
+        f"most {settings['max_tokens']} tokens",
+        f"{info.name}: decoding strategies, measured",
     )  # fmt: skip
-    with atomic_write(Path(name)) as file:
-        figure.savefig(file, format=Path(name).suffix[1:].lower(), dpi=160)
 
 
 def split(found: list[Measured]) -> tuple[list[Measured], dict[str, list[Measured]]]:
@@ -63,12 +54,12 @@ def _trade(axes: Axes, points: list[Measured]) -> None:
         for one in points
         if one.distinct_2 is not None and one.mean_logprob is not None
     ]
-    axes.set_title("probable or varied", loc="left", fontsize=10, color=_INK)
-    axes.set_xlabel("distinct pairs of words among the answers", color=_INK)
-    axes.set_ylabel("mean log-probability of a token", color=_INK)
+    axes.set_title("probable or varied", loc="left", fontsize=10, color=INK)
+    axes.set_xlabel("distinct pairs of words among the answers", color=INK)
+    axes.set_ylabel("mean log-probability of a token", color=INK)
     if not known:
         return
-    axes.plot([x for _, x, _ in known], [y for y, _, _ in known], "o", color=_BLUE, markersize=7)
+    axes.plot([x for _, x, _ in known], [y for y, _, _ in known], "o", color=BLUE, markersize=7)
     axes.margins(0.16, 0.12)
     taken: list[tuple[float, float]] = []
     for y, x, name in sorted(known, reverse=True):
@@ -76,7 +67,7 @@ def _trade(axes: Axes, points: list[Measured]) -> None:
         crowd = sum(abs(x - x0) < 0.12 and abs(y - y0) < 0.12 for x0, y0 in taken)
         taken.append((x, y))
         axes.annotate(
-            name, (x, y), (8 if right else -8, 3 - 11 * crowd), textcoords="offset points", fontsize=9, color=_INK,
+            name, (x, y), (8 if right else -8, 3 - 11 * crowd), textcoords="offset points", fontsize=9, color=INK,
             ha="left" if right else "right",
         )  # fmt: skip
 
@@ -88,11 +79,11 @@ def _speed(axes: Axes, points: list[Measured]) -> None:
     below = [one.tokens_per_second - one.slowest for one in points]
     above = [one.fastest - one.tokens_per_second for one in points]
     axes.barh(
-        at, speeds, 0.62, color=_BLUE, xerr=[below, above], error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 2}
+        at, speeds, 0.62, color=BLUE, xerr=[below, above], error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2}
     )
     axes.set_yticks(at, [one.name for one in points])
     axes.invert_yaxis()
-    axes.set_title("tokens of the answer per second", loc="left", fontsize=10, color=_INK)
+    axes.set_title("tokens of the answer per second", loc="left", fontsize=10, color=INK)
     axes.set_xlim(0)
 
 
@@ -100,28 +91,20 @@ def _sweep(left: Axes, right: Axes, field: str, points: list[Measured]) -> None:
     """Shares over the value at the left, log-probability at the right."""
     at = [float(one.name.partition("=")[2]) for one in points]
     for values, colour, label in (
-        ([one.distinct_2 for one in points], _BLUE, "distinct pairs"),
-        ([one.self_bleu for one in points], _ORANGE, "self-BLEU"),
-        ([one.repetition for one in points], _GREEN, "repeated"),
-        ([one.determinism for one in points], _PURPLE, "same"),
+        ([one.distinct_2 for one in points], BLUE, "distinct pairs"),
+        ([one.self_bleu for one in points], ORANGE, "self-BLEU"),
+        ([one.repetition for one in points], GREEN, "repeated"),
+        ([one.determinism for one in points], PURPLE, "same"),
     ):
         known = [(x, y) for x, y in zip(at, values, strict=True) if y is not None]
         if known:
             left.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=4, linewidth=2, label=label)
     left.set_ylim(-0.03, 1.03)
-    left.set_title(f"by {field}", loc="left", fontsize=10, color=_INK)
+    left.set_title(f"by {field}", loc="left", fontsize=10, color=INK)
     left.legend(frameon=False, fontsize=9)
     known = [(x, one.mean_logprob) for x, one in zip(at, points, strict=True) if one.mean_logprob is not None]
     if known:
-        right.plot(*zip(*known, strict=True), color=_INK, marker="o", markersize=4, linewidth=2)
-    right.set_title("mean log-probability of a token", loc="left", fontsize=10, color=_INK)
+        right.plot(*zip(*known, strict=True), color=INK, marker="o", markersize=4, linewidth=2)
+    right.set_title("mean log-probability of a token", loc="left", fontsize=10, color=INK)
     for axes in (left, right):
-        axes.set_xlabel(field, color=_INK)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(color=_PALE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(colors=_INK, labelsize=9)
+        axes.set_xlabel(field, color=INK)
