@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from kvik.cli.output import Interrupt, amount, print_table, quoted, write
 from kvik.errors import ParameterError
-from kvik.params import BeamParams, SamplingParams
+from kvik.params import AnyParams, SamplingParams
 
 if TYPE_CHECKING:
     from kvik.engine.request import Chunk, Completion
@@ -22,6 +22,7 @@ __all__ = [
     "InOrder",
     "Timings",
     "encode",
+    "encode_prompt",
     "print_logprobs",
     "seconds_since_start",
     "take_answer",
@@ -146,11 +147,17 @@ def encode(llm: LLM, messages: Sequence[Message], raw: bool) -> list[int]:
     return ids
 
 
+def encode_prompt(llm: LLM, text: str, system: str | None, raw: bool) -> list[int]:
+    """`encode` of one prompt, behind what the model is told before all else."""
+    told = [] if system is None else [{"role": "system", "content": system}]
+    return encode(llm, [*told, {"role": "user", "content": text}], raw)
+
+
 @overload
 def with_seed(params: SamplingParams) -> SamplingParams: ...
 @overload
-def with_seed(params: SamplingParams | BeamParams) -> SamplingParams | BeamParams: ...
-def with_seed(params: SamplingParams | BeamParams) -> SamplingParams | BeamParams:
+def with_seed(params: AnyParams) -> AnyParams: ...
+def with_seed(params: AnyParams) -> AnyParams:
     """The parameters with a seed that can be told, drawn here when none was given and one is needed."""
     if isinstance(params, SamplingParams) and params.seed is None:
         return replace(params, seed=int.from_bytes(os.urandom(4)))

@@ -13,14 +13,14 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from kvik.cli.answer import encode, with_seed
+from kvik.cli.answer import encode_prompt, with_seed
 from kvik.cli.batch_input import BadLine, Id, Line, id_mark, parse_line, read_lines, read_live
 from kvik.cli.batch_output import Results
 from kvik.cli.batch_progress import BatchProgress
 from kvik.cli.input import STDIN
 from kvik.cli.output import Interrupt, note, print_json
 from kvik.errors import DataError, KvikError, ParameterError
-from kvik.params import BeamParams, EngineParams, Grammar, SamplingParams
+from kvik.params import AnyParams, BeamParams, EngineParams, Grammar
 
 if TYPE_CHECKING:
     from kvik.cli.options import BatchOptions, ModelOptions, SamplingOptions
@@ -103,7 +103,7 @@ class _Job(NamedTuple):
 class _Asking:
     """What the command line says of all requests. given: its sampling options, see `parse_line`."""
 
-    defaults: SamplingParams | BeamParams
+    defaults: AnyParams
     given: Mapping[str, Any]
     raw: bool
     system: str | None
@@ -118,11 +118,11 @@ class _Asking:
             if self.system is not None:
                 raise ParameterError("--system has no place in a prompt of token ids")
             return line.prompt
-        told = [] if self.system is None else [{"role": "system", "content": self.system}]
         if line.messages is None:
-            return encode(llm, [*told, {"role": "user", "content": line.prompt or ""}], self.raw)
+            return encode_prompt(llm, line.prompt or "", self.system, self.raw)
         if self.raw:
             raise ParameterError("messages need the chat template, and --raw leaves it out")
+        told = [] if self.system is None else [{"role": "system", "content": self.system}]
         if isinstance(line.messages, list) and any(
             isinstance(m, dict) and m.get("role") == "system" for m in line.messages
         ):

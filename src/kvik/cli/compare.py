@@ -5,25 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvik.cli.answer import encode
+from kvik.cli.answer import encode_prompt
 from kvik.cli.input import argument_text
 from kvik.cli.machine import cores, processor
 from kvik.cli.options import EngineOptions, Json, ModelOptions, Plain, System, add_group, add_verb
 from kvik.cli.output import note, print_json, print_table, write
+from kvik.cli.pictures import check_picture
 from kvik.errors import ParameterError
-from kvik.params import MAX_SEED, BeamParams, SamplingParams
+from kvik.params import MAX_SEED, AnyParams
 
 if TYPE_CHECKING:
     from kvik.evaluation.compare import Measured, Run
 
-__all__ = ["PLOTS", "register", "require_matplotlib"]
+__all__ = ["register"]
 
-PLOTS = (".png", ".svg", ".pdf")
 _DEFAULT = "greedy,beam,temperature,top-k,top-p,balanced"
 _MOST_REPEATS, _MOST_TOKENS = 100, 4096
 
@@ -82,14 +81,14 @@ class CompareOptions:
         if not 0 <= self.seed <= MAX_SEED - self.repeat:
             raise ParameterError(f"--seed must be in [0, {MAX_SEED - self.repeat}], got {self.seed}")
         if self.plot is not None:
-            require_matplotlib("--plot", self.plot)
+            check_picture("--plot", self.plot)
 
-    def chosen(self) -> dict[str, SamplingParams | BeamParams]:
+    def chosen(self) -> dict[str, AnyParams]:
         """By name, the strategies asked for and the points of the sweeps."""
         from kvik.params import choose
         from kvik.planning import STRATEGIES, sweep
 
-        found: dict[str, SamplingParams | BeamParams] = {}
+        found: dict[str, AnyParams] = {}
         names = ("" if self.sweep else _DEFAULT) if self.strategies is None else self.strategies
         chosen = [name for name in map(str.strip, names.split(",")) if name]
         if self.strategies is not None and not chosen:
@@ -100,16 +99,6 @@ class CompareOptions:
             found |= sweep(text)
         fixed: dict[str, Any] = {"max_tokens": self.max_tokens, "ignore_eos": self.ignore_eos}
         return {name: replace(params, **fixed) for name, params in found.items()}
-
-
-def require_matplotlib(option: str, name: str) -> None:
-    """Raise ParameterError where a picture could not be drawn."""
-    from importlib.util import find_spec
-
-    if Path(name).suffix.lower() not in PLOTS:
-        raise ParameterError(f"{option} writes {', '.join(PLOTS)}, got {name!r}")
-    if find_spec("matplotlib") is None:
-        raise ParameterError(f'{option} needs matplotlib: pip install "kvik[plots]"')
 
 
 def decoding(
@@ -142,13 +131,9 @@ def decoding(
     """
     options.check()
     strategies = options.chosen()
-    if not (text := argument_text(prompt)):
-        raise ParameterError("the prompt is empty")
+    text = argument_text(prompt)
     llm = model.load(engine.params())
-    messages = [{"role": "user", "content": text}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    ids = encode(llm, messages, raw)
+    ids = encode_prompt(llm, text, system, raw)
     from kvik.evaluation.compare import compare_strategies
 
     found = compare_strategies(

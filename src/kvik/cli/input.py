@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from kvik.errors import DataError
+from kvik.errors import DataError, ParameterError
 
 __all__ = ["argument_text", "decoded", "read_text"]
 
@@ -24,10 +24,17 @@ def read_text(name: str) -> str:
 
 
 def argument_text(argument: str) -> str:
-    """A prompt from the command line: "-" is standard input, less its last line break; else the argument itself."""
+    """A prompt from the command line: "-" is standard input, less its last line break; else the argument itself.
+
+    Raises ParameterError for one that is empty.
+    """
     if argument == "-":
-        return read_text("-").removesuffix("\n").removesuffix("\r")
-    return decoded(os.fsencode(argument), "the prompt")
+        text = read_text("-").removesuffix("\n").removesuffix("\r")
+    else:
+        text = decoded(os.fsencode(argument), "the prompt")
+    if not text:
+        raise ParameterError("the prompt is empty")
+    return text
 
 
 def decoded(data: bytes, name: str, before: int = 0) -> str:

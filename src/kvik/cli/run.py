@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvik.cli.answer import Answer, InOrder, encode, print_logprobs, take_answer, with_seed
+from kvik.cli.answer import Answer, InOrder, encode_prompt, print_logprobs, take_answer, with_seed
 from kvik.cli.answer_options import BeamOptions, GrammarOptions
 from kvik.cli.input import argument_text
 from kvik.cli.naming import naming_options
@@ -114,15 +114,11 @@ def _answer(
     """One prompt."""
     if prompt is None:
         raise ParameterError("give a PROMPT, or --batch FILE")
-    if not (text := argument_text(prompt)):
-        raise ParameterError("the prompt is empty")
+    text = argument_text(prompt)
     begun = perf_counter()
     llm = model.load(machine)
     loaded = perf_counter() - begun
-    messages = [{"role": "user", "content": text}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    ids = encode(llm, messages, raw)
+    ids = encode_prompt(llm, text, system, raw)
     params = asked if isinstance(asked, BeamParams) else asked.params(llm.default_params())
     params = with_seed(params if grammar is None else replace(params, grammar=grammar))
     answer, shown = Answer(len(ids), loaded), InOrder(params.num_answers)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvik.cli.answer import encode, with_seed
+from kvik.cli.answer import encode_prompt, with_seed
 from kvik.cli.answer_options import GrammarOptions
 from kvik.cli.input import argument_text
 from kvik.cli.naming import naming_options
@@ -21,7 +21,8 @@ from kvik.cli.options import (
     System,
     add_verb,
 )
-from kvik.cli.output import note, print_json, write
+from kvik.cli.output import note, plain, print_json, write
+from kvik.cli.pictures import check_picture
 from kvik.errors import ParameterError
 from kvik.params import MAX_BEAMS, BeamParams, SamplingParams
 
@@ -87,9 +88,7 @@ class XrayOptions:
         if self.at is not None and self.at < 1:
             raise ParameterError(f"--at must be at least 1, got {self.at}")
         if self.plot is not None:
-            from kvik.cli.compare import require_matplotlib
-
-            require_matplotlib("--plot", self.plot)
+            check_picture("--plot", self.plot)
 
 
 def xray(
@@ -131,13 +130,9 @@ def xray(
         raise ParameterError("--logprobs-mode has no effect on an x-ray, which has both; leave it out")
     sampling.check(json=True)
     shape, machine = grammar.grammar(sampling.ignore_eos), engine.params()
-    if not (text := argument_text(prompt)):
-        raise ParameterError("the prompt is empty")
+    text = argument_text(prompt)
     llm = model.load(machine)
-    messages = [{"role": "user", "content": text}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    ids = encode(llm, messages, raw)
+    ids = encode_prompt(llm, text, system, raw)
     asked = replace(sampling.params(llm.default_params()), max_tokens=max_tokens, grammar=shape, trace=True)
     params = with_seed(asked)
     assert isinstance(params, SamplingParams)
@@ -195,8 +190,6 @@ def _detail(traces: tuple[TokenTrace, ...], at: int | None) -> int | None:
 
 def strategy_line(params: SamplingParams) -> str:
     """What is not the default, in a line."""
-    from dataclasses import fields
-
     given = {f.name: getattr(params, f.name) for f in fields(params) if getattr(params, f.name) != f.default}
     told = {"temperature": params.temperature, **given}
     return ", ".join(f"{name} {value}" for name, value in told.items() if name != "trace")
@@ -216,8 +209,6 @@ def _write_page(
 
 def _named(llm: LLM, one: TokenTrace) -> dict[str, Any]:
     """A trace with the texts of its tokens."""
-    from kvik.cli.output import plain
-
     found: dict[str, Any] = plain(one)
     found["text"] = llm.tokenizer.decode([one.token_id])
     for candidate in found["candidates"]:
@@ -226,8 +217,6 @@ def _named(llm: LLM, one: TokenTrace) -> dict[str, Any]:
 
 
 def _node(llm: LLM, node: Node) -> dict[str, Any]:
-    from kvik.cli.output import plain
-
     return {**plain(node), "text": llm.tokenizer.decode([node.token_id])}
 
 
