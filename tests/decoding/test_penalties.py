@@ -18,6 +18,7 @@ from transformers.generation.logits_process import (
 
 from kvik.decoding import DecodingState, Words, penalties
 from kvik.decoding.edits import edit_stages, edited
+from kvik.decoding.history import Breakers
 from kvik.errors import ParameterError
 from kvik.params import SamplingParams
 
@@ -136,7 +137,7 @@ def test_dry_is_llama_cpps(seed: int) -> None:
         dry_multiplier=0.8, dry_base=float(rng.choice([1.0, 1.75, 4.0])),
         dry_allowed_length=int(rng.choice([1, 2, 5])), dry_range=int(rng.choice([0, 3, 40])),
     )  # fmt: skip
-    state = DecodingState(params, text[:1], 9, words=Words(breakers=tuple(map(tuple, breakers))))
+    state = DecodingState(params, text[:1], 9, words=Words(breakers=Breakers(breakers)))
     for end in range(1, len(text) + 1):
         edits = state.edits()
         found = {} if edits is None or edits.dry_ids is None else dict(
@@ -164,7 +165,7 @@ def test_finite_stays_finite_and_removed_stays_removed() -> None:
         penalties.repetition(row, every, 0.1),
         penalties.repetition(row, every, 10.0),
         penalties.presence(row, every, -2.0),
-        penalties.counted(row, every, ids(1, 2, 2**31 - 1, 2**31 - 1), 2.0),
+        penalties.frequency(row, every, ids(1, 2, 2**31 - 1, 2**31 - 1), 2.0),
         penalties.subtract(row, every, np.full(4, big, np.float32)),
     ):
         assert np.isfinite(changed[[0, 1, 3]]).all() and changed[2] == -np.inf and changed.dtype == np.float32

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvik.decoding import DecodingState, Edits, Sampler, Words
-from kvik.decoding.history import Repeats
+from kvik.decoding.history import Breakers, Repeats
 from kvik.decoding.state import UNBOUNDED
 from kvik.errors import ParameterError
 from kvik.params import BeamParams, SamplingParams
 
-WORDS = Words(bad=((3,), (1, 2), (2, 2, 0)), breakers=((4,), (0, 1)))
+WORDS = Words(bad=((3,), (1, 2), (2, 2, 0)), breakers=Breakers([(4,), (0, 1)]))
 EVERYTHING = SamplingParams(
     logit_bias={1: 2.0}, min_tokens=3, stop_token_ids=(2,), bad_words=("given as tokens",), repetition_penalty=1.1,
     presence_penalty=0.1, frequency_penalty=0.1, dry_multiplier=1.0, dry_allowed_length=1, no_repeat_ngram_size=2,
@@ -145,7 +145,7 @@ def test_a_long_prompt_costs_little_a_token() -> None:
     words = (np.arange(1, 3001) ** -1.0).cumsum()
     text = np.searchsorted(words, rng.random(4400) * words[-1]).tolist()  # as frequent as words of a text are
     params = SamplingParams(dry_multiplier=0.8, no_repeat_ngram_size=3, repetition_penalty=1.1, frequency_penalty=0.1)
-    state = DecodingState(params, text[:4000], 3000, words=Words(breakers=((11,), (12, 13))))
+    state = DecodingState(params, text[:4000], 3000, words=Words(breakers=Breakers([(11,), (12, 13)])))
     took = []
     for token in text[4000:]:
         begun = time.perf_counter()

@@ -26,8 +26,7 @@ class Best(NamedTuple):
 
 
 def _nothing(logits: npt.NDArray[np.float32], rows: int, count: int) -> Best:
-    if logits.ndim != 2 or logits.shape[0] != rows or logits.dtype != np.float32:
-        raise ParameterError(f"logits must be float32 [{rows}, V], got {logits.dtype} {logits.shape}")
+    filters.check_rows(logits, rows)
     if not 1 <= count <= filters.MAX_VOCABULARY:
         raise ParameterError(f"count must be in [1, {filters.MAX_VOCABULARY}], got {count}")
     return Best(

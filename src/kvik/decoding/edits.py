@@ -59,7 +59,7 @@ def edit_stages(row: Floats, edits: Edits | None) -> Iterator[tuple[str, Floats]
         if edits.presence:
             yield "presence_penalty", (row := penalties.presence(row, edits.counted, edits.presence))
         if edits.frequency:
-            yield "frequency_penalty", (row := penalties.counted(row, edits.counted, edits.counts, edits.frequency))
+            yield "frequency_penalty", (row := penalties.frequency(row, edits.counted, edits.counts, edits.frequency))
     if edits.dry_ids is not None and edits.dry_penalties is not None:
         yield "dry", (row := penalties.subtract(row, edits.dry_ids, edits.dry_penalties))
     if edits.repeated is not None:

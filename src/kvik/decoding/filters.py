@@ -20,6 +20,7 @@ from kvik.errors import DataError, ParameterError
 __all__ = [
     "LEAST_TEMPERATURE",
     "MAX_VOCABULARY",
+    "check_rows",
     "checked",
     "epsilon",
     "eta",
@@ -58,6 +59,12 @@ def checked(logits: npt.ArrayLike) -> Float64:
         token = int(bad.argmax())
         raise DataError(f"the logit of token {token} is {row[token]}")
     return row
+
+
+def check_rows(logits: npt.NDArray[np.float32], rows: int) -> None:
+    """ParameterError unless logits are float32 [rows, V]."""
+    if logits.ndim != 2 or logits.shape[0] != rows or logits.dtype != np.float32:
+        raise ParameterError(f"logits must be float32 [{rows}, V], got {logits.dtype} {logits.shape}")
 
 
 def log_softmax(scores: Float64) -> Float64:
@@ -122,6 +129,14 @@ def weights(scores: Float64) -> npt.NDArray[np.int64]:
     return np.rint(exact_exp(scores - best) * 2.0**WEIGHT_BITS).astype(np.int64)
 
 
+def _shortest(scores: Float64, order: npt.NDArray[np.intp], p: float) -> Float64:
+    """Keeps the shortest beginning of order [V] with cumulative probability >= p, at least one token."""
+    cumulative = np.cumsum(weights(scores)[order])
+    total = int(cumulative[-1])
+    needed = min(max(math.ceil(p * float(total)), 1), total)
+    return _keep(scores, order[: int(np.searchsorted(cumulative, needed)) + 1])
+
+
 def top_p(scores: Float64, p: float) -> Float64:
     """Keeps the smallest set of best tokens with cumulative probability >= p, p in [0, 1]; 0 keeps the best token.
 
@@ -131,11 +146,7 @@ def top_p(scores: Float64, p: float) -> Float64:
     """
     if not 0.0 <= p <= 1.0:
         raise ParameterError(f"top_p must be in [0, 1], got {p}")
-    order = _descending(scores)
-    cumulative = np.cumsum(weights(scores)[order])
-    total = int(cumulative[-1])
-    needed = min(max(math.ceil(p * float(total)), 1), total)
-    return _keep(scores, order[: int(np.searchsorted(cumulative, needed)) + 1])
+    return _shortest(scores, _descending(scores), p)
 
 
 def min_p(scores: Float64, p: float) -> Float64:
@@ -179,12 +190,7 @@ def typical(scores: Float64, p: float) -> Float64:
     if best == -np.inf:
         return scores.copy()
     d = scores - best
-    order = np.argsort(np.abs(d - moments(scores).mean), kind="stable")
-    cumulative = np.cumsum(weights(scores)[order])
-    total = int(cumulative[-1])
-    needed = min(max(math.ceil(p * float(total)), 1), total)
-    kept = order[: int(np.searchsorted(cumulative, needed)) + 1]
-    return _keep(scores, kept)
+    return _shortest(scores, np.argsort(np.abs(d - moments(scores).mean), kind="stable"), p)
 
 
 def _at_least(scores: Float64, log_probability: float, log_sum: float) -> Float64:
@@ -255,10 +261,4 @@ def xtc(scores: Float64, threshold: float) -> Float64:
         return scores.copy()
     bound = float(exact_log(threshold)) + moments(scores).log_sum if threshold > 0.0 else -math.inf
     above = np.count_nonzero((scores - best >= bound) & (scores > -np.inf))
-    return _without(scores, _descending(scores)[: above - 1]) if above > 1 else scores.copy()
-
-
-def _without(scores: Float64, token_ids: npt.NDArray[np.intp]) -> Float64:
-    result = scores.copy()
-    result[token_ids] = -np.inf
-    return result
+    return _keep(scores, _descending(scores)[max(0, above - 1) :])

@@ -17,9 +17,9 @@ from kvik.errors import ParameterError
 
 __all__ = [
     "ban",
-    "counted",
     "dry_cap",
     "dry_penalty",
+    "frequency",
     "mask",
     "no_repeat_ngram",
     "presence",
@@ -100,7 +100,7 @@ def presence(row: Row, ids: Ids, penalty: float) -> Row:
     return subtract(row, ids, np.full(len(ids), penalty, np.float32))
 
 
-def counted(row: Row, ids: Ids, counts: npt.NDArray[np.int32], penalty: float) -> Row:
+def frequency(row: Row, ids: Ids, counts: npt.NDArray[np.int32], penalty: float) -> Row:
     """Subtracts penalty times how often the answer has a token: OpenAI's frequency_penalty. Looks at the answer only."""
     return subtract(row, ids, counts.astype(np.float32) * np.float32(penalty))
 

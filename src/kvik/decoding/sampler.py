@@ -97,7 +97,7 @@ def sample_rows(
     nothing else.
     """
     rows = len(requests)
-    _check_rows(logits, rows)
+    filters.check_rows(logits, rows)
     if rows == 0:
         return []
     reals: list[tuple[float, ...]] = []
@@ -129,11 +129,6 @@ def sample_rows(
         best = tuple(TokenLogprob(*pair) for pair in pairs)
         drawn.append(Drawn(token if outcome == _native.SAMPLE_DRAWN else None, logprob, best))
     return drawn
-
-
-def _check_rows(logits: npt.NDArray[np.float32], rows: int) -> None:
-    if logits.ndim != 2 or logits.shape[0] != rows or logits.dtype != np.float32:
-        raise ParameterError(f"logits must be float32 [{rows}, V], got {logits.dtype} {logits.shape}")
 
 
 def _refuse(row: npt.NDArray[np.float32], position: int) -> None:

@@ -12,12 +12,13 @@ from kvik.decoding.edits import Edits
 from kvik.decoding.history import Bank, Break, Breakers, Endings, Repeats, Tokens
 from kvik.decoding.penalties import dry_cap, dry_penalty
 from kvik.errors import ParameterError
-from kvik.params import BeamParams, SamplingParams
+from kvik.params import AnyParams, SamplingParams
 
 __all__ = ["DecodingState", "Edits", "Matcher", "Words"]
 
 Ids = npt.NDArray[np.int32]
 UNBOUNDED = 2**31 - 1
+NO_BREAKERS = Breakers(())
 
 
 class Matcher(Protocol):
@@ -42,13 +43,10 @@ class Matcher(Protocol):
 
 
 class Words(NamedTuple):
-    """bad_words and dry_breakers as the model's tokens: sequences of ids, none empty (kvik.text.words makes them).
-
-    breakers: many states share one `Breakers`, of sequences each makes its own.
-    """
+    """bad_words and dry_breakers as the model's tokens: sequences of ids, none empty (kvik.text.words finds them)."""
 
     bad: tuple[tuple[int, ...], ...] = ()
-    breakers: Breakers | tuple[tuple[int, ...], ...] = ()
+    breakers: Breakers = NO_BREAKERS
 
 
 NO_WORDS = Words()
@@ -68,7 +66,7 @@ class DecodingState:
 
     def __init__(
         self,
-        params: SamplingParams | BeamParams,
+        params: AnyParams,
         prompt: Sequence[int],
         vocab_size: int,
         *,
@@ -91,7 +89,7 @@ class DecodingState:
         self._check(vocab_size, ends, words)
         self._seen = Bank(prompt) if self._repetition != 1.0 or self._ngram == 1 else None
         self._counted = Bank() if self._presence or self._frequency else None
-        self._breakers = _breakers(words) if self._multiplier else None
+        self._breakers = words.breakers if self._multiplier else None
         repeats = bool(self._multiplier) or self._ngram > 1
         looks_back = repeats or self._bad.long or self._seen is not None or self._counted is not None
         self._tokens = Tokens(prompt) if looks_back else None
@@ -247,10 +245,6 @@ class DecodingState:
         longest = _longest_of(self._tokens.ids[places[known] + 1], lengths[known])
         penalties = dry_penalty(np.fromiter(longest.values(), np.int64), self._multiplier, self._base, self._allowed)
         return {"dry_ids": _ids(longest), "dry_penalties": penalties}
-
-
-def _breakers(words: Words) -> Breakers:
-    return words.breakers if isinstance(words.breakers, Breakers) else Breakers(words.breakers)
 
 
 def _longest_of(ids: Ids, lengths: npt.NDArray[np.int64]) -> dict[int, int]:

@@ -15,7 +15,7 @@ from kvik.decoding.history import Breakers
 from kvik.decoding.state import DecodingState, Words
 from kvik.engine.request import Request, ScoreRequest
 from kvik.errors import ParameterError
-from kvik.params import BeamParams, EngineParams, SamplingParams
+from kvik.params import AnyParams, BeamParams, EngineParams, SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.text.words import Pieces, bad_word_ids, breaker_ids
 
@@ -55,7 +55,7 @@ class Admission:
         self._remembering = threading.Lock()  # requests are checked in any thread
         self.grammars = Grammars(model.tokenizer, model.vocab_size)
 
-    def request(self, prompt: tuple[int, ...], params: SamplingParams | BeamParams, salt: str = "") -> Request:
+    def request(self, prompt: tuple[int, ...], params: AnyParams, salt: str = "") -> Request:
         """Check a prompt against the model and the cache. ParameterError says what does not fit, with both numbers."""
         context = self.model.context_length
         self._check_ids(prompt, "the prompt")
@@ -92,13 +92,12 @@ class Admission:
 
     def _words(self, params: SamplingParams) -> Words:
         """bad_words and dry_breakers as tokens; refuse what the model cannot write."""
-        breakers = params.dry_breakers if params.dry_multiplier else ()
-        if not params.bad_words and not breakers:
-            return Words()
-        return Words(
-            self._remembered(self._bad, params.bad_words, self._bad_word_ids) if params.bad_words else (),
-            self._remembered(self._breakers, breakers, self._breaker_ids) if breakers else (),
-        )
+        words = Words()
+        if params.bad_words:
+            words = words._replace(bad=self._remembered(self._bad, params.bad_words, self._bad_word_ids))
+        if params.dry_multiplier and params.dry_breakers:
+            words = words._replace(breakers=self._remembered(self._breakers, params.dry_breakers, self._breaker_ids))
+        return words
 
     def _remembered(
         self, known: dict[tuple[str, ...], Found], texts: tuple[str, ...], find: Callable[[tuple[str, ...]], Found]
@@ -168,7 +167,7 @@ class Admission:
         shared = prompt // BLOCK_TOKENS if len(groups) == 1 and not groups[0].window else 0
         return self.layout.slabs_for([shared + n * (blocks - shared) for blocks in whole])
 
-    def _check_fits(self, prompt: int, answer: int, params: SamplingParams | BeamParams | None) -> None:
+    def _check_fits(self, prompt: int, answer: int, params: AnyParams | None) -> None:
         n = 1 if params is None else params.num_sequences
         slabs = self.slabs(prompt, answer, n)
         have = self.num_slabs

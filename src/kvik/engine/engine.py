@@ -24,7 +24,7 @@ from kvik.engine.sequence import Generating, Group, Scoring, Timeline
 from kvik.engine.stats import EngineStats, StepStats
 from kvik.errors import DataError, KvikError, TryAgainError
 from kvik.ops import Executor
-from kvik.params import BeamParams, EngineParams, SamplingParams
+from kvik.params import AnyParams, BeamParams, EngineParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
 
@@ -57,7 +57,7 @@ class Engine:
 
     # ---- requests
 
-    def request(self, prompt: tuple[int, ...], params: SamplingParams | BeamParams, salt: str = "") -> Request:
+    def request(self, prompt: tuple[int, ...], params: AnyParams, salt: str = "") -> Request:
         """A checked request; see `Admission.request`."""
         return self.admission.request(prompt, params, salt)
 
@@ -75,10 +75,11 @@ class Engine:
         if isinstance(params, BeamParams):
             root = self._root(request.salt)
             return self._queue(beam_group(request, params, state, self._cache(), root, tokenizer, most, emit))
+        states = [state, *(state.fork() for _ in range(params.n - 1))]
         samples = [
             Generating(
                 list(request.prompt), self._cache(), request=request, index=index,
-                sampler=Sampler(self.model.vocab_size, params, request.seed, index), state=state.fork(),
+                sampler=Sampler(self.model.vocab_size, params, request.seed, index), state=states[index],
                 detokenizer=Detokenizer(tokenizer, after=request.prompt[-1]), stop=StopChecker(params.stop),
                 end_ids=tokenizer.eos_ids, most_tokens_held=most, emit=emit,
             )
