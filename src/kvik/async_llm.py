@@ -11,8 +11,8 @@ from typing import Any, Self
 from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreResult
 from kvik.engine.sequence import Group
 from kvik.errors import KvikError, TryAgainError
-from kvik.llm import LLM, AnyParams, Prompt, score_result
-from kvik.params import SamplingParams
+from kvik.llm import LLM, Prompt, score_result
+from kvik.params import AnyParams, SamplingParams
 from kvik.text.chat_template import Tools
 from kvik.text.conversation import Message
 

@@ -20,7 +20,7 @@ from kvik.engine.request import Chunk, Completion, Receipt, Request, ScoreReques
 from kvik.engine.sequence import Generating, Group, Scoring
 from kvik.errors import ParameterError, TryAgainError
 from kvik.models.loading import load_model
-from kvik.params import MAX_LOGPROBS, BeamParams, EngineParams, SamplingParams, choose
+from kvik.params import MAX_LOGPROBS, AnyParams, BeamParams, EngineParams, SamplingParams, choose
 from kvik.text.chat_template import ChatTemplate, Tools
 from kvik.text.conversation import Message
 from kvik.text.tokenizer import Tokenizer
@@ -31,7 +31,6 @@ __all__ = ["LLM", "ModelInfo", "Stream", "as_prompts", "score_result"]
 
 Prompt = str | Sequence[int]
 Key = TypeVar("Key", bound=Hashable)
-AnyParams = SamplingParams | BeamParams
 Params = AnyParams | Sequence[AnyParams] | None
 
 _FALLBACK = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from queue import Empty, Queue
 from threading import Thread
@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from kvik.cli.naming import flag
 from kvik.errors import DataError, KvikError, ParameterError
-from kvik.params import BeamParams, SamplingParams, beam_params, json_biases, preset_fields
+from kvik.params import AnyParams, BeamParams, SamplingParams, any_params, beam_params, json_biases
 
 __all__ = ["MAX_LINE_BYTES", "BadLine", "Line", "id_mark", "parse_line", "read_lines", "read_live"]
 
@@ -44,7 +44,7 @@ class Line:
     id: Id
     prompt: str | list[int] | None
     messages: list[dict[str, Any]] | None
-    params: SamplingParams | BeamParams
+    params: AnyParams
 
     def mark(self, context: str) -> int:
         """64 bits that tell this request from others. context: what it was asked of, and how."""
@@ -104,9 +104,7 @@ def read_live(file: IO[bytes], busy: Callable[[], bool]) -> Iterator[tuple[int, 
         yield found
 
 
-def parse_line(
-    number: int, data: bytes, defaults: SamplingParams | BeamParams, given: Mapping[str, Any] = MappingProxyType({})
-) -> Line:
+def parse_line(number: int, data: bytes, defaults: AnyParams, given: Mapping[str, Any] = MappingProxyType({})) -> Line:
     """The request of a line. BadLine says what is wrong with it.
 
     given: of defaults to sample by, what the command line said, by the names of SamplingParams. A line with num_beams
@@ -153,9 +151,7 @@ def _not_json(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def _request(
-    number: int, id: Id, found: dict[str, Any], defaults: SamplingParams | BeamParams, given: Mapping[str, Any]
-) -> Line:
+def _request(number: int, id: Id, found: dict[str, Any], defaults: AnyParams, given: Mapping[str, Any]) -> Line:
     for name in found:
         if name not in _FIELDS:
             near = difflib.get_close_matches(name, _FIELDS, 1)
@@ -171,9 +167,7 @@ def _request(
     return Line(number, id, prompt, messages, _params(found, defaults, given))
 
 
-def _params(
-    found: dict[str, Any], defaults: SamplingParams | BeamParams, given: Mapping[str, Any]
-) -> SamplingParams | BeamParams:
+def _params(found: dict[str, Any], defaults: AnyParams, given: Mapping[str, Any]) -> AnyParams:
     if "logit_bias" in found:
         found["logit_bias"] = json_biases(found["logit_bias"])
     beams = found.get("num_beams", 1)
@@ -182,15 +176,7 @@ def _params(
         if "num_beams" in found and one:
             raise ParameterError("num_beams 1 is sampling, and --beams makes every line a beam search")
         return beam_params(found, defaults)
-    if not one:
-        return _search(found, given)
-    found.pop("num_beams", None)
-    if "preset" in found:
-        found = {**preset_fields(found.pop("preset")), **found}
-    for name in found:
-        if name not in _SAMPLING:
-            raise ParameterError(f"{name} needs num_beams above 1")
-    return replace(defaults, **found)
+    return any_params(found, defaults) if one else _search(found, given)
 
 
 def _search(found: dict[str, Any], given: Mapping[str, Any]) -> BeamParams:

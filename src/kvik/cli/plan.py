@@ -12,7 +12,7 @@ from kvik.cli.options import Json, add_group, add_verb
 from kvik.cli.output import note, print_json, print_table, write
 
 if TYPE_CHECKING:
-    from kvik.params import BeamParams, SamplingParams
+    from kvik.params import AnyParams
     from kvik.planning import DecodingPlan
 
 __all__ = ["register"]
@@ -57,7 +57,7 @@ def decoding(
     _show(found)
 
 
-def _given(params: SamplingParams | BeamParams) -> dict[str, Any]:
+def _given(params: AnyParams) -> dict[str, Any]:
     """The fields that are not the default."""
     return {f.name: getattr(params, f.name) for f in fields(params) if getattr(params, f.name) != f.default}
 

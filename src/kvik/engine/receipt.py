@@ -9,7 +9,7 @@ from typing import Any, NoReturn, get_args
 
 from kvik.engine.request import FinishReason, ParamsKind, Receipt
 from kvik.errors import DataError, ParameterError
-from kvik.params import BeamParams, SamplingParams
+from kvik.params import AnyParams, BeamParams, SamplingParams
 
 __all__ = ["params_of", "receipt_from_json", "receipt_to_json"]
 
@@ -33,7 +33,7 @@ def receipt_from_json(text: str, name: str) -> Receipt:
     return _Reader(name).receipt(found)
 
 
-def params_of(receipt: Receipt) -> SamplingParams | BeamParams:
+def params_of(receipt: Receipt) -> AnyParams:
     """The parameters that repeat it."""
     return _KINDS[receipt.kind](**receipt.params)
 

@@ -13,7 +13,7 @@ from kvik.decoding.beam import BeamStep
 from kvik.decoding.sampler import TokenLogprob
 from kvik.decoding.state import NO_WORDS, Words
 from kvik.decoding.trace import TokenTrace
-from kvik.params import BeamParams, SamplingParams
+from kvik.params import AnyParams, BeamParams
 
 __all__ = [
     "Choice",
@@ -36,7 +36,7 @@ FinishReason = Literal["stop", "length", "cancelled", "no_token", "error"]
 ParamsKind = Literal["sampling", "beam"]
 
 
-def params_kind(params: SamplingParams | BeamParams) -> ParamsKind:
+def params_kind(params: AnyParams) -> ParamsKind:
     return "beam" if isinstance(params, BeamParams) else "sampling"
 
 
@@ -49,7 +49,7 @@ class Request:
     """
 
     prompt: tuple[int, ...]
-    params: SamplingParams | BeamParams
+    params: AnyParams
     seed: int
     salt: str = ""
     words: Words = NO_WORDS

@@ -13,11 +13,10 @@ from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 from kvik.evaluation.metrics import determinism, distinct_n, repetition_rate, self_bleu, words
-from kvik.params import BeamParams, SamplingParams
+from kvik.params import AnyParams, SamplingParams
 
 __all__ = ["Measured", "Model", "Run", "compare_strategies"]
 
-Params = SamplingParams | BeamParams
 REPETITION_ORDER = 4
 
 
@@ -48,7 +47,7 @@ class Measured(NamedTuple):
     """
 
     name: str
-    params: Params
+    params: AnyParams
     tokens_per_second: float
     slowest: float
     fastest: float
@@ -66,7 +65,7 @@ class Measured(NamedTuple):
 def compare_strategies(
     model: Model,
     prompt: Sequence[int],
-    strategies: Mapping[str, Params],
+    strategies: Mapping[str, AnyParams],
     *,
     repeat: int,
     seed: int,
@@ -92,7 +91,7 @@ def compare_strategies(
     return [measure(name, strategies[name], warm[name], runs[name]) for name in strategies]
 
 
-def _run(model: Model, prompt: Sequence[int], params: Params, seed: int) -> Run:
+def _run(model: Model, prompt: Sequence[int], params: AnyParams, seed: int) -> Run:
     if isinstance(params, SamplingParams):
         params = replace(params, seed=seed)
     begun = perf_counter()
@@ -102,7 +101,7 @@ def _run(model: Model, prompt: Sequence[int], params: Params, seed: int) -> Run:
     return Run(choice.text, tuple(choice.token_ids), choice.cumulative_logprob, seconds)
 
 
-def measure(name: str, params: Params, warm: Run, runs: Sequence[Run]) -> Measured:
+def measure(name: str, params: AnyParams, warm: Run, runs: Sequence[Run]) -> Measured:
     """Figures of a strategy's runs. warm: one with the seed of the first of them."""
     rates = [len(run.token_ids) / run.seconds for run in runs]
     texts = [words(run.text) for run in runs]

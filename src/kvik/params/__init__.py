@@ -1,6 +1,6 @@
 """What a user writes down: frozen, validated once, documented. What carries it out lives in its room."""
 
-from kvik.params.beam import MAX_BEAMS, BeamParams, beam_params
+from kvik.params.beam import MAX_BEAMS, AnyParams, BeamParams, any_params, beam_params
 from kvik.params.checks import choose
 from kvik.params.engine import EngineParams
 from kvik.params.grammar import Grammar
@@ -19,11 +19,13 @@ __all__ = [
     "MAX_LOGPROBS",
     "MAX_SEED",
     "PRESETS",
+    "AnyParams",
     "BeamParams",
     "EngineParams",
     "Grammar",
     "LogprobsMode",
     "SamplingParams",
+    "any_params",
     "beam_params",
     "choose",
     "json_biases",

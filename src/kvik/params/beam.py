@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from kvik.errors import ParameterError
-from kvik.params.checks import check_length, flag, integer, penalty, real, strings, token_ids
-from kvik.params.grammar import Grammar, grammar_of
-from kvik.params.sampling import MAX_LOGPROBS, MAX_NGRAM, MAX_STOP_STRINGS, SamplingParams
+from kvik.params.checks import check_length, integer, penalty, real
+from kvik.params.grammar import Grammar
+from kvik.params.sampling import MAX_NGRAM, SamplingParams, check_answer, preset_fields
 
-__all__ = ["MAX_BEAMS", "BeamParams", "EarlyStopping", "beam_params"]
+__all__ = ["MAX_BEAMS", "AnyParams", "BeamParams", "EarlyStopping", "any_params", "beam_params"]
 
 EarlyStopping = bool | Literal["never"]
 MAX_BEAMS = 64
@@ -81,15 +81,7 @@ class BeamParams:
         real("diversity_penalty", self.diversity_penalty, 0.0, MAX_DIVERSITY_PENALTY)
         if self.diversity_penalty and self.num_beam_groups == 1:
             raise ParameterError("diversity_penalty needs num_beam_groups above 1")
-        object.__setattr__(self, "grammar", grammar_of(self.grammar))
-        object.__setattr__(self, "stop", strings("stop", self.stop, MAX_STOP_STRINGS))
-        object.__setattr__(self, "stop_token_ids", token_ids("stop_token_ids", self.stop_token_ids))
-        flag("ignore_eos", self.ignore_eos)
-        if self.grammar is not None and self.ignore_eos:
-            raise ParameterError("ignore_eos cannot go with grammar: the text ends where the grammar does")
-        if self.logprobs is not None:
-            integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        flag("trace", self.trace)
+        check_answer(self)
 
     @property
     def num_sequences(self) -> int:
@@ -100,6 +92,26 @@ class BeamParams:
     def num_answers(self) -> int:
         """Answers that it gives."""
         return self.num_return_sequences
+
+
+AnyParams = SamplingParams | BeamParams
+
+
+def any_params(given: Mapping[str, Any], base: SamplingParams | None = None) -> AnyParams:
+    """A beam search where num_beams is given and not 1, else `base` with what was given; "preset" may be among that.
+
+    ParameterError names a field of the one kind that was given for the other.
+    """
+    beams = given.get("num_beams", 1)
+    if isinstance(beams, bool) or beams != 1:
+        return beam_params(given)
+    known = {field.name for field in fields(SamplingParams)}
+    rest = {name: value for name, value in given.items() if name not in ("num_beams", "preset")}
+    for name in rest:
+        if name not in known:
+            raise ParameterError(f"{name} needs num_beams above 1")
+    preset = preset_fields(given["preset"]) if "preset" in given else {}
+    return replace(base or SamplingParams(), **{**preset, **rest})
 
 
 def beam_params(given: Mapping[str, Any], base: BeamParams | None = None) -> BeamParams:

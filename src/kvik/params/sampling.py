@@ -167,20 +167,11 @@ class SamplingParams:
         real("xtc_threshold", self.xtc_threshold, 0.0, 0.5)
         if self.xtc_probability == 0.0 and self.xtc_threshold != SamplingParams.xtc_threshold:
             raise ParameterError("xtc_threshold needs xtc_probability, which is 0")
-        object.__setattr__(self, "grammar", grammar_of(self.grammar))
         if self.seed is not None:
             integer("seed", self.seed, 0, MAX_SEED)
-        stop = strings("stop", self.stop, MAX_STOP_STRINGS)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", token_ids("stop_token_ids", self.stop_token_ids))
-        flag("ignore_eos", self.ignore_eos)
-        if self.grammar is not None and self.ignore_eos:
-            raise ParameterError("ignore_eos cannot go with grammar: the text ends where the grammar does")
-        if self.logprobs is not None:
-            integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        check_answer(self)
         if self.logprobs_mode not in ("raw", "processed"):
             raise ParameterError(f"logprobs_mode must be 'raw' or 'processed', got {self.logprobs_mode!r}")
-        flag("trace", self.trace)
 
     @property
     def num_sequences(self) -> int:
@@ -202,6 +193,19 @@ class SamplingParams:
             for name in ("dry_base", "dry_allowed_length", "dry_range", "dry_breakers"):
                 if getattr(self, name) != getattr(SamplingParams, name):
                     raise ParameterError(f"{name} needs dry_multiplier, which is 0")
+
+
+def check_answer(params: Any) -> None:
+    """What sampling and beam searches say alike of an answer: its grammar and ends, what is told of it."""
+    object.__setattr__(params, "grammar", grammar_of(params.grammar))
+    object.__setattr__(params, "stop", strings("stop", params.stop, MAX_STOP_STRINGS))
+    object.__setattr__(params, "stop_token_ids", token_ids("stop_token_ids", params.stop_token_ids))
+    flag("ignore_eos", params.ignore_eos)
+    if params.grammar is not None and params.ignore_eos:
+        raise ParameterError("ignore_eos cannot go with grammar: the text ends where the grammar does")
+    if params.logprobs is not None:
+        integer("logprobs", params.logprobs, 0, MAX_LOGPROBS)
+    flag("trace", params.trace)
 
 
 def preset_fields(name: object) -> Mapping[str, Any]:

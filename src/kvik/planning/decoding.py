@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from kvik.params import PRESETS, BeamParams, SamplingParams
+from kvik.params import PRESETS, AnyParams, BeamParams, SamplingParams
 from kvik.planning.tasks import Reading, read_task
 
 __all__ = ["ADVICE", "TECHNIQUES", "Advice", "DecodingPlan", "Technique", "command_line", "plan_decoding"]
@@ -48,7 +48,7 @@ class Advice(NamedTuple):
     """
 
     strategy: str
-    params: SamplingParams | BeamParams
+    params: AnyParams
     reason: str
     otherwise: Mapping[str, str]
     technique: str
@@ -162,7 +162,7 @@ def plan_decoding(text: str) -> DecodingPlan:
     return DecodingPlan(reading.task, reading, advice, command_line(advice.params, advice.prompt))
 
 
-def command_line(params: SamplingParams | BeamParams, prompt: str) -> str:
+def command_line(params: AnyParams, prompt: str) -> str:
     """The `kvik run` that answers a prompt so; only what is not the default stands in it."""
     given = {f.name: getattr(params, f.name) for f in fields(params) if getattr(params, f.name) != f.default}
     words = ["kvik", "run", prompt]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvik.errors import ParameterError
-from kvik.params import BeamParams, SamplingParams
+from kvik.params import AnyParams, BeamParams, SamplingParams
 
 __all__ = ["MOST_STEPS", "STRATEGIES", "SWEEPS", "Strategy", "sweep"]
 
@@ -19,7 +19,7 @@ MOST_STEPS = 32
 class Strategy(NamedTuple):
     """A named way to choose tokens. source: the guide's section, or the paper. use, avoid: tasks, and what to expect."""
 
-    params: SamplingParams | BeamParams
+    params: AnyParams
     what: str
     source: str
     use: str
@@ -135,7 +135,7 @@ SWEEPS: Mapping[str, str] = {
 _WHOLE = frozenset({"top_k", "num_beams"})
 
 
-def sweep(text: str) -> dict[str, SamplingParams | BeamParams]:
+def sweep(text: str) -> dict[str, AnyParams]:
     """The strategies of "FIELD=FIRST:LAST:STEPS", evenly spaced, by names like "temperature=0.5".
 
     Where the field is not the temperature itself, temperature is that of STRATEGIES' plain "temperature"; beams have none.
@@ -151,7 +151,7 @@ def sweep(text: str) -> dict[str, SamplingParams | BeamParams]:
         raise ParameterError(f"--sweep takes FIELD=FIRST:LAST:STEPS like temperature=0.1:1.5:8, got {text!r}") from None
     if len(bounds) != 3 or not 2 <= steps <= MOST_STEPS or not np.isfinite([first, last]).all() or first == last:
         raise ParameterError(f"--sweep takes two bounds that differ and 2 to {MOST_STEPS} steps, got {text!r}")
-    found: dict[str, SamplingParams | BeamParams] = {}
+    found: dict[str, AnyParams] = {}
     for value in np.linspace(first, last, steps).tolist():
         given = round(value) if field in _WHOLE else round(value, 6)
         base = BeamParams() if field == "num_beams" else STRATEGIES["temperature"].params

@@ -11,20 +11,15 @@ from kvik.errors import ParameterError
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError, api_error
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import BEAMS, SAMPLING, Common, chat_fields, check_top, generation_params
-from kvik.server.formats import FORMATS, names
+from kvik.server.fields import GENERATION, Common, chat_fields, check_top, generation_params
+from kvik.server.formats import names
 from kvik.server.logprobs import chat_logprobs
 from kvik.server.responding import Reply
 from kvik.server.service import Service, finish_of, score_of
 
 __all__ = ["FIELDS", "RENAMED", "answer_chat", "conversation", "conversation_ids"]
 
-FIELDS = frozenset(
-    (
-        *FORMATS,
-        *SAMPLING, *BEAMS, "preset", "messages", "tools", "max_tokens", "top_logprobs", "cache_salt",
-    )
-)  # fmt: skip
+FIELDS = frozenset((*GENERATION, "messages", "tools", "max_tokens", "top_logprobs", "cache_salt"))
 RENAMED = {"logprobs": "top_logprobs", "prompt": "messages"}
 
 _OPTIONAL = ("name", "refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id")

@@ -9,19 +9,19 @@ from typing import Any
 from kvik.async_llm import Answer
 from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreResult, Usage
 from kvik.errors import ParameterError
-from kvik.params import BeamParams, SamplingParams
+from kvik.params import AnyParams
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError, api_error
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import BEAMS, SAMPLING, Common, check_top, completion_fields, generation_params
-from kvik.server.formats import FORMATS, names
+from kvik.server.fields import GENERATION, Common, check_top, completion_fields, generation_params
+from kvik.server.formats import names
 from kvik.server.logprobs import TokenTable
 from kvik.server.responding import Reply
 from kvik.server.service import Service, finish_of, score_of, together
 
 __all__ = ["FIELDS", "answer_completion", "prompts_of"]
 
-FIELDS = frozenset((*SAMPLING, *FORMATS, *BEAMS, "preset", "prompt", "max_tokens", "logprobs", "cache_salt"))
+FIELDS = frozenset((*GENERATION, "prompt", "max_tokens", "logprobs", "cache_salt"))
 
 Prompt = str | list[int]
 
@@ -80,7 +80,7 @@ def _is_id(value: Any) -> bool:
 
 
 async def _jobs(
-    service: Service, fields: Fields, params: SamplingParams | BeamParams, common: Common, echo: bool, only_score: bool
+    service: Service, fields: Fields, params: AnyParams, common: Common, echo: bool, only_score: bool
 ) -> list[Job]:
     prompts = prompts_of(fields.require("prompt"))
     service.check_count(len(prompts), "prompt")
@@ -99,7 +99,7 @@ async def _job(
     service: Service,
     prompt: Prompt,
     name: str,
-    params: SamplingParams | BeamParams,
+    params: AnyParams,
     common: Common,
     echo: bool,
     only_score: bool,
@@ -129,7 +129,7 @@ class _Answering:
         service: Service,
         jobs: Sequence[Job],
         scored: Sequence[ScoreResult | None],
-        params: SamplingParams | BeamParams,
+        params: AnyParams,
         common: Common,
         echo: bool,
     ) -> None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvik.errors import ParameterError
-from kvik.params import BeamParams, SamplingParams, beam_params, json_biases, preset_fields
+from kvik.params import AnyParams, any_params, json_biases
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
 from kvik.server.formats import FORMATS, grammar_field
 from kvik.text.tokenizer import check_text
 
-__all__ = ["Common", "chat_fields", "check_top", "completion_fields", "generation_params"]
+__all__ = ["GENERATION", "Common", "chat_fields", "check_top", "completion_fields", "generation_params"]
 
 MAX_TOP_LOGPROBS = 20
 """Best tokens a request may ask for: what they take grows with n, prompts and tokens. OpenAI's limit for chats."""
@@ -28,8 +28,10 @@ SAMPLING = (
 BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
 """Fields that only BeamParams has. num_beams above 1 makes the request a beam search, of which n answers are returned."""
 
-_COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", "preset",
-           *SAMPLING, *BEAMS, *FORMATS)  # fmt: skip
+GENERATION = (*SAMPLING, *BEAMS, *FORMATS, "preset")
+"""Fields that say how an answer is made, alike in both kinds of bodies."""
+
+_COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", *GENERATION)
 _FREE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
@@ -104,9 +106,9 @@ def check_top(top: int | None, name: str) -> int | None:
     return top
 
 
-def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | None) -> SamplingParams | BeamParams:
+def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | None) -> AnyParams:
     """The sampling or the beam search of a body. ParameterError begins with the field's name."""
-    given = {name: fields.given[name] for name in (*SAMPLING, *BEAMS) if name in fields.given}
+    given = {name: fields.given[name] for name in (*SAMPLING, *BEAMS, "preset") if name in fields.given}
     if "logit_bias" in given:
         given["logit_bias"] = json_biases(given["logit_bias"])
     given |= grammar_field(fields)
@@ -115,12 +117,4 @@ def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | No
     beams = given.get("num_beams", 1)
     if isinstance(beams, bool) or beams != 1:
         _check_count(given.get("n", 1), beams)
-        given |= {"preset": fields.given["preset"]} if "preset" in fields.given else {}
-        return beam_params(given | {"max_tokens": max_tokens, "logprobs": logprobs})
-    for name in BEAMS:
-        if name != "num_beams" and name in given:
-            raise ParameterError(f"{name} needs num_beams above 1")
-    given.pop("num_beams", None)
-    if "preset" in fields.given:
-        given = {**preset_fields(fields.given["preset"]), **given}
-    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+    return any_params(given | {"max_tokens": max_tokens, "logprobs": logprobs})

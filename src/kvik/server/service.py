@@ -14,7 +14,7 @@ from kvik import __version__
 from kvik.async_llm import Answer, AsyncLLM
 from kvik.engine.request import Choice, Completion, Request, ScoreRequest, ScoreResult
 from kvik.errors import TryAgainError
-from kvik.params import BeamParams, SamplingParams
+from kvik.params import AnyParams, SamplingParams
 from kvik.server.errors import ApiError, shutting_down
 from kvik.server.metrics import Metrics
 from kvik.weights.catalogue import CATALOGUE, find
@@ -73,11 +73,11 @@ class Service:
         """Do what takes time with the number of characters; in a thread where that is long."""
         return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
 
-    async def request(self, ids: Sequence[int], params: SamplingParams | BeamParams, salt: str) -> Request:
+    async def request(self, ids: Sequence[int], params: AnyParams, salt: str) -> Request:
         """A checked request; in a thread where its words are long or its grammar is new."""
         return await self.off_loop(self.characters(params), lambda: self.llm.request(ids, params, salt))
 
-    def characters(self, params: SamplingParams | BeamParams) -> int:
+    def characters(self, params: AnyParams) -> int:
         """How many a request's check turns into tokens; more than are inline where a new grammar is compiled."""
         grammar = params.grammar
         if grammar is not None and not self.llm.engine.admission.grammars.known(grammar):
