@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import contenders
@@ -24,7 +23,8 @@ from bench.common import (
 from bench.contenders import Settings
 from bench.jobs import KVIK, Job, bandwidth, check, kvik, llama
 from bench.model_bytes import ModelBytes, model_bytes
-from bench.peers import REPOSITORY, SIZES, Peers, chosen, default_kvik_python, default_root, run_command, say
+from bench.options import results_folder, run_parser
+from bench.peers import SIZES, Peers, chosen, run_command, say
 from bench.results import MB, Results, failed_table, fastest, machine
 from bench.side_by_side import Run
 
@@ -87,19 +87,11 @@ def memory(results: Results, size: str, whole: ModelBytes, settings: Settings) -
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench/sizes.py", description=__doc__)
-    parser.add_argument("--blocks", type=int, default=BLOCKS, help="blocks [%(default)s]")
-    parser.add_argument("--repeat", type=int, default=2, help="repeats inside one measurement [%(default)s]")
-    parser.add_argument("--only", help="with commas: 1B, '8B kvik', bandwidth, …")
-    parser.add_argument("--skip", help="what to leave out")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = run_parser(
+        "sizes", __doc__, "with commas: 1B, '8B kvik', bandwidth, …", blocks=BLOCKS, repeat=2, plots=False
+    )
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--root", type=Path, default=default_root(), help="folder of the peers [%(default)s]")
-    parser.add_argument("--kvik-python", type=Path, default=default_kvik_python(), help="[%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks")
-    parser.add_argument("--out", type=Path, help="folder for raw.json and report.md [bench/results/sizes-<time>]")
-    parser.add_argument("--table", type=Path, help="also write the report here")
     return parser
 
 
@@ -113,7 +105,7 @@ def work(options: argparse.Namespace) -> int:
     names = chosen(plan, options.only, options.skip)
     sizes = [size for size in SIZES if any(name.startswith(f"{size} ") for name in names)]
     check(plan, names)
-    out = options.out or REPOSITORY / "bench" / "results" / datetime.now(UTC).strftime("sizes-%Y-%m-%d-%H%M%S")
+    out = results_folder(options.out, "sizes-")
     for folder in (out, *([options.table.parent] if options.table else [])):
         folder.mkdir(parents=True, exist_ok=True)
     results = Results()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,8 @@ from bench import BenchError, contenders
 from bench.common import Target, Verdict, markdown_table, paired_ratios, run_child, spread, verdict, verdict_table
 from bench.contenders import Measurement, Settings, last_json
 from bench.jobs import Job, check
-from bench.peers import REPOSITORY, Peers, chosen, default_kvik_python, default_root, run_command, say
+from bench.options import results_folder, run_parser
+from bench.peers import REPOSITORY, Peers, chosen, run_command, say
 from bench.results import Results, failed_table, machine
 from bench.sampling_cases import CASES, SEEN, SEQUENCES
 from bench.side_by_side import Run
@@ -28,18 +27,15 @@ SHARES = {"combined": 3.0, "top-p": 5.0, "temperature": 5.0}
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench/decoding.py", description=__doc__)
-    parser.add_argument("--blocks", type=int, default=BLOCKS, help="blocks [%(default)s]; fewer only to try things")
-    parser.add_argument("--repeat", type=int, default=100, help="steps in one measurement [%(default)s]")
-    parser.add_argument("--only", help="jobs with commas: kvik, step, transformers, llama.cpp")
-    parser.add_argument("--skip", help="jobs to leave out")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = run_parser(
+        "decoding",
+        __doc__,
+        "jobs with commas: kvik, step, transformers, llama.cpp",
+        blocks=BLOCKS,
+        repeat=100,
+        plots=False,
+    )
     parser.add_argument("--model", type=Path, help="GGUF whose logits are sampled [the peers' Q4_1 file]")
-    parser.add_argument("--root", type=Path, default=default_root(), help="folder of the peers [%(default)s]")
-    parser.add_argument("--kvik-python", type=Path, default=default_kvik_python(), help="[%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks")
-    parser.add_argument("--out", type=Path, help="folder for raw.json and report.md [bench/results/decoding-<time>]")
-    parser.add_argument("--table", type=Path, help="also write the report here")
     return parser
 
 
@@ -64,16 +60,18 @@ class Sampling:
             "mode": mode, "rows": str(self.rows), "seen": str(self.seen), "threads": self.settings.threads,
             "repeat": 2 * self.settings.repeat, "model": str(self.settings.model), "new": 64,
         }  # fmt: skip
-        worker = REPOSITORY / "bench" / "workers" / "kvik_sampling.py"
-        return self.child([self.settings.kvik_python, worker, json.dumps(asked)], self.settings.kvik_env())
+        env = self.settings.kvik_env()
+        found, _ = contenders.run_worker(self.settings.kvik_python, "kvik_sampling.py", asked, env)
+        return Measurement(found, found)
 
     def transformers(self) -> Measurement:
         asked = {
             "rows": str(self.rows), "seen": str(self.seen), "threads": self.settings.threads,
             "repeat": max(3, self.settings.repeat // 5),
         }  # fmt: skip
-        worker = REPOSITORY / "bench" / "workers" / "transformers_sampling.py"
-        return self.child([self.settings.peers.python("transformers"), worker, json.dumps(asked)], {})
+        python = self.settings.peers.python("transformers")
+        found, _ = contenders.run_worker(python, "transformers_sampling.py", asked)
+        return Measurement(found, found)
 
     def llama(self) -> Measurement:
         program = self.program()
@@ -87,7 +85,9 @@ class Sampling:
             for name, fields in CASES.items()
         ]
         repeat = str(max(3, self.settings.repeat // 5))
-        return self.child([program, raw_rows, raw_seen, str(SEQUENCES), str(SEEN), repeat, *cases], {})
+        command = [program, raw_rows, raw_seen, str(SEQUENCES), str(SEEN), repeat, *cases]
+        found = last_json(run_child(command), program.name)
+        return Measurement(found, found)
 
     def program(self) -> Path:
         """bench/llama_sampling.cpp against the peers' llama.cpp, built where it is missing or older."""
@@ -105,11 +105,6 @@ class Sampling:
             if built.returncode:
                 raise BenchError(f"{source.name} does not build: {built.stderr[-500:]}")
         return program
-
-    def child(self, command: Sequence[str | Path], env: dict[str, str]) -> Measurement:
-        path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-        found = last_json(run_child(command, env={**env, "PYTHONPATH": path}, timeout=900), str(command[0]))
-        return Measurement(found, found)
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -141,8 +136,7 @@ def work(options: argparse.Namespace) -> int:
         peers=peers, kvik_python=options.kvik_python, model=options.model or peers.variant("Q4_1"),
         threads=options.threads, repeat=options.repeat, seed=options.seed,
     )  # fmt: skip
-    out = options.out or REPOSITORY / "bench" / "results" / datetime.now(UTC).strftime("decoding-%Y-%m-%d-%H%M%S")
-    out = out.absolute()
+    out = results_folder(options.out, "decoding-")
     sampling = Sampling(settings, out)
     jobs = sampling.jobs()
     names = chosen(jobs, options.only, options.skip)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from bench.contenders import Settings
 from bench.engine_jobs import Traffic, plan
 from bench.engine_report import plot, report
 from bench.jobs import check
-from bench.peers import REPOSITORY, Peers, chosen, default_kvik_python, default_root, run_command, say
+from bench.options import results_folder, run_parser
+from bench.peers import Peers, chosen, run_command, say
 from bench.results import Results, machine
 from bench.side_by_side import Run
 
@@ -23,26 +23,17 @@ CAPACITY = "capacity "
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench/engine.py", description=__doc__)
-    parser.add_argument("--blocks", type=int, default=BLOCKS, help="blocks [%(default)s]; fewer only to try things")
+    parser = run_parser(
+        "engine", __doc__, "jobs with commas, by their names or how these begin: batch, 'batch kvik', deep, capacity, arrivals, "
+        "own-rate, http, beams, grammar, waste, samples, prefix, index", blocks=BLOCKS, repeat=3, plots=True,
+    )  # fmt: skip
     parser.add_argument("--capacity-blocks", type=int, default=CAPACITY_BLOCKS, help="times each server's capacity is "
                         "measured before the other blocks [%(default)s]")  # fmt: skip
-    parser.add_argument("--repeat", type=int, default=3, help="repeats inside one measurement [%(default)s]")
-    parser.add_argument("--only", help="jobs with commas, by their names or how these begin: batch, 'batch kvik', deep, "
-                        "capacity, arrivals, own-rate, http, beams, grammar, waste, samples, prefix, index")  # fmt: skip
-    parser.add_argument("--skip", help="jobs to leave out")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=128, help="of the batches [%(default)s]")
     parser.add_argument("--new-tokens", type=int, default=64, help="of the batches [%(default)s]")
     parser.add_argument("--requests", type=int, default=100, help="of a trace over HTTP [%(default)s]")
     parser.add_argument("--at-once", type=int, default=32, help="requests under way at saturation [%(default)s]")
     parser.add_argument("--model", type=Path, help="GGUF for Kvik [the same Q4_1 file as llama.cpp]")
-    parser.add_argument("--root", type=Path, default=default_root(), help="folder of the peers [%(default)s]")
-    parser.add_argument("--kvik-python", type=Path, default=default_kvik_python(), help="[%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks, of prompts and arrivals")
-    parser.add_argument("--out", type=Path, help="folder for raw.json, report.md, plot [bench/results/engine-<time>]")
-    parser.add_argument("--table", type=Path, help="also write the report here")
-    parser.add_argument("--plot", type=Path, help="also write the plot here (.svg or .png)")
     return parser
 
 
@@ -87,7 +78,7 @@ def work(options: argparse.Namespace) -> int:
     jobs = plan(settings, load)
     names = chosen(jobs, options.only, options.skip)
     check(jobs, names)
-    out = options.out or REPOSITORY / "bench" / "results" / datetime.now(UTC).strftime("engine-%Y-%m-%d-%H%M%S")
+    out = results_folder(options.out, "engine-")
     out.mkdir(parents=True, exist_ok=True)
     results = Results(context=context(settings, load, options))
     if any(name.endswith("kvik") for name in names):

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from bench import BenchError, contenders, loading, same_file
 from bench.common import block_orders, run_child
 from bench.jobs import FLASH, Job, check, default_model
 from bench.model_bytes import model_bytes
-from bench.peers import REPOSITORY, Peers, chosen, default_kvik_python, default_root, run_command, say
+from bench.options import results_folder, run_parser
+from bench.peers import REPOSITORY, Peers, chosen, run_command, say
 from bench.quality import WINDOWS, Quality, read_quality
 from bench.report import plot, quality_name, report
 from bench.results import ENGINES, KL_TOLERANCE, Results, machine
@@ -127,27 +127,18 @@ def measure_quality(
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
-    parser.add_argument("--blocks", type=int, default=BLOCKS, help="blocks [%(default)s]; fewer only to try things")
-    parser.add_argument("--repeat", type=int, default=3, help="repeats inside one measurement [%(default)s]")
-    parser.add_argument("--only", help="contenders with commas, by their names or how these begin: kvik, llama.cpp, "
-                        "'llama.cpp Q4_1', openvino, transformers, bandwidth, start, foreign, bf16, q4_k_m, load, quality")  # fmt: skip
-    parser.add_argument("--skip", help="contenders to leave out")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = run_parser(
+        "run", __doc__, "contenders with commas, by their names or how these begin: kvik, llama.cpp, 'llama.cpp Q4_1', openvino, "
+        "transformers, bandwidth, start, foreign, bf16, q4_k_m, load, quality", blocks=BLOCKS, repeat=3, plots=True,
+    )  # fmt: skip
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--depth", type=int, default=0, help="also decode behind this many tokens, for information")
     parser.add_argument("--model", type=Path, help="GGUF for Kvik [the same Q4_1 file as llama.cpp]")
-    parser.add_argument("--root", type=Path, default=default_root(), help="folder of the peers [%(default)s]")
-    parser.add_argument("--kvik-python", type=Path, default=default_kvik_python(), help="[%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks")
     parser.add_argument("--quality-from", type=Path, help="quality.json of an earlier run, instead of measuring it")
     parser.add_argument("--quality-windows", type=int, default=WINDOWS, help="windows of 512 tokens [%(default)s]")
     parser.add_argument("--kl-tolerance", type=float, default=KL_TOLERANCE, help="equal quality: KL at most this many "
                         "times Kvik's [%(default)s]")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="folder for raw.json, report.md, plot [bench/results/<time>]")
-    parser.add_argument("--table", type=Path, help="also write the report here")
-    parser.add_argument("--plot", type=Path, help="also write the plot here (.svg or .png)")
     return parser
 
 
@@ -172,7 +163,7 @@ def work(options: argparse.Namespace) -> int:
     for path in (options.plot, options.table):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-    out = options.out or REPOSITORY / "bench" / "results" / datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
+    out = results_folder(options.out)
     out.mkdir(parents=True, exist_ok=True)
     tokens = max(options.prompt_tokens, options.new_tokens) + 1
     results = Results(kl_tolerance=options.kl_tolerance, tokens=tokens)
