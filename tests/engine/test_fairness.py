@@ -10,7 +10,7 @@ from engine.fakes import LAYOUT, ONE_WINDOW, ONLY_WINDOWS, WINDOWS, Seeing, engi
 
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
-from kvik.engine.scheduler import PROMPT_TOKENS_BESIDE
+from kvik.engine.scheduler import prompt_tokens_beside
 from kvik.engine.sequence import Group
 from kvik.errors import ParameterError, TryAgainError
 from kvik.params import SamplingParams
@@ -66,7 +66,7 @@ def test_who_decodes_gets_a_token_in_every_step_of_anothers_prompt(small_tokeniz
     while long.times.first_token is None:
         made.step()
         steps += 1
-    each = PROMPT_TOKENS_BESIDE
+    each = prompt_tokens_beside(decoding=2)
     assert 500 // each <= steps <= 500 // each + 2
     assert [len(c) for c in chunks] == [n + steps for n in before]
 

@@ -19,7 +19,7 @@ from kvik.cache.sequence_cache import BlockCopy
 from kvik.engine.sequence import Group, Sequence
 from kvik.errors import KvikError
 
-__all__ = ["Scheduled", "Scheduler", "Step"]
+__all__ = ["Scheduled", "Scheduler", "Step", "prompt_tokens_beside"]
 
 SCORE_ROWS = 64
 """Rows of logits that scoring asks of a step at most: 64 x V floats, whatever the length and number of texts."""
@@ -27,9 +27,14 @@ SCORE_ROWS = 64
 MOST_LOST_ALONE = 8
 """Times that a request may give up its blocks with nobody beside it: scattered prefix hits can make it do so."""
 
-PROMPT_TOKENS_BESIDE = 16
-"""Prompt tokens of a step at most while others are waiting for their next token (time between tokens against time to the
-first one; docs/performance.md)."""
+
+def prompt_tokens_beside(decoding: int) -> int:
+    """Prompt tokens of a step at most beside so many sequences that wait for their next token.
+
+    A step with them takes three to four times one without, so that is how far apart tokens come while prompts do (time
+    between tokens against time to the first one; docs/performance.md).
+    """
+    return 3 * (decoding + 8)
 
 
 class Scheduled(NamedTuple):
@@ -62,19 +67,11 @@ class Scheduler:
         pool: of blocks.
         max_batch_tokens: of a step.
         max_sequences: that run at once.
-        prompt_tokens_beside: prompt tokens of a step at most, beside sequences that decode.
     """
 
-    def __init__(
-        self,
-        pool: BlockPool,
-        max_batch_tokens: int,
-        max_sequences: int,
-        prompt_tokens_beside: int = PROMPT_TOKENS_BESIDE,
-    ) -> None:
+    def __init__(self, pool: BlockPool, max_batch_tokens: int, max_sequences: int) -> None:
         self.pool = pool
         self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
-        self.prompt_tokens_beside = min(prompt_tokens_beside, max_batch_tokens)
         self.waiting: deque[Group] = deque()
         self.running: list[Group] = []
         self._refused: tuple[Group, tuple[int, int]] | None = None  # who did not fit, into how many slabs beside whom
@@ -91,8 +88,8 @@ class Scheduler:
     def schedule(self) -> Step:
         """The step's work. Without any when nothing is left to do."""
         step = Step()
-        decoding = any(s.pending == 1 for group in self.running for s in group.sequences)
-        prompts = self.prompt_tokens_beside if decoding else self.max_batch_tokens
+        decoding = sum(s.pending == 1 for group in self.running for s in group.sequences)
+        prompts = min(prompt_tokens_beside(decoding) if decoding else self.max_batch_tokens, self.max_batch_tokens)
         at = 0
         while at < len(self.running):
             self._advance(self.running[at], step, prompts)
