@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-from kvik.evaluation.metrics.diversity import distinct_n, repetition_rate, self_bleu, words
+from kvik.evaluation.metrics.diversity import distinct_n, repetition, self_bleu
 from kvik.evaluation.metrics.result import MetricResult, Sums, Unscored, check_pairs
 from kvik.evaluation.metrics.sameness import determinism, mean_logprob
+from kvik.evaluation.metrics.words import words
 
 __all__ = [
     "GROUPS",
@@ -25,7 +26,7 @@ __all__ = [
     "determinism",
     "distinct_n",
     "mean_logprob",
-    "repetition_rate",
+    "repetition",
     "self_bleu",
     "words",
 ]
