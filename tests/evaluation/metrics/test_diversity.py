@@ -107,7 +107,7 @@ def test_self_bleu_by_groups(samples):
         members = [i for i, one in enumerate(groups) if one == group]
         for i, score in zip(members, slow_self_bleu([texts[i] for i in members]), strict=True):
             want[i] = score
-    found = self_bleu(joined(texts), groups=groups)
+    found = self_bleu(joined(texts), group=groups)
     assert found.per_sample == near(want) and "groups:yes" in found.signature
 
 
@@ -152,8 +152,8 @@ def test_what_cannot_be_scored_is_none():
     assert mean_logprob([]) is None and determinism(["x"]) is None
     with pytest.raises(ParameterError, match="at least 1"):
         distinct_n(["a"], n=0)
-    with pytest.raises(ParameterError, match="2 predictions and 1 groups"):
-        self_bleu(["a", "b"], groups=["p"])
+    with pytest.raises(ParameterError, match="2 predictions and the groups of 1"):
+        self_bleu(["a", "b"], group=["p"])
     with pytest.raises(ParameterError, match="prediction 1 must be a str"):
         repetition(["a", None])
 

@@ -86,7 +86,7 @@ METRICS: dict[str, Metric] = {
     "execution_accuracy": Metric("execution:execution_accuracy", "the program's result is the reference's"),
     "code_bleu": Metric("code_bleu:code_bleu", "n-grams, syntax and data flow in common", extra="tree-sitter", pooled="sums"),
     "distinct_n": Metric("diversity:distinct_n", "different n-grams among all", needs_references=False, pooled="set"),
-    "self_bleu": Metric("diversity:self_bleu", "how alike the predictions are", higher_is_better=None, needs_references=False, pooled="set"),
+    "self_bleu": Metric("diversity:self_bleu", "how alike the predictions are", higher_is_better=None, needs_references=False, pooled="set", by_sample=("group",)),
     "repetition": Metric("diversity:repetition", "n-grams a prediction had before", higher_is_better=False, needs_references=False),
 }  # fmt: skip
 

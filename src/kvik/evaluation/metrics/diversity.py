@@ -49,12 +49,12 @@ def repetition(predictions: Sequence[str], references: References | None = None,
 
 
 def self_bleu(
-    predictions: Sequence[str], references: References | None = None, *, groups: Sequence[Hashable] | None = None
+    predictions: Sequence[str], references: References | None = None, *, group: Sequence[Hashable] | None = None
 ) -> MetricResult:
     """How alike samples are: BLEU of each with all the others of its group as references; value is the mean.
 
-    groups: which prompt each prediction answers; without it all are of one group. In [0, 1], 1 where all of a group are the
-    same. Texts without words are left out; one that is alone in its group is not scored. Zhu et al. 2018, "Texygen",
+    group: which one each prediction is of, its prompt mostly; without it all are of one. In [0, 1], 1 where all of a group are
+    the same. Texts without words are left out; one that is alone in its group is not scored. Zhu et al. 2018, "Texygen",
     arXiv:1802.01886.
 
     BLEU is that of Papineni et al. 2002 for one sentence: geometric mean of clipped n-gram precisions, n = 1 to 4 as far
@@ -63,23 +63,23 @@ def self_bleu(
     common 4-gram can be told apart. No further tokenization, case kept.
     """
     texts = [words(text) for text in check_texts(predictions)]
-    if groups is not None and len(groups) != len(texts):
-        raise ParameterError(f"there are {len(texts)} predictions and {len(groups)} groups")
+    if group is not None and len(group) != len(texts):
+        raise ParameterError(f"there are {len(texts)} predictions and the groups of {len(group)}")
     members: dict[Hashable, list[int]] = defaultdict(list)
     for i, tokens in enumerate(texts):
         if tokens:
-            members[None if groups is None else groups[i]].append(i)
+            members[None if group is None else group[i]].append(i)
     scores: list[float | None] = [None] * len(texts)
-    for group in members.values():
-        if len(group) > 1:
-            for i, score in zip(group, _bleu_of_each([texts[i] for i in group]), strict=True):
+    for together in members.values():
+        if len(together) > 1:
+            for i, score in zip(together, _bleu_of_each([texts[i] for i in together]), strict=True):
                 scores[i] = score
     missing = tuple(
         Unscored(i, "no other prediction to compare with" if texts[i] else "it has no words")
         for i, score in enumerate(scores)
         if score is None
     )
-    told = signature("self_bleu", tok="words", order=BLEU_ORDER, smooth="add-k[1]", eff=True, groups=groups is not None)
+    told = signature("self_bleu", tok="words", order=BLEU_ORDER, smooth="add-k[1]", eff=True, groups=group is not None)
     return MetricResult(mean_of(scores), tuple(scores), missing, told)
 
 

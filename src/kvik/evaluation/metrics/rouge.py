@@ -64,10 +64,24 @@ def rouge(
     return _result(scores, signature(kind, tok="a-z0-9", stem=stem))
 
 
-rouge1 = partial(rouge, kind="rouge1")
-rouge2 = partial(rouge, kind="rouge2")
-rougeL = partial(rouge, kind="rougeL")  # noqa: N816 # the measure's own name
-rougeLsum = partial(rouge, kind="rougeLsum")  # noqa: N816
+def rouge1(predictions: Sequence[str], references: References, *, stem: bool = False) -> MetricResult:
+    """`rouge` of words."""
+    return rouge(predictions, references, kind="rouge1", stem=stem)
+
+
+def rouge2(predictions: Sequence[str], references: References, *, stem: bool = False) -> MetricResult:
+    """`rouge` of pairs of words."""
+    return rouge(predictions, references, kind="rouge2", stem=stem)
+
+
+def rougeL(predictions: Sequence[str], references: References, *, stem: bool = False) -> MetricResult:
+    """`rouge` of the longest common subsequence."""
+    return rouge(predictions, references, kind="rougeL", stem=stem)
+
+
+def rougeLsum(predictions: Sequence[str], references: References, *, stem: bool = False) -> MetricResult:
+    """`rouge` of the longest common subsequences by lines."""
+    return rouge(predictions, references, kind="rougeLsum", stem=stem)
 
 
 def _result(scores: Sequence[_Score | None], signed: str) -> MetricResult:
