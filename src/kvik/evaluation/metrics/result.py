@@ -50,6 +50,7 @@ class MetricResult:
         signature: name, settings and version of the implementation: enough to repeat it.
         parts: what the value is made of, like precision and recall; the mean or corpus figure of each.
         sums: of a corpus metric, whose value is not the mean of per_sample; None for the others.
+        reasons: by index, why a sample that is scored got no more, where the metric knows: a query that failed scores 0.
     """
 
     value: float | None
@@ -58,6 +59,7 @@ class MetricResult:
     signature: str
     parts: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     sums: Sums | None = field(default=None, repr=False, compare=False)
+    reasons: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def mean_of(per_sample: Sequence[float | None]) -> float | None:
