@@ -47,6 +47,7 @@ class Metric:
         needs_references: whether it compares with references at all.
         extra: the package it needs, as pip names it.
         pooled: how its value comes of the samples.
+        by_sample: settings that a file of predictions may have one of for each sample; then they are given as a list.
     """
 
     place: str
@@ -57,6 +58,7 @@ class Metric:
     needs_references: bool = True
     extra: str | None = None
     pooled: Pooled = "mean"
+    by_sample: tuple[str, ...] = ()
 
     @property
     def function(self) -> Callable[..., MetricResult]:
