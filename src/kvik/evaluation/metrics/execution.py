@@ -5,27 +5,18 @@ No program is run here: whether it passed is given, or `run` runs it. SQL querie
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from kvik.errors import ParameterError
 from kvik.evaluation.metrics.result import MetricResult, References, Unscored, check_pairs, mean_of
 from kvik.evaluation.metrics.sql import QueryError, QueryLimits, has_order, open_database, run_query, same_rows
-from kvik.params.checks import flag, integer
+from kvik.params.checks import integer
 
-__all__ = ["Attempts", "Outcome", "Run", "count_attempts", "execution_accuracy", "pass_at_k", "pass_rates"]
-
-
-class Attempts(NamedTuple):
-    """What became of one problem's samples: n were made, c of them passed."""
-
-    n: int
-    c: int
+__all__ = ["Outcome", "Run", "execution_accuracy", "pass_at_k", "pass_rates"]
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -52,56 +43,51 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - all_fail
 
 
-def count_attempts(problems: Sequence[Hashable], passed: Sequence[bool]) -> dict[Hashable, Attempts]:
-    """Samples by problem, in the order in which these come first: one entry of both arguments a sample."""
-    if len(problems) != len(passed):
-        raise ParameterError(f"there are {len(problems)} problems and {len(passed)} results; one of each a sample")
-    counts: dict[Hashable, Attempts] = {}
-    for problem, result in zip(problems, passed, strict=True):
-        flag(f"passed of {problem!r}", result)
-        n, c = counts.get(problem, (0, 0))
-        counts[problem] = Attempts(n + 1, c + result)
-    return counts
-
-
 def pass_rates(
-    predictions: Sequence[Attempts], references: object = None, *, k: int | Sequence[int] = 1
+    predictions: Sequence[object],
+    references: object = None,
+    *,
+    n: Sequence[int],
+    c: Sequence[int],
+    k: int | Sequence[int] = 1,
 ) -> MetricResult:
     """pass@k over problems: the mean of `pass_at_k`, in [0, 1]. Chen et al. 2021, arXiv:2107.03374.
 
-    predictions: (n, c) of each problem; `count_attempts` makes them of samples. references: not looked at. k: one or
-    several; value and per_sample, one entry a problem, are of the first, parts has "pass@K" of each. All are over the
-    same problems: one with fewer samples than the largest k is unscored, and where all are, that k is a ParameterError.
+    predictions: one entry a problem, only counted; references: not looked at. n: samples of each problem; c: how many of
+    them passed. k: one or several; value and per_sample are of the first, parts has "pass@K" of each. All are over the same
+    problems: one with fewer samples than the largest k is unscored, and where all have fewer, k is a ParameterError.
     """
     ks = (k,) if isinstance(k, int) else tuple(k)
     if not ks:
         raise ParameterError("k must name at least one number, got none")
     for one in ks:
         integer("k", one, 1)
-    counts = [_attempts(index, given) for index, given in enumerate(predictions)]
-    most = max((n for n, _ in counts), default=0)
-    if counts and max(ks) > most:
-        raise ParameterError(f"k must be at most n: pass@{max(ks)} needs {max(ks)} samples a problem, the most is {most}")
+    counts = _counts(len(predictions), n, c)
+    largest, most = max(ks), max(n, default=0)
+    if counts and largest > most:
+        raise ParameterError(f"k must be at most n: pass@{largest} needs {largest} samples a problem, the most is {most}")
     unscored = tuple(
-        Unscored(index, f"has {n} samples, pass@{max(ks)} needs {max(ks)}")
-        for index, (n, _) in enumerate(counts)
-        if n < max(ks)
+        Unscored(index, f"has {made} samples, pass@{largest} needs {largest}")
+        for index, (made, _) in enumerate(counts)
+        if made < largest
     )
-    scores = {one: tuple(None if n < max(ks) else pass_at_k(n, c, one) for n, c in counts) for one in ks}
+    scores = {
+        one: tuple(None if made < largest else pass_at_k(made, passed, one) for made, passed in counts) for one in ks
+    }
     parts = {f"pass@{one}": mean for one in ks if (mean := mean_of(scores[one])) is not None}
     signature = f"pass_at_k|k:{','.join(map(str, ks))}|estimator:unbiased|version:1"
     return MetricResult(mean_of(scores[ks[0]]), scores[ks[0]], unscored, signature, parts)
 
 
-def _attempts(index: int, given: Attempts) -> Attempts:
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise ParameterError(f"problem {index} must be (n, c), got {given!r}")
-    n, c = given
-    integer(f"n of problem {index}", n, 1)
-    integer(f"c of problem {index}", c, 0)
-    if c > n:
-        raise ParameterError(f"c of problem {index} must be at most n: {c} of {n} samples passed")
-    return Attempts(n, c)
+def _counts(problems: int, n: Sequence[int], c: Sequence[int]) -> list[tuple[int, int]]:
+    if not problems == len(n) == len(c):
+        raise ParameterError(f"there are {problems} problems, {len(n)} of n and {len(c)} of c")
+    for index, (made, passed) in enumerate(zip(n, c, strict=True)):
+        integer(f"n of problem {index}", made, 1)
+        integer(f"c of problem {index}", passed, 0)
+        if passed > made:
+            raise ParameterError(f"c of problem {index} must be at most n: {passed} of {made} samples passed")
+    return list(zip(n, c, strict=True))
 
 
 @dataclass(frozen=True)
@@ -121,14 +107,14 @@ def execution_accuracy(
     predictions: Sequence[str],
     references: References,
     *,
-    database: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    database: str | Path | Sequence[str | Path] | None = None,
+    seconds: float | None = None,
     run: Run | None = None,
-    limits: QueryLimits | None = None,
 ) -> MetricResult:
     """Share of predictions whose result is that of a reference, in [0, 1].
 
-    With `database`, a SQLite file or one a sample, both are SQL queries, run within `limits` (see sql.py). Results are
-    equal as in Zhong, Yu and Klein 2020, "Semantic evaluation for text-to-SQL with distilled test suites",
+    With `database`, a SQLite file or one a sample, both are SQL queries, run as sql.py says, each at most `seconds` (10
+    where None is given), 100,000 rows, 64 MiB. Results are equal as in Zhong, Yu and Klein 2020, "Semantic evaluation for text-to-SQL with distilled test suites",
     arXiv:2010.02840: the same rows as often, in the same order where the reference's query orders them. Unlike theirs,
     columns must come in the same order (as in BIRD, Li et al. 2023, arXiv:2305.03111, which compares sets of rows), an ORDER
     BY counts only where it orders the result itself, and queries run as they are written.
@@ -141,12 +127,13 @@ def execution_accuracy(
     samples = check_pairs(predictions, references)
     if database is not None and run is not None:
         raise ParameterError("database and run exclude each other: queries are run on the database")
-    if limits is not None and database is None:
-        raise ParameterError("limits are those of queries: they need a database")
+    if seconds is not None and database is None:
+        raise ParameterError("seconds are a query's: they need a database")
+    limits = QueryLimits() if seconds is None else QueryLimits(seconds)
     scores: list[float | None] = []
     unscored: list[Unscored] = []
     reasons: dict[int, str] = {}
-    with _judge(database, run, limits or QueryLimits(), len(samples)) as (judge, how):
+    with _judge(database, run, limits, len(samples)) as (judge, how):
         for index, (prediction, golds) in enumerate(zip(predictions, samples, strict=True)):
             score, reason = _judged(judge, index, prediction, golds)
             scores.append(score)
@@ -174,14 +161,13 @@ def _judged(judge: Judge, index: int, prediction: str, golds: tuple[str, ...]) -
 
 @contextmanager
 def _judge(
-    database: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    database: str | Path | Sequence[str | Path] | None,
     run: Run | None,
     limits: QueryLimits,
     count: int,
 ) -> Iterator[tuple[Judge, str]]:
     if database is not None:
-        several = isinstance(database, Sequence) and not isinstance(database, str)
-        paths = [Path(path) for path in database] if several else [Path(database)] * count  # type: ignore[arg-type,union-attr]
+        paths = [Path(database)] * count if isinstance(database, str | Path) else [Path(path) for path in database]
         if len(paths) != count:
             raise ParameterError(f"there are {count} predictions and {len(paths)} databases")
         with ExitStack() as stack:
