@@ -10,9 +10,19 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik import __version__
 from kvik.errors import ParameterError
 
-__all__ = ["MetricResult", "References", "Sums", "Unscored", "check_pairs", "check_texts", "mean_of"]
+__all__ = [
+    "MetricResult",
+    "References",
+    "Sums",
+    "Unscored",
+    "check_pairs",
+    "check_texts",
+    "mean_of",
+    "signature",
+]
 
 Floats = NDArray[np.float64]
 References = Sequence[str | Sequence[str]]
@@ -50,6 +60,7 @@ class MetricResult:
         signature: name, settings and version of the implementation: enough to repeat it.
         parts: what the value is made of, like precision and recall; the mean or corpus figure of each.
         sums: of a corpus metric, whose value is not the mean of per_sample; None for the others.
+        reasons: by index, why a sample that is scored got no more, where the metric knows: a query that failed scores 0.
     """
 
     value: float | None
@@ -58,12 +69,19 @@ class MetricResult:
     signature: str
     parts: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     sums: Sums | None = field(default=None, repr=False, compare=False)
+    reasons: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def mean_of(per_sample: Sequence[float | None]) -> float | None:
     """The mean of the scores that are there; None where there is none."""
     there = [score for score in per_sample if score is not None]
     return math.fsum(there) / len(there) if there else None
+
+
+def signature(name: str, **settings: object) -> str:
+    """Name, settings and version of a metric of our own, as sacrebleu writes them: name|key:value|…|version:kvik-…."""
+    told = {key: ("no", "yes")[value] if isinstance(value, bool) else value for key, value in settings.items()}
+    return "|".join([name, *(f"{key}:{value}" for key, value in told.items()), f"version:kvik-{__version__}"])
 
 
 def check_texts(predictions: Sequence[str]) -> list[str]:
