@@ -46,7 +46,9 @@ class RunsOptions:
     ] = None  # fmt: skip
     level: Annotated[float, typer.Option("--level", metavar="P", help="Of the intervals, between 0 and 1.")] = 0.95
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of what is drawn.")] = 0
-    changed: Annotated[int, typer.Option("--changed", metavar="N", help="Most changed samples shown of each metric.")] = 10
+    changed: Annotated[
+        int, typer.Option("--changed", metavar="N", help="Most changed samples shown of each metric.")
+    ] = 10
 
     def check(self) -> None:
         """Raise ParameterError naming the option and its range."""

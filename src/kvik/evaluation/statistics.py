@@ -60,9 +60,7 @@ class Bootstrapped(NamedTuple):
     standard_error: float
 
 
-def bootstrap_mean(
-    values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def bootstrap_mean(values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The mean of values [N] with its interval: the values are drawn anew, with replacement.
 
     Raises ParameterError for no values, for what is not finite, and for settings out of their range.
@@ -74,7 +72,12 @@ def bootstrap_mean(
 
 
 def bootstrap_sums(
-    rows: ArrayLike, figure: Callable[[Floats], Floats], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+    rows: ArrayLike,
+    figure: Callable[[Floats], Floats],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Bootstrapped:
     """A figure of sums with its interval: the rows [N, C] are drawn anew, with replacement, and added up.
 
@@ -194,7 +197,9 @@ def sign_test(wins: int, losses: int) -> float:
     if wins < 0 or losses < 0:
         raise ParameterError(f"wins and losses must be at least 0, got {wins} and {losses}")
     n, least = wins + losses, min(wins, losses)
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(least + 1)]
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(least + 1)
+    ]
     return min(1.0, 2 * math.fsum(map(math.exp, logs)))
 
 
