@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from io import UnsupportedOperation
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 from kvik.errors import DataError, ParameterError, TryAgainError
-from kvik.files import storage_errors
+from kvik.files import open_regular, storage_errors
 
-__all__ = ["MAX_LINE_BYTES", "LineFile", "parse_object", "read_lines", "shown"]
+__all__ = ["MAX_LINE_BYTES", "Entries", "LineFile", "parse_object", "read_entries", "read_lines", "shown"]
 
 MAX_LINE_BYTES = 64 << 20
 
@@ -50,6 +50,29 @@ def parse_object(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"must be an object, got {shown(found)}")
     return found
+
+
+class Entries(NamedTuple):
+    """A file's objects with their lines. torn: half a last line was left out; size: bytes of the whole lines."""
+
+    entries: tuple[tuple[int, dict[str, Any]], ...]
+    torn: bool
+    size: int
+
+
+def read_entries(path: Path) -> Entries:
+    """The objects of a file that `LineFile` wrote. Raises DataError naming the line of what is none."""
+    found: list[tuple[int, dict[str, Any]]] = []
+    with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for number, data in read_lines(file):
+            try:
+                found.append((number, parse_object(data)))
+            except DataError as error:
+                if data.endswith(b"\n") or len(data) > MAX_LINE_BYTES:
+                    raise DataError(f"line {number}: {error}", path=path) from None
+                return Entries(tuple(found), True, size - len(data))
+    return Entries(tuple(found), False, size)
 
 
 def shown(value: object) -> str:
@@ -130,6 +153,15 @@ class LineFile:
             except BaseException:  # also Ctrl-C
                 os.ftruncate(self._descriptor, before)
                 raise
+
+    def entries(self) -> tuple[tuple[int, dict[str, Any]], ...]:
+        """What is there, after `cut` and `end_line` where the last line needs them."""
+        found = read_entries(self.path)
+        if found.torn:
+            self.cut(found.size)
+        elif found.size and os.pread(self._descriptor, 1, found.size - 1) != b"\n":
+            self.end_line()
+        return found.entries
 
     def cut(self, size: int) -> None:
         """Leave the first `size` bytes."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -22,7 +22,7 @@ import kvik
 from kvik.errors import DataError, ParameterError
 from kvik.evaluation.predictions import Id
 from kvik.files import atomic_write, open_regular, storage_errors
-from kvik.jsonl import LineFile, parse_object, read_lines, shown
+from kvik.jsonl import LineFile, parse_object, read_entries, shown
 
 __all__ = ["MANIFEST", "REPORT", "SAMPLES", "Manifest", "Run", "RunSample", "RunWriter", "read_run"]
 
@@ -142,27 +142,19 @@ def read_run(name: str) -> Run:
     manifest = file.with_name(MANIFEST)
     beside = file.name == SAMPLES and manifest.exists()
     found = _read_manifest(manifest) if path.is_dir() or beside else None
+    there = read_entries(file)
     samples: list[RunSample] = []
     lines: dict[Id, int] = {}
-    torn = False
-    for number, data in _lines(file):
+    for number, entry in there.entries:
         try:
-            sample = _sample(parse_object(data))
+            sample = _sample(entry)
             if sample.id in lines:
                 raise DataError(f"id {shown(sample.id)} is that of line {lines[sample.id]} already")
         except DataError as error:
-            if not data.endswith(b"\n"):
-                torn = True
-                break
             raise DataError(f"line {number}: {error}", path=file) from None
         lines[sample.id] = number
         samples.append(sample)
-    return Run(name, found, tuple(samples), torn)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with open(open_regular(path), "rb") as file:
-        yield from read_lines(file)
+    return Run(name, found, tuple(samples), there.torn)
 
 
 def _read_manifest(path: Path) -> Manifest:
