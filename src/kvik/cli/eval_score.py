@@ -132,7 +132,7 @@ def _read(options: ScoreOptions, metrics: tuple[str, ...]) -> tuple[SampleFile, 
     from kvik.evaluation.metrics import METRICS
     from kvik.evaluation.predictions import REFERENCE, read_samples, with_references
 
-    samples = read_samples(options.predictions)
+    samples = _read_predictions(options.predictions, metrics)
     several = [sample for sample in samples.samples if len(sample.fields.get("choices") or ()) > 1]
     if several:
         note(f"{len(several)} lines have several answers: the first of each is scored")
@@ -143,6 +143,21 @@ def _read(options: ScoreOptions, metrics: tuple[str, ...]) -> tuple[SampleFile, 
         return samples, None
     references = read_samples(options.references, REFERENCE)
     return with_references(samples, references), references
+
+
+def _read_predictions(name: str, metrics: tuple[str, ...]) -> SampleFile:
+    """The samples: predictions, or for pass@k problems. Raises ParameterError where some metrics would count one, some the other."""
+    from kvik.evaluation.predictions import PREDICTION, read_samples
+    from kvik.evaluation.problems import ATTEMPTS, by_problem
+
+    if "pass_at_k" not in metrics:
+        return read_samples(name)
+    attempts = read_samples(name, (*PREDICTION, *ATTEMPTS))
+    problems = by_problem(attempts)
+    others = [metric for metric in metrics if metric != "pass_at_k"]
+    if others and problems is not attempts:
+        raise ParameterError(f"pass_at_k counts problems and {others[0]} their attempts: score them apart")
+    return problems
 
 
 def _report(
@@ -197,6 +212,8 @@ def _keep(
     for one in found:
         for left in one.result.unscored:
             reasons.setdefault(left.index, {})[one.metric] = left.reason
+        for index, reason in one.result.reasons.items():
+            reasons.setdefault(index, {})[one.metric] = reason
     manifest = Manifest(
         {one.metric: one.result.signature for one in found},
         {**report["settings"], "metrics": plain(settings)},
