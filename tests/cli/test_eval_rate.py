@@ -56,7 +56,9 @@ def test_all_items_from_a_pipe(rate):
     assert answers() == [(0, "b"), (1, "b"), (2, "b"), (3, "b"), (4, "tie"), (5, "skip")]
     first = ended.out.split("1 of 6")[1].split("2 of 6")[0]
     shown = ("A 0", "B 0") if first_is_a(0, 0) else ("B 0", "A 0")
-    assert re.search(rf"question 0\?.*\[1\]\n│ answer of {shown[0]}\n\[2\]\n│ answer of {shown[1]}\n", first, re.DOTALL)
+    assert re.search(
+        rf"question 0\?.*\[1\]\n│ answer of {shown[0]}\n\n\[2\]\n│ answer of {shown[1]}\n", first, re.DOTALL
+    )
     report = ended.out[ended.out.index("A: a.jsonl") :]
     assert report.splitlines()[4].split()[:6] == ["anna", "0", "4", "1", "1", "0.9000"]
     assert "p: sign test" in report

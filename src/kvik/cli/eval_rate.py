@@ -80,7 +80,7 @@ def rate(
 
     \b
     Examples:
-      kvik eval rate a.jsonl b.jsonl --out anna.jsonl --rater anna --prompts requests.jsonl
+      kvik eval rate a.jsonl b.jsonl --out anna.jsonl --rater anna
       kvik eval rate --report anna.jsonl bo.jsonl
     """
     options.check(files, json)
