@@ -52,9 +52,7 @@ def test_a_table_for_people(score):
     table = lines[6:9]
     assert table[0].split() == ["metric", "value", "95", "%", "interval", "scored", "range"]
     assert table[1].split()[:2] == ["exact_match", "0.5000"] and table[1].endswith("4  0 to 1")
-    assert (
-        "4 samples of P.jsonl beside R.jsonl; intervals by drawing the samples anew, 2000 times, seed 0." in ended.out
-    )
+    assert "4 samples of P.jsonl beside R.jsonl.\nIntervals: the samples drawn anew, 2000 times, seed 0.\n" in ended.out
     assert any(line.startswith("token_f1: token_f1|") for line in lines)
 
 

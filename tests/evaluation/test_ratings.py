@@ -7,6 +7,7 @@ import json
 import pytest
 
 from kvik.errors import DataError, ParameterError, StorageError, TryAgainError
+from kvik.evaluation.agreement import krippendorff_alpha
 from kvik.evaluation.predictions import read_samples
 from kvik.evaluation.ratings import Header, Item, RatingsFile, first_is_a, items_of, read_ratings, summarize
 
@@ -127,8 +128,6 @@ def test_more_raters(tmp_path):
         for i, row in enumerate(rows)
     ]
     report = summarize(rated_by)
-    from kvik.evaluation.statistics import krippendorff_alpha
-
     wanted = krippendorff_alpha([[None if c == "." else c for c in row] for row in rows])
     assert (report.agreement.measure, report.agreement.value) == ("Krippendorff's alpha", pytest.approx(wanted))
     assert report.agreement.items == 6

@@ -12,6 +12,7 @@ from scipy import stats
 
 from kvik.errors import ParameterError
 from kvik.evaluation import statistics
+from kvik.evaluation.agreement import cohen_kappa, krippendorff_alpha, sign_test
 from kvik.evaluation.statistics import (
     Interval,
     average_ranks,
@@ -19,14 +20,11 @@ from kvik.evaluation.statistics import (
     bootstrap_mean,
     bootstrap_sums,
     bootstrap_test,
-    cohen_kappa,
     equivalence,
-    krippendorff_alpha,
     paired_block_bootstrap,
     paired_bootstrap,
     pearson,
     permutation_test,
-    sign_test,
     spearman,
 )
 

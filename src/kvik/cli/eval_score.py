@@ -256,8 +256,9 @@ def _show(options: ScoreOptions, found: list[Scored], samples: SampleFile, refer
     ]  # fmt: skip
     print_table([["metric", "value", f"{100 * options.level:g} % interval", "scored", "range"], *rows], "<><><")
     beside = "" if references is None else f" beside {references.name}"
-    write(f"\n{total} samples of {samples.name}{beside}; ")
-    write(f"intervals by drawing the samples anew, {RESAMPLES} times, seed {options.seed}.\n")
+    write(f"\n{total} samples of {samples.name}{beside}.\n")
+    if any(one.interval is not None for one in found):
+        write(f"Intervals: the samples drawn anew, {RESAMPLES} times, seed {options.seed}.\n")
     remarks: dict[str, list[str]] = {}  # metrics of a group often say the same
     for one in found:
         for remark in _remarks(one, samples):
