@@ -28,6 +28,7 @@ __all__ = [
     "print_json",
     "print_table",
     "quoted",
+    "visible",
     "write",
 ]
 
@@ -49,15 +50,20 @@ _VISIBLE_CONTROLS = {
 def write(text: str) -> None:
     """Text to stdout at once, as it is into a file or pipe, without control characters on a terminal."""
     if text:
-        sys.stdout.write(text.translate(_VISIBLE_CONTROLS) if sys.stdout.isatty() else text)
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
+
+
+def visible(text: str) -> str:
+    """Text with its control characters as pictures, as `write` shows it on a terminal."""
+    return text.translate(_VISIBLE_CONTROLS)
 
 
 def note(text: str, *, dim: bool = False) -> None:
     """Something for the person, on stderr. dim: greyed, where that is a terminal."""
     sys.stdout.flush()
     if sys.stderr.isatty():
-        text = text.translate(_VISIBLE_CONTROLS)
+        text = visible(text)
         if dim and "NO_COLOR" not in os.environ and os.environ.get("TERM", "dumb") != "dumb":
             text = f"\x1b[2m{text}\x1b[0m"
     print(text, file=sys.stderr, flush=True)
