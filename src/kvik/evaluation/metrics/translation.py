@@ -168,7 +168,7 @@ def ter(
         return 100.0 if edits else 0.0  # only punctuation to say, and no_punct: as sacrebleu
 
     def too_long(texts: Sequence[str]) -> str | None:
-        most = max(len(text.split()) for text in texts)
+        most = max(len(counter.tokenizer(text).split()) for text in texts)
         return f"{most} words are more than max_words {max_words}" if most > max_words else None
 
     pairs = check_pairs(predictions, references)
