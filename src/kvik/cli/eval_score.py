@@ -55,7 +55,9 @@ class ScoreOptions:
     ] = None  # fmt: skip
     output: Annotated[
         str | None,
-        typer.Option("--output", metavar="DIR", show_default=False, help="Keep it: a run's folder, for kvik compare runs."),
+        typer.Option(
+            "--output", metavar="DIR", show_default=False, help="Keep it: a run's folder, for kvik compare runs."
+        ),
     ] = None
     per_sample: Annotated[bool, typer.Option("--per-sample", help="Also the scores of each sample.")] = False
     level: Annotated[float, typer.Option("--level", metavar="P", help="Of the intervals, between 0 and 1.")] = 0.95
@@ -95,8 +97,8 @@ def score(options: ScoreOptions, json: Json = False) -> None:
 
     \b
     Examples:
-      kvik eval score --metric rouge,bertscore --predictions P.jsonl --references R.jsonl
-      kvik eval score --metric bleu --setting lowercase=on --predictions P.jsonl --references R.jsonl --output runs/a
+      kvik eval score --metric rouge --predictions P.jsonl --references R.jsonl
+      kvik eval score --metric bleu,chrf --predictions P.jsonl --output runs/a
       kvik eval score --metric distinct_n,repetition --predictions P.jsonl --json
     """
     from kvik.evaluation.runs import RunWriter
@@ -130,7 +132,7 @@ def _read(options: ScoreOptions, metrics: tuple[str, ...]) -> tuple[SampleFile, 
     from kvik.evaluation.metrics import METRICS
     from kvik.evaluation.predictions import REFERENCE, read_samples, with_references
 
-    samples = read_samples(options.predictions)
+    samples = _read_predictions(options.predictions, metrics)
     several = [sample for sample in samples.samples if len(sample.fields.get("choices") or ()) > 1]
     if several:
         note(f"{len(several)} lines have several answers: the first of each is scored")
@@ -141,6 +143,21 @@ def _read(options: ScoreOptions, metrics: tuple[str, ...]) -> tuple[SampleFile, 
         return samples, None
     references = read_samples(options.references, REFERENCE)
     return with_references(samples, references), references
+
+
+def _read_predictions(name: str, metrics: tuple[str, ...]) -> SampleFile:
+    """The samples: predictions, or for pass@k problems. Raises ParameterError where some metrics would count one, some the other."""
+    from kvik.evaluation.predictions import PREDICTION, read_samples
+    from kvik.evaluation.problems import ATTEMPTS, by_problem
+
+    if "pass_at_k" not in metrics:
+        return read_samples(name)
+    attempts = read_samples(name, (*PREDICTION, *ATTEMPTS))
+    problems = by_problem(attempts)
+    others = [metric for metric in metrics if metric != "pass_at_k"]
+    if others and problems is not attempts:
+        raise ParameterError(f"pass_at_k counts problems and {others[0]} their attempts: score them apart")
+    return problems
 
 
 def _report(
@@ -195,6 +212,8 @@ def _keep(
     for one in found:
         for left in one.result.unscored:
             reasons.setdefault(left.index, {})[one.metric] = left.reason
+        for index, reason in one.result.reasons.items():
+            reasons.setdefault(index, {})[one.metric] = reason
     manifest = Manifest(
         {one.metric: one.result.signature for one in found},
         {**report["settings"], "metrics": plain(settings)},
@@ -237,10 +256,17 @@ def _show(options: ScoreOptions, found: list[Scored], samples: SampleFile, refer
     ]  # fmt: skip
     print_table([["metric", "value", f"{100 * options.level:g} % interval", "scored", "range"], *rows], "<><><")
     beside = "" if references is None else f" beside {references.name}"
-    write(f"\n{total} samples of {samples.name}{beside}; ")
-    write(f"intervals by drawing the samples anew, {RESAMPLES} times, seed {options.seed}.\n")
+    write(f"\n{total} samples of {samples.name}{beside}.\n")
+    if any(one.interval is not None for one in found):
+        write(f"Intervals: the samples drawn anew, {RESAMPLES} times, seed {options.seed}.\n")
+    remarks: dict[str, list[str]] = {}  # metrics of a group often say the same
     for one in found:
-        _show_more(one, samples)
+        for remark in _remarks(one, samples):
+            remarks.setdefault(remark, []).append(one.metric)
+    for remark, metrics in remarks.items():
+        write(f"{', '.join(metrics)}: {remark}\n")
+    for one in found:
+        write(f"{one.metric}: {one.result.signature}\n")
 
 
 def _range(metric: Metric) -> str:
@@ -248,16 +274,17 @@ def _range(metric: Metric) -> str:
     return f"{metric.low:g} {high}" + ("" if metric.higher_is_better is not False else ", lower is better")
 
 
-def _show_more(one: Scored, samples: SampleFile) -> None:
-    """What stands below the table of one metric: what was left out and why, its parts, how to repeat it."""
+def _remarks(one: Scored, samples: SampleFile) -> list[str]:
+    """What was left out and why, why there is no interval, what the value is made of."""
     reasons: dict[str, list[str]] = {}
     for left in one.result.unscored:
         reasons.setdefault(left.reason, []).append(str(samples.samples[left.index].id))
+    said = []
     for reason, ids in reasons.items():
         named = ", ".join(ids[:_IDS_NAMED]) + (", …" if len(ids) > _IDS_NAMED else "")
-        write(f"{one.metric}: {len(ids)} not scored, {reason} (id {named})\n")
+        said.append(f"{len(ids)} not scored, {reason} (id {named})")
     if one.no_interval is not None and one.result.value is not None:
-        write(f"{one.metric}: no interval, {one.no_interval}\n")
+        said.append(f"no interval, {one.no_interval}")
     if one.result.parts:
-        write(f"{one.metric}: " + ", ".join(f"{name} {figure(value)}" for name, value in one.result.parts.items()) + "\n")
-    write(f"{one.metric}: {one.result.signature}\n")
+        said.append(", ".join(f"{name} {figure(value)}" for name, value in one.result.parts.items()))
+    return said

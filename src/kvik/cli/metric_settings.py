@@ -65,7 +65,8 @@ def settings_by_metric(metrics: Sequence[str], given: Sequence[Given]) -> dict[s
 
 def _refusal(one: Given, known: Mapping[str, Sequence[str]]) -> str:
     takes = "; ".join(
-        f"{metric} takes {', '.join(settings)}" if settings else f"{metric} takes none" for metric, settings in known.items()
+        f"{metric} takes {', '.join(settings)}" if settings else f"{metric} takes none"
+        for metric, settings in known.items()
     )
     import difflib
 
@@ -112,9 +113,10 @@ def _parsed(text: str, kind: Any) -> Any:
 
 
 def _of_union(text: str, kinds: Sequence[Any]) -> Any:
-    """The first that fits, text last: everything is a text."""
+    """The first that fits, text last: everything is a text. Where one text will do, a list of them is not for here."""
     said = []
-    for kind in sorted(kinds, key=lambda kind: kind in (str, Path)):
+    scalars = [kind for kind in kinds if str not in kinds or get_origin(kind) is None]
+    for kind in sorted(scalars, key=lambda kind: kind in (str, Path)):
         try:
             return _parsed(text, kind)
         except ValueError as error:

@@ -134,4 +134,9 @@ def _spread(samples: Sequence[Sample], result: MetricResult) -> MetricResult:
         scores[place] = score
     unscored = [Unscored(places[one.index], one.reason) for one in result.unscored]
     unscored += [Unscored(i, sample.missing) for i, sample in enumerate(samples) if sample.missing is not None]
-    return replace(result, per_sample=tuple(scores), unscored=tuple(sorted(unscored, key=lambda one: one.index)))
+    return replace(
+        result,
+        per_sample=tuple(scores),
+        unscored=tuple(sorted(unscored, key=lambda one: one.index)),
+        reasons={places[index]: reason for index, reason in result.reasons.items()},
+    )
