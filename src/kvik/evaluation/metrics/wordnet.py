@@ -71,16 +71,16 @@ class WordNet:
         )
 
 
-def _index(path: Path, text: bytes, letter: str) -> dict[str, list[str]]:
-    """Of each entry of an index file the fields after its word and part of speech."""
-    found: dict[str, list[str]] = {}
+def _index(path: Path, text: bytes, letter: str) -> dict[str, str]:
+    """Of each entry of an index file what follows its word and part of speech."""
+    found: dict[str, str] = {}
     for number, line in enumerate(text.decode().splitlines(), 1):
         if not line or line.startswith(" "):  # the licence
             continue
-        word, *fields = line.split()
-        if len(fields) < 2 or fields[0] != letter:
+        word, _, rest = line.partition(f" {letter} ")
+        if not rest:
             raise DataError(f"line {number} is no entry of a WordNet index", path=path)
-        found[word] = fields[1:]
+        found[word] = rest
     return found
 
 
@@ -90,7 +90,7 @@ class _Part:
 
     folder: Path
     name: str
-    index: dict[str, list[str]]
+    index: dict[str, str]
     data: bytes
     exceptions: dict[str, list[str]]
     rules: tuple[tuple[str, str], ...]
@@ -104,11 +104,11 @@ class _Part:
 
     def offsets(self, form: str) -> list[int]:
         """Of the form's synsets in the data file: the last fields of its entry, as many as the first says."""
-        fields = self.index[form]
+        fields = self.index[form].split()
         try:
             number = int(fields[0])
             return [int(field) for field in fields[len(fields) - number :]]
-        except ValueError:
+        except (ValueError, IndexError):
             raise DataError(
                 f"the entry {form!r} is no entry of a WordNet index", path=self.folder / f"index.{self.name}"
             ) from None
