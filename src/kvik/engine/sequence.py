@@ -26,7 +26,11 @@ from kvik.engine.request import (
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
 
-__all__ = ["Generating", "Group", "Sequence", "Timeline"]
+__all__ = ["ROW_COST", "Generating", "Group", "Sequence", "Timeline"]
+
+
+ROW_COST = 1024
+"""What a row of logits of a scored text costs where it is kept; a best token that is noted costs 1."""
 
 
 @dataclass(eq=False)
@@ -57,12 +61,16 @@ class Sequence:
         """Whether its next tokens may be computed now."""
         return True
 
-    def score_rows(self, count: int) -> int:
-        """How many of the next `count` tokens' rows of logits are of a text that is scored."""
+    def reduced_rows(self, count: int) -> range:
+        """Which of the next `count` rows' logits are only reduced."""
+        return range(0)
+
+    def score_cost(self, count: int) -> int:
+        """Numbers that the next `count` tokens of a text that is scored leave to be kept, in the scheduler's unit."""
         return 0
 
-    def within(self, rows: int) -> int:
-        """Most of the next tokens that ask for no more than so many `score_rows`."""
+    def within(self, cost: int) -> int:
+        """Most of the next tokens whose `score_cost` is no more than that."""
         return self.pending
 
     def restart(self) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik import _native
-from kvik.ops import Config, Ops, Pass, StepTimes
+from kvik.ops import Config, Ops, Pass, Reduced, StepTimes
 from kvik.ops.native_lowering import lower
 from kvik.ops.native_recording import NativeOps, Node, Weight
+from kvik.ops.reduction import empty_reduced
 
 __all__ = ["NativeExecutor"]
 
@@ -53,6 +54,7 @@ class NativeExecutor:
         lower(self._program, config, weights, recorder.nodes)
         self._vocab_size = config.vocab_size
         self._logits = np.empty((1, self._program.logits_width), np.float32)
+        self._reduced = empty_reduced(0, 0)
 
     @property
     def isa(self) -> str:
@@ -68,8 +70,12 @@ class NativeExecutor:
         rows = len(work.logit_rows)
         if rows > len(self._logits):
             self._logits = np.empty((rows, self._program.logits_width), np.float32)
-        self._program.run(*work, self._logits)
+        self._reduced = empty_reduced(len(work.reduce_rows), work.top)
+        self._program.run(*work[:-1], self._logits, *self._reduced)  # top is the width of its arrays
         return self._logits[:rows, : self._vocab_size]
+
+    def reduced(self) -> Reduced:
+        return self._reduced
 
     def times(self) -> StepTimes:
         return StepTimes(*self._program.times)
