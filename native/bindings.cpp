@@ -1,5 +1,5 @@
-// What Python is told of the core; with bindings_sampler.cpp and bindings_scoring.cpp the only files that know it. Every range is checked below; here
-// arrays become pointers and errors become exceptions.
+// What Python is told of the core; with bindings_sampler.cpp and bindings_scoring.cpp the only files that know it. Every range
+// is checked below; here arrays become pointers and errors become exceptions.
 #include "bindings.h"
 
 #include <nanobind/ndarray.h>

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from kvik.engine.engine import Engine
 from kvik.engine.request import LogitRows, ScoreResult
-from kvik.engine.scheduler import SCORE_COST
-from kvik.engine.scoring import Reading
+from kvik.engine.scoring import SCORE_COST, Reading
 from kvik.engine.sequence import Group
 from kvik.errors import DataError, ParameterError, TryAgainError
 from kvik.llm import LLM, score_result

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.engine.scheduler import Step
-from kvik.engine.scoring import Scoring
+from kvik.engine.scoring import Reading, Scoring
 from kvik.engine.sequence import Group, Sequence
 from kvik.ops import Executor, Pass, Reduced
 
@@ -68,7 +68,14 @@ def build_pass(step: Step) -> Pass:
         np.array(tokens, np.int32), places, places, np.array(spans, np.int32),
         blocks[0] if len(blocks) == 1 else np.concatenate(blocks), block_spans, np.array(logit_rows, np.int32),
         np.array(step.copies, np.int32).reshape(-1, 3), np.array(reduce_rows, np.int32), np.array(targets, np.int32), top,
+        _memory(step),
     )  # fmt: skip
+
+
+def _memory(step: Step) -> NDArray[np.float32] | None:
+    """A reader's own, where all rows of logits are its."""
+    asking = [sequence for sequence, count, _ in step.work if sequence.logit_rows(count)]
+    return asking[0].memory if len(asking) == 1 and isinstance(asking[0], Reading) else None
 
 
 def run_step(executor: Executor, step: Step) -> StepResult:

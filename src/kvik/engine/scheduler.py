@@ -16,14 +16,11 @@ from kvik.cache.blocks import BlockPool
 from kvik.cache.layout import BLOCK_TOKENS, blocks_for
 from kvik.cache.prefix import block_keys
 from kvik.cache.sequence_cache import BlockCopy
-from kvik.engine.sequence import ROW_COST, Group, Sequence
+from kvik.engine.scoring import SCORE_COST
+from kvik.engine.sequence import Group, Sequence
 from kvik.errors import KvikError
 
 __all__ = ["Scheduled", "Scheduler", "Step"]
-
-SCORE_COST = 64 * ROW_COST
-"""What scoring may leave to be kept in a step, whatever the length and number of texts: 64 rows of logits, or 64 lists of
-1,024 best tokens. Rows that are only reduced cost nothing."""
 
 MOST_LOST_ALONE = 8
 """Times that a request may give up its blocks with nobody beside it: scattered prefix hits can make it do so."""

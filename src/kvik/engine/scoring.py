@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 from kvik._native import Pool
 from kvik.decoding.sampler import TokenLogprob
 from kvik.engine.request import LogitRows, ScoreRequest, ScoreResult
-from kvik.engine.sequence import ROW_COST, Sequence
+from kvik.engine.sequence import Sequence
 from kvik.errors import DataError
 from kvik.ops import Reduced
 from kvik.ops.reduction import empty_reduced, reduce_logits
 
-__all__ = ["Reading", "Scored", "Scoring"]
+__all__ = ["READ_ROWS", "SCORE_COST", "Reading", "Scored", "Scoring"]
+
+READ_ROWS = 64
+"""Rows of logits that exist at once where a text's are kept or read."""
+
+ROW_COST = 1024
+SCORE_COST = READ_ROWS * ROW_COST
+"""What scoring may leave to be kept in a step, whatever the length and number of texts: a row of logits that is kept costs
+1,024, a best token that is noted 1, what is only reduced nothing."""
 
 
 @dataclass(eq=False)
@@ -139,7 +147,7 @@ class Reading(Scored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._memory: NDArray[np.float32] = np.empty((0, self.vocab_size), np.float32)
+        self._memory: NDArray[np.float32] | None = None
         self._unread: LogitRows | None = None
         self._read = True
 
@@ -147,11 +155,17 @@ class Reading(Scored):
     def ready(self) -> bool:
         return self._read
 
+    @property
+    def memory(self) -> NDArray[np.float32]:
+        """Of the rows that are read, as many as a step makes."""
+        if self._memory is None:
+            self._memory = np.empty((READ_ROWS, self.vocab_size), np.float32)
+        return self._memory
+
     def note(self, first: int, logits: NDArray[np.float32], pool: Pool | None) -> None:
-        if len(self._memory) < len(logits):
-            self._memory = np.empty_like(logits)
-        rows = self._memory[: len(logits)]
-        rows[:] = logits
+        rows = self.memory[: len(logits)]
+        if not np.may_share_memory(rows, logits):
+            rows[:] = logits
         self._unread, self._read = LogitRows(first + 1, rows), False
         self._went_on(first, len(logits))
 

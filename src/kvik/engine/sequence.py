@@ -26,11 +26,7 @@ from kvik.engine.request import (
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
 
-__all__ = ["ROW_COST", "Generating", "Group", "Sequence", "Timeline"]
-
-
-ROW_COST = 1024
-"""What a row of logits of a scored text costs where it is kept; a best token that is noted costs 1."""
+__all__ = ["Generating", "Group", "Sequence", "Timeline"]
 
 
 @dataclass(eq=False)
@@ -66,7 +62,7 @@ class Sequence:
         return range(0)
 
     def score_cost(self, count: int) -> int:
-        """Numbers that the next `count` tokens of a text that is scored leave to be kept, in the scheduler's unit."""
+        """What the next `count` tokens of a text that is scored take of `scoring.SCORE_COST`."""
         return 0
 
     def within(self, cost: int) -> int:

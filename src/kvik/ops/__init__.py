@@ -52,6 +52,7 @@ class Pass(NamedTuple):
     reduce_rows: NDArray[np.int32] = _NO_ROWS  # [R'] rows whose logits are only reduced, ascending
     targets: NDArray[np.int32] = _NO_ROWS  # [R'] the token of each whose logit is wanted
     top: int = 0  # of how many best tokens of each of these rows
+    memory: NDArray[np.float32] | None = None  # [at least R, V] where the logits may be left; else they lie elsewhere
 
 
 class Reduced(NamedTuple):

@@ -68,11 +68,19 @@ class NativeExecutor:
 
     def run(self, work: Pass) -> NDArray[np.float32]:
         rows = len(work.logit_rows)
+        logits = self._room(rows, work.memory)
+        self._reduced = empty_reduced(len(work.reduce_rows), work.top)
+        *arrays, _, _ = work  # top is the width of its arrays
+        self._program.run(*arrays, logits, *self._reduced)
+        return logits[:rows, : self._vocab_size]
+
+    def _room(self, rows: int, offered: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Where the logits go: what is offered, where rows of the head fit it exactly."""
+        if offered is not None and len(offered) >= rows and offered.shape[1] == self._program.logits_width:
+            return offered
         if rows > len(self._logits):
             self._logits = np.empty((rows, self._program.logits_width), np.float32)
-        self._reduced = empty_reduced(len(work.reduce_rows), work.top)
-        self._program.run(*work[:-1], self._logits, *self._reduced)  # top is the width of its arrays
-        return self._logits[:rows, : self._vocab_size]
+        return self._logits
 
     def reduced(self) -> Reduced:
         return self._reduced
