@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Literal
 
@@ -18,12 +19,13 @@ from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, sample_rows
 from kvik.engine.admission import Admission, Model
 from kvik.engine.beams import Beam, BeamGroup, beam_group, take_candidates
 from kvik.engine.request import Chunk, FinishReason, Request, ScoreRequest, Usage
-from kvik.engine.runner import RowLogits, run_step
+from kvik.engine.runner import RowLogits, StepResult, run_step
 from kvik.engine.scheduler import Scheduler, Step
-from kvik.engine.sequence import Generating, Group, Scoring, Timeline
+from kvik.engine.scoring import Reading, Scored, Scoring
+from kvik.engine.sequence import Generating, Group, Timeline
 from kvik.engine.stats import EngineStats, StepStats
 from kvik.errors import DataError, KvikError, TryAgainError
-from kvik.ops import Executor
+from kvik.ops import Executor, Reduced
 from kvik.params import AnyParams, BeamParams, EngineParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
@@ -62,10 +64,10 @@ class Engine:
         return self.admission.request(prompt, params, salt)
 
     def score_request(
-        self, token_ids: tuple[int, ...], return_logits: bool = False, top: int = 0, salt: str = ""
+        self, token_ids: tuple[int, ...], *, reduce: bool = True, top: int = 0, first: int = 1, salt: str = ""
     ) -> ScoreRequest:
         """A checked text to score; see `Admission.score_request`."""
-        return self.admission.score_request(token_ids, return_logits, top, salt)
+        return self.admission.score_request(token_ids, reduce=reduce, top=top, first=first, salt=salt)
 
     def add(self, request: Request, emit: Callable[[Chunk], None]) -> Group:
         """Queue a request. emit gets its chunks, from inside `step`. TryAgainError where too many wait already."""
@@ -89,8 +91,25 @@ class Engine:
 
     def add_score(self, request: ScoreRequest) -> Group:
         """Queue a text to be scored; its one sequence, a `Scoring`, has the result when the group is done."""
-        sequence = Scoring(list(request.token_ids), self._cache(), request=request, vocab_size=self.model.vocab_size)
-        return self._queue(self._group([sequence], len(request.token_ids), request.salt))
+        ids = request.token_ids
+        if request.reduce:
+            ids = ids[:-1]  # nothing follows the last one
+        return self._scored(Scoring(list(ids), self._cache(), request=request, vocab_size=self.model.vocab_size))
+
+    def add_reading(self, request: ScoreRequest) -> Group:
+        """Queue a text whose rows of logits are read as they come; its one sequence is a `Reading`."""
+        ids = list(request.token_ids[:-1])
+        return self._scored(Reading(ids, self._cache(), request=request, vocab_size=self.model.vocab_size))
+
+    def _scored(self, sequence: Scoring | Reading) -> Group:
+        group = self._group([sequence], len(sequence.tokens), sequence.request.salt)
+        if sequence.unscored:
+            return self._queue(group)
+        group.sequences = []  # no row is asked for
+        with self._turn:
+            self.stats.requests += 1
+            self.stats.finished += 1
+        return group
 
     def _cache(self) -> SequenceCache:
         return SequenceCache(self.scheduler.pool, self.layout)
@@ -99,7 +118,7 @@ class Engine:
         index = self.scheduler.pool.index
         return None if index is None else index.root(salt)
 
-    def _group(self, sequences: list[Generating] | list[Scoring], shared: int, salt: str) -> Group:
+    def _group(self, sequences: list[Generating] | list[Scoring | Reading], shared: int, salt: str) -> Group:
         return Group(list(sequences), shared, self._root(salt), Timeline(perf_counter()))
 
     def _queue(self, group: Group) -> Group:
@@ -171,9 +190,10 @@ class Engine:
             if group.times.started is None:
                 group.times.started = begun
         try:
-            logits, rows = run_step(self.executor, step)
+            result = run_step(self.executor, step)
             self.scheduler.commit(step)
-            generated = self._use(logits, rows)
+            self._note(result)
+            generated = self._use(result.logits, result.rows)
         except Exception as error:
             for _, _, group in step.work:
                 self._fail(group, error)
@@ -190,10 +210,7 @@ class Engine:
         drawing: list[tuple[Group, Generating, int]] = []
         searching = [row for row in rows if isinstance(row.sequence, Beam)]
         for row in rows:
-            if isinstance(row.sequence, Beam):
-                continue
-            if isinstance(row.sequence, Scoring):
-                self._note(row, logits)
+            if isinstance(row.sequence, Beam | Scored):
                 continue
             drawing.append((row.group, row.sequence, row.first_row))  # type: ignore[arg-type]
             for other in row.group.sequences[1:]:  # samples draw their first token from the first one's logits
@@ -203,15 +220,24 @@ class Engine:
             self._draw(logits, drawing)
         return len(drawing) + (self._search(logits, searching) if searching else 0)
 
-    def _note(self, row: RowLogits, logits: NDArray[np.float32]) -> None:
-        sequence = row.sequence
-        assert isinstance(sequence, Scoring)
+    def _note(self, result: StepResult) -> None:
+        """Give scored texts their rows."""
+        for row in result.rows:
+            if isinstance(row.sequence, Scored):
+                logits = result.logits[row.first_row : row.first_row + row.count]
+                self._scored_rows(row, partial(row.sequence.note, row.first, logits, self.executor.pool))
+        for row in result.reduced_rows:
+            assert isinstance(row.sequence, Scoring)
+            own = Reduced(*(figures[row.first_row : row.first_row + row.count] for figures in result.reduced))
+            self._scored_rows(row, partial(row.sequence.note_reduced, row.first, own))
+
+    def _scored_rows(self, row: RowLogits, note: Callable[[], None]) -> None:
         try:
-            sequence.note(row.first, logits[row.first_row : row.first_row + row.count])
-        except Exception as error:
+            note()
+        except Exception as error:  # of this text: the others go on
             self._fail(row.group, self._damaged(error) if isinstance(error, DataError) else error)
             return
-        if sequence.pending == 0:
+        if row.sequence.pending == 0:
             self.stats.finished += 1
             self.scheduler.end(row.group)
 
