@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from kvik.errors import DataError, ParameterError
 from kvik.evaluation.model import TextModel
-from kvik.evaluation.scoring import GroupScores, Position, Totals, group_windows, score_group
+from kvik.evaluation.window_scores import GroupScores, Position, Totals, group_windows, score_group
 from kvik.evaluation.segments import Segments, paired
 from kvik.evaluation.statistics import LEVEL, RESAMPLES, Interval, block_bootstrap, paired_block_bootstrap
 from kvik.evaluation.windows import window_size
