@@ -118,7 +118,7 @@ def test_score_agrees_with_generation(llm) -> None:
     )[0]
     choice = done.choices[0]
     ids = [*done.prompt_tokens, *choice.token_ids]
-    (scored,) = llm.score([ids], return_logits=True)
+    (scored,) = llm.score([ids], reduce=False)
     assert scored.token_ids == tuple(ids) and scored.logprobs.shape == (len(ids) - 1,)
     assert scored.logits is not None and scored.logits.shape == (len(ids), llm.info.vocab_size)
     assert scored.logits.dtype == np.float32
@@ -133,9 +133,9 @@ def test_chunk_size_and_threads_change_no_bit(llm, default_model_gguf) -> None:
     ids = llm.tokenizer.encode(
         "It is a truth universally acknowledged, that a single man in possession of a good fortune " * 4
     )
-    want = llm.score([ids], return_logits=True)[0].logits
+    want = llm.score([ids], reduce=False)[0].logits
     other = kvik.LLM(default_model_gguf, engine=kvik.EngineParams(threads=1, max_batch_tokens=17))
-    assert np.array_equal(other.score([ids], return_logits=True)[0].logits, want)
+    assert np.array_equal(other.score([ids], reduce=False)[0].logits, want)
 
 
 def test_threads_take_turns(llm) -> None:

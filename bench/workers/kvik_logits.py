@@ -19,7 +19,7 @@ def main() -> None:
     vocabulary = 0
     with open(request["out"], "wb") as out:
         for window in np.load(request["windows"]):
-            (scored,) = llm.score([[int(token) for token in window]], return_logits=True)
+            (scored,) = llm.score([[int(token) for token in window]], reduce=False)
             rows = np.ascontiguousarray(scored.logits[request["first"] : -1], dtype=np.float32)
             vocabulary = rows.shape[1]
             out.write(rows.tobytes())

@@ -35,7 +35,7 @@ TEXT = (
 def rows(request: dict[str, Any]) -> dict[str, Any]:
     llm = kvik.LLM(request["model"])
     ids = (llm.tokenizer.encode(TEXT) * SEEN)[: SEEN + 5 * SEQUENCES]
-    logits = llm.score([ids], return_logits=True)[0].logits
+    logits = llm.score([ids], reduce=False)[0].logits
     assert logits is not None
     places = [SEEN + 5 * row for row in range(SEQUENCES)]
     np.save(request["rows"], logits[places])

@@ -9,7 +9,7 @@ from kvik.params import BeamParams, EngineParams, Grammar, SamplingParams
 
 if TYPE_CHECKING:
     from kvik.async_llm import AsyncLLM
-    from kvik.engine.request import Choice, Chunk, Completion, Receipt, RequestStats, ScoreResult, Usage
+    from kvik.engine.request import Choice, Chunk, Completion, LogitRows, Receipt, RequestStats, ScoreResult, Usage
     from kvik.engine.stats import EngineStats, StepStats
     from kvik.llm import LLM, ModelInfo
 
@@ -27,6 +27,7 @@ __all__ = [
     "EngineStats",
     "Grammar",
     "KvikError",
+    "LogitRows",
     "ModelInfo",
     "ParameterError",
     "Receipt",
@@ -46,6 +47,7 @@ _LATER = {
     "Choice": "kvik.engine.request",
     "Chunk": "kvik.engine.request",
     "Completion": "kvik.engine.request",
+    "LogitRows": "kvik.engine.request",
     "Receipt": "kvik.engine.request",
     "RequestStats": "kvik.engine.request",
     "ScoreResult": "kvik.engine.request",

@@ -82,9 +82,9 @@ class AsyncLLM:
             answer.cancel()
         return answer.completion()
 
-    async def score(self, text: Prompt, top: int = 0) -> ScoreResult:
+    async def score(self, text: Prompt, *, top: int = 0, first: int = 1) -> ScoreResult:
         """Log-probabilities of a given text; see `LLM.score`."""
-        return await self.scored(self.llm.score_request(text, top=top))
+        return await self.scored(self.llm.score_request(text, top=top, first=first))
 
     async def scored(self, request: ScoreRequest) -> ScoreResult:
         """The result of a checked request to score (`LLM.score_request`)."""

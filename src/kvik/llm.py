@@ -16,11 +16,21 @@ from kvik.engine.admission import Model
 from kvik.engine.beams import BeamAnswer, BeamGroup
 from kvik.engine.engine import Engine
 from kvik.engine.executors import EXECUTORS, build_executor, check_device
-from kvik.engine.request import Chunk, Completion, Receipt, Request, ScoreRequest, ScoreResult, params_kind
-from kvik.engine.sequence import Generating, Group, Scoring
+from kvik.engine.request import (
+    Chunk,
+    Completion,
+    LogitRows,
+    Receipt,
+    Request,
+    ScoreRequest,
+    ScoreResult,
+    params_kind,
+)
+from kvik.engine.scoring import Reading, Scored, Scoring
+from kvik.engine.sequence import Generating, Group
 from kvik.errors import ParameterError, TryAgainError
 from kvik.models.loading import load_model
-from kvik.params import MAX_LOGPROBS, AnyParams, BeamParams, EngineParams, SamplingParams, choose
+from kvik.params import AnyParams, BeamParams, EngineParams, SamplingParams, choose
 from kvik.text.chat_template import ChatTemplate, Tools
 from kvik.text.conversation import Message
 from kvik.text.tokenizer import Tokenizer
@@ -220,12 +230,31 @@ class LLM:
         """`chat`, streamed."""
         return self.stream(self.chat_ids(messages, tools), params)
 
-    def score(self, inputs: Prompt | Sequence[Prompt], return_logits: bool = False, top: int = 0) -> list[ScoreResult]:
+    def score(
+        self,
+        inputs: Prompt | Sequence[Prompt],
+        *,
+        reduce: bool = True,
+        top: int = 0,
+        first: int | Sequence[int] = 1,
+    ) -> list[ScoreResult]:
         """Log-probabilities of given texts or token ids, without generating. See ScoreResult for shapes.
 
+        reduce: logits are reduced as they are made, [N, V] of them never exist; False keeps them.
         top: how many of the best tokens to report at each place, 0 to 1,024.
+        first: token index from which on, one for all or one an input, each from 1 to the number of its tokens; what comes
+        before costs no logits, and the cache may have it.
         """
-        requests = [self.score_request(p, return_logits, top) for p in as_prompts(inputs)]
+        many = as_prompts(inputs)
+        if not isinstance(first, int | Sequence) or isinstance(first, str):
+            raise ParameterError(f"first must be an integer or a list of integers, got {first!r}")
+        firsts = [first] * len(many) if isinstance(first, int) else list(first)
+        if len(firsts) != len(many):
+            raise ParameterError(f"first has {len(firsts)} entries for {len(many)} inputs; give one, or one an input")
+        requests = [
+            self.score_request(text, reduce=reduce, top=top, first=each)
+            for text, each in zip(many, firsts, strict=True)
+        ]
         waiting, running = deque(requests), deque[Group]()
         results = []
         try:
@@ -244,15 +273,44 @@ class LLM:
                 self.engine.cancel(group)
         return results
 
+    def score_rows(self, ids: Prompt, *, first: int = 1) -> Generator[LogitRows]:
+        """The rows of logits from which the tokens from index `first` on were predicted, at most 64 at a time, in order.
+
+        An item's array is valid until the next one is asked for; nothing more of the text is computed until then. Rows are
+        not checked: damaged weights may make some that are not finite. Closing the iterator cancels.
+        """
+        request = self.score_request(ids, first=first)
+        return self._rows(request)
+
+    def _rows(self, request: ScoreRequest) -> Generator[LogitRows]:
+        group = self.engine.add_reading(request)
+        sequence: Reading = group.samples[0]
+        try:
+            while True:
+                rows = sequence.take()
+                if rows is not None:
+                    yield rows
+                    sequence.go_on()
+                elif group.error is not None:
+                    raise group.error
+                elif group.done:
+                    _check_whole(sequence)
+                    return
+                else:
+                    self.engine.step()
+        finally:
+            self.engine.cancel(group)
+
     def request(self, prompt: Prompt, params: AnyParams, salt: str = "") -> Request:
         """A checked request for `complete_each`. salt: only requests with the same one share cached prefixes."""
         return self.engine.request(self._ids(prompt, "prompt"), params, salt)
 
-    def score_request(self, text: Prompt, return_logits: bool = False, top: int = 0, salt: str = "") -> ScoreRequest:
+    def score_request(
+        self, text: Prompt, *, reduce: bool = True, top: int = 0, first: int = 1, salt: str = ""
+    ) -> ScoreRequest:
         """A checked request to score a text. salt as in `request`."""
-        if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= MAX_LOGPROBS:
-            raise ParameterError(f"top must be an integer in [0, {MAX_LOGPROBS}], got {top!r}")
-        return self.engine.score_request(self._ids(text, "input"), return_logits, top, salt)
+        ids = self._ids(text, "input")
+        return self.engine.score_request(ids, reduce=reduce, top=top, first=first, salt=salt)
 
     def completion(self, request: Request, group: Group) -> Completion:
         """The answer of a request that is done."""
@@ -327,9 +385,13 @@ def score_result(group: Group) -> ScoreResult:
     if group.error is not None:
         raise group.error
     sequence: Scoring = group.samples[0]
-    if sequence.pending:
-        raise TryAgainError("the text was not scored to its end: the request was cancelled")
+    _check_whole(sequence)
     return sequence.result()
+
+
+def _check_whole(sequence: Scored) -> None:
+    if sequence.unscored:
+        raise TryAgainError("the text was not scored to its end: the request was cancelled")
 
 
 def _params_as_used(request: Request, samples: Sequence[Generating | BeamAnswer]) -> dict[str, Any]:

@@ -125,16 +125,19 @@ class FakeLLM(LLM):
         self.asked.append((list(request.prompt), params))
         return request
 
-    def score(self, inputs: Any, return_logits: bool = False, top: int = 0) -> list[ScoreResult]:
+    def score(self, inputs: Any, *, reduce: bool = True, top: int = 0, first: Any = 1) -> list[ScoreResult]:
         """Every log-probability is -2. Logits give the better half of the vocabulary all there is, or, in other weights
         than f32, three quarters of it."""
         logits = None
-        if return_logits:
+        if not reduce:
             share = 1.0 if self.settings["weights"] == "f32" else 0.75
             logits = np.full((len(inputs[0]), VOCABULARY), np.log(max(1e-30, 1 - share)), np.float32)
             logits[:, : VOCABULARY // 2] = np.log(share)
         best = tuple(TokenLogprob(token, -1.0 - token) for token in range(top))
         return [
-            ScoreResult(tuple(ids), np.full(len(ids) - 1, -2.0), logits, (best,) * (len(ids) - 1) if top else ())
+            ScoreResult(
+                tuple(ids), first, np.full(len(ids) - first, -2.0), np.zeros(len(ids) - first),
+                (best,) * (len(ids) - first) if top else (), logits,
+            )
             for ids in inputs
-        ]
+        ]  # fmt: skip

@@ -22,7 +22,7 @@ DRAWN = {name: fields for name, fields in (STRATEGIES | MORE).items() if "num_be
 def rows(default_model_gguf: Path) -> tuple[Admission, list[int], np.ndarray]:
     llm = LLM(str(default_model_gguf), engine=EngineParams(kv_bytes=64_000_000))
     ids = llm.tokenizer.encode(TEXT)
-    logits = llm.score([ids], return_logits=True)[0].logits
+    logits = llm.score([ids], reduce=False)[0].logits
     assert logits is not None and logits.shape == (len(ids), llm.info.vocab_size)
     return llm.engine.admission, ids, logits
 

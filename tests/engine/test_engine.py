@@ -173,7 +173,7 @@ def test_scores_do_not_depend_on_the_chunks(tokenizer: Tokenizer) -> None:
     results = []
     for batch in (7, 64, 100):
         made, _ = engine(tokenizer, batch=batch)
-        group = made.add_score(made.score_request(ids, return_logits=True))
+        group = made.add_score(made.score_request(ids, reduce=False))
         run_out(made)
         results.append(score_result(group))
     logits = np.zeros((90, tokenizer.vocab_size))

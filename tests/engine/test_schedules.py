@@ -32,7 +32,7 @@ def one_schedule(tokenizer: Tokenizer, layout: KVLayout, seed: int, totals: Tota
     for job in jobs:
         assert_same(job, alone(single, job))
     for group in scores:
-        single_score = single.add_score(single.score_request(group.samples[0].request.token_ids, return_logits=True))
+        single_score = single.add_score(single.score_request(group.samples[0].request.token_ids, reduce=False))
         while single.step():
             pass
         assert np.array_equal(group.samples[0].result().logits, single_score.samples[0].result().logits)

@@ -33,7 +33,7 @@ class Crowd:
         self.logits = [self._logits(job) for job in self.jobs]
 
     def _logits(self, job: Job) -> Any:
-        group = self.single.add_score(self.single.score_request(job.prompt, return_logits=True))
+        group = self.single.add_score(self.single.score_request(job.prompt, reduce=False))
         while self.single.step():
             pass
         return group.samples[0].result().logits
@@ -102,7 +102,7 @@ def test_the_definition_gives_nearly_the_same_logits(small_tokenizer: Tokenizer,
         groups = []
         for job in jobs:
             groups.append(made.add(made.request(job.prompt, job.params), job.chunks.append))
-            groups.append(made.add_score(made.score_request((*job.prompt, *job.prompt), return_logits=True)))
+            groups.append(made.add_score(made.score_request((*job.prompt, *job.prompt), reduce=False)))
         while made.step():
             made.scheduler.check_integrity()
         assert made.stats.copies > 0 and not [group.error for group in groups if group.error]

@@ -23,8 +23,8 @@ class Model:
         self.table = (table + np.random.default_rng(seed).normal(0, 1, table.shape) * noise).astype(np.float32)
         self.asked: list[list[int]] = []
 
-    def score(self, inputs, return_logits=False):
-        assert return_logits
+    def score(self, inputs, *, reduce=True):
+        assert not reduce
         self.asked += [list(ids) for ids in inputs]
         return [SimpleNamespace(logits=self.table[list(ids)]) for ids in inputs]
 
@@ -35,7 +35,7 @@ class Sure:
     def __init__(self, probability: float) -> None:
         self.probability = probability
 
-    def score(self, inputs, return_logits=False):
+    def score(self, inputs, *, reduce=True):
         (ids,) = inputs
         rest = (1 - self.probability) / (VOCABULARY - 1)
         found = np.full((len(ids), VOCABULARY), np.log(rest), np.float32)

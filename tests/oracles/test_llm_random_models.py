@@ -87,7 +87,7 @@ def open_llm(path: Path, executor: str, *, max_batch_tokens: int = 512, weights:
 
 
 def logits_of(llm: Any, ids: Any) -> Any:
-    return llm.score([ids.tolist()], return_logits=True)[0].logits
+    return llm.score([ids.tolist()], reduce=False)[0].logits
 
 
 def check_logits(path: Path, shape: Shape, executor: str, chunks: tuple[int, ...]) -> None:

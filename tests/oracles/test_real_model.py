@@ -47,7 +47,7 @@ def kvik_logits(path: Path, **options: Any) -> Logits:
     llm = kvik.LLM(path, **options)
 
     def compute(ids: list[int]) -> torch.Tensor:
-        logits = llm.score([ids], return_logits=True)[0].logits
+        logits = llm.score([ids], reduce=False)[0].logits
         assert logits is not None
         return torch.tensor(np.asarray(logits))
 

@@ -15,7 +15,7 @@ from kvik.decoding.history import Breakers
 from kvik.decoding.state import DecodingState, Words
 from kvik.engine.request import Request, ScoreRequest
 from kvik.errors import ParameterError
-from kvik.params import AnyParams, BeamParams, EngineParams, SamplingParams
+from kvik.params import MAX_LOGPROBS, AnyParams, BeamParams, EngineParams, SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.text.words import Pieces, bad_word_ids, breaker_ids
 
@@ -141,16 +141,20 @@ class Admission:
         return DecodingState(params, prompt, self.model.vocab_size, end_ids=ends, words=request.words, matcher=matcher)
 
     def score_request(
-        self, token_ids: tuple[int, ...], return_logits: bool = False, top: int = 0, salt: str = ""
+        self, token_ids: tuple[int, ...], *, reduce: bool = True, top: int = 0, first: int = 1, salt: str = ""
     ) -> ScoreRequest:
-        """Check a text to be scored, as `request` does a prompt."""
+        """Check a text to be scored from token index `first` on, as `request` does a prompt."""
         self._check_ids(token_ids, "the text to score")
         if len(token_ids) > self.model.context_length:
             raise ParameterError(
                 f"the text to score has {len(token_ids)} tokens; the context holds {self.model.context_length}"
             )
+        if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= MAX_LOGPROBS:
+            raise ParameterError(f"top must be an integer in [0, {MAX_LOGPROBS}], got {top!r}")
+        if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= len(token_ids):
+            raise ParameterError(f"first must be an integer in [1, {len(token_ids)}], got {first!r}")
         self._check_fits(len(token_ids), 0, None)
-        return ScoreRequest(token_ids, return_logits, top, salt)
+        return ScoreRequest(token_ids, reduce, top, first, salt)
 
     def _check_ids(self, ids: tuple[int, ...], what: str) -> None:
         if not ids:

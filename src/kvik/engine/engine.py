@@ -20,7 +20,8 @@ from kvik.engine.beams import Beam, BeamGroup, beam_group, take_candidates
 from kvik.engine.request import Chunk, FinishReason, Request, ScoreRequest, Usage
 from kvik.engine.runner import RowLogits, run_step
 from kvik.engine.scheduler import Scheduler, Step
-from kvik.engine.sequence import Generating, Group, Scoring, Timeline
+from kvik.engine.scoring import Reading, Scored, Scoring
+from kvik.engine.sequence import Generating, Group, Timeline
 from kvik.engine.stats import EngineStats, StepStats
 from kvik.errors import DataError, KvikError, TryAgainError
 from kvik.ops import Executor
@@ -62,10 +63,10 @@ class Engine:
         return self.admission.request(prompt, params, salt)
 
     def score_request(
-        self, token_ids: tuple[int, ...], return_logits: bool = False, top: int = 0, salt: str = ""
+        self, token_ids: tuple[int, ...], *, reduce: bool = True, top: int = 0, first: int = 1, salt: str = ""
     ) -> ScoreRequest:
         """A checked text to score; see `Admission.score_request`."""
-        return self.admission.score_request(token_ids, return_logits, top, salt)
+        return self.admission.score_request(token_ids, reduce=reduce, top=top, first=first, salt=salt)
 
     def add(self, request: Request, emit: Callable[[Chunk], None]) -> Group:
         """Queue a request. emit gets its chunks, from inside `step`. TryAgainError where too many wait already."""
@@ -89,8 +90,25 @@ class Engine:
 
     def add_score(self, request: ScoreRequest) -> Group:
         """Queue a text to be scored; its one sequence, a `Scoring`, has the result when the group is done."""
-        sequence = Scoring(list(request.token_ids), self._cache(), request=request, vocab_size=self.model.vocab_size)
-        return self._queue(self._group([sequence], len(request.token_ids), request.salt))
+        ids = request.token_ids
+        if request.reduce:
+            ids = ids[:-1]  # nothing follows the last one
+        return self._scored(Scoring(list(ids), self._cache(), request=request, vocab_size=self.model.vocab_size))
+
+    def add_reading(self, request: ScoreRequest) -> Group:
+        """Queue a text whose rows of logits are read as they come; its one sequence is a `Reading`."""
+        ids = list(request.token_ids[:-1])
+        return self._scored(Reading(ids, self._cache(), request=request, vocab_size=self.model.vocab_size))
+
+    def _scored(self, sequence: Scoring | Reading) -> Group:
+        group = self._group([sequence], len(sequence.tokens), sequence.request.salt)
+        if sequence.unscored:
+            return self._queue(group)
+        group.sequences = []  # no row is asked for
+        with self._turn:
+            self.stats.requests += 1
+            self.stats.finished += 1
+        return group
 
     def _cache(self) -> SequenceCache:
         return SequenceCache(self.scheduler.pool, self.layout)
@@ -99,7 +117,7 @@ class Engine:
         index = self.scheduler.pool.index
         return None if index is None else index.root(salt)
 
-    def _group(self, sequences: list[Generating] | list[Scoring], shared: int, salt: str) -> Group:
+    def _group(self, sequences: list[Generating] | list[Scoring | Reading], shared: int, salt: str) -> Group:
         return Group(list(sequences), shared, self._root(salt), Timeline(perf_counter()))
 
     def _queue(self, group: Group) -> Group:
@@ -192,7 +210,7 @@ class Engine:
         for row in rows:
             if isinstance(row.sequence, Beam):
                 continue
-            if isinstance(row.sequence, Scoring):
+            if isinstance(row.sequence, Scored):
                 self._note(row, logits)
                 continue
             drawing.append((row.group, row.sequence, row.first_row))  # type: ignore[arg-type]
@@ -205,7 +223,7 @@ class Engine:
 
     def _note(self, row: RowLogits, logits: NDArray[np.float32]) -> None:
         sequence = row.sequence
-        assert isinstance(sequence, Scoring)
+        assert isinstance(sequence, Scored)
         try:
             sequence.note(row.first, logits[row.first_row : row.first_row + row.count])
         except Exception as error:

@@ -20,6 +20,7 @@ __all__ = [
     "Chunk",
     "Completion",
     "FinishReason",
+    "LogitRows",
     "ParamsKind",
     "Receipt",
     "Request",
@@ -59,13 +60,14 @@ class Request:
 class ScoreRequest:
     """Token ids whose log-probabilities are asked for.
 
-    top: of how many best tokens at each place besides. salt: only requests with the same one find what it leaves in the
-    cache.
+    reduce: logits are reduced as they are made, not kept. top: of how many best tokens at each place besides.
+    first: token index from which on, 1 to their number. salt: only requests with the same one share cached prefixes.
     """
 
     token_ids: tuple[int, ...]
-    return_logits: bool = False
+    reduce: bool = True
     top: int = 0
+    first: int = 1
     salt: str = ""
 
 
@@ -200,11 +202,24 @@ class Chunk(NamedTuple):
 class ScoreResult:
     """Log-probabilities of given tokens.
 
-    token_ids [N]; logprobs [N - 1] float64, logprobs[i] is that of token i + 1; logits [N, V] float32 or None. top [N - 1]:
-    the best tokens at the place of token i + 1, falling; empty unless asked for.
+    token_ids [N]; first: token index of the first entry, 1 to N. Entry i is of token first + i:
+    logprobs [N - first] float64; logsumexp [N - first] float64, the logarithm of the sum of e^logit over the vocabulary, so
+    that the token's logit is logprobs + logsumexp; top [N - first], the best tokens at its place, falling, ties to the lower
+    id; empty unless asked for.
+    logits [N - first + 1, V] float32, row i what comes before token first + i, the last row after the text; None where they
+    were reduced.
     """
 
     token_ids: tuple[int, ...]
+    first: int
     logprobs: NDArray[np.float64]
-    logits: NDArray[np.float32] | None
+    logsumexp: NDArray[np.float64]
     top: tuple[tuple[TokenLogprob, ...], ...] = ()
+    logits: NDArray[np.float32] | None = None
+
+
+class LogitRows(NamedTuple):
+    """Rows of logits of a text, logits [C, V] float32: row i is what token first + i was predicted from."""
+
+    first: int
+    logits: NDArray[np.float32]

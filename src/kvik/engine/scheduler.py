@@ -91,7 +91,7 @@ class Scheduler:
     def schedule(self) -> Step:
         """The step's work. Without any when nothing is left to do."""
         step = Step()
-        decoding = any(s.pending == 1 for group in self.running for s in group.sequences)
+        decoding = any(s.pending == 1 and s.ready for group in self.running for s in group.sequences)
         prompts = self.prompt_tokens_beside if decoding else self.max_batch_tokens
         at = 0
         while at < len(self.running):
@@ -107,9 +107,14 @@ class Scheduler:
             self._advance(group, step, prompts)
             if not step.work:
                 break
-        if not step.work and not step.hopeless and (self.running or self.waiting):
+        if not step.work and not step.hopeless and (self.running or self.waiting) and not self._read:
             raise KvikError(f"the pool of {self.pool.num_slabs} slabs cannot hold a request it has accepted")
         return step
+
+    @property
+    def _read(self) -> bool:
+        """Whether somebody reads rows of logits: what holds back is then neither a defect nor for ever."""
+        return any(not s.ready for group in (*self.running, *self.waiting) for s in group.sequences)
 
     def _advance(self, group: Group, step: Step, prompts: int) -> None:
         """The group's next tokens into the step, as far as its budget goes."""
@@ -122,12 +127,13 @@ class Scheduler:
         for place, sequence in enumerate(group.sequences):
             if place and not sequence.num_computed:  # waits for the first to compute what they share
                 continue
+            if not sequence.ready:
+                continue
             count = min(sequence.pending, self.max_batch_tokens - step.tokens)
             is_prompt = sequence.pending > 1
             if is_prompt:
                 count = min(count, prompts - step.prompt_tokens)
-            if sequence.every_row:
-                count = min(count, SCORE_ROWS - step.score_rows)
+            count = min(count, sequence.within(SCORE_ROWS - step.score_rows))
             if count <= 0:
                 continue
             while not sequence.cache.can_append(count):
@@ -141,7 +147,7 @@ class Scheduler:
             step.work.append(Scheduled(sequence, count, group))
             step.tokens += count
             step.prompt_tokens += count if is_prompt else 0
-            step.score_rows += count if sequence.every_row else 0
+            step.score_rows += sequence.score_rows(count)
 
     def _admit(self, group: Group, step: Step) -> bool:
         """Let the first waiting request run if its blocks are there, and one more for every running sequence."""
@@ -157,8 +163,8 @@ class Scheduler:
                 return False
             hit = 0  # what it could have shared lies scattered over slabs that it needs; by itself it fits
         lead.num_computed = hit
-        if self.pool.index is not None and not lead.every_row:
-            step.prefix_query_tokens += lead.pending + hit
+        if self.pool.index is not None:
+            step.prefix_query_tokens += lead.cacheable + 1
         step.prefix_hit_tokens += hit
         if not group.times.preemptions:
             group.times.cached_tokens = hit
@@ -179,10 +185,10 @@ class Scheduler:
         return self.pool.can_take([need + coming + self.num_running for need in needs])
 
     def _claim_prefix(self, sequence: Sequence, group: Group) -> int:
-        """Tokens the cache has already. The last one is always computed: its logits are asked for."""
-        if self.pool.index is None or group.root is None or sequence.every_row:
+        """Tokens the cache has already. Those from the first row whose logits are asked for on are always computed."""
+        if self.pool.index is None or group.root is None:
             return 0
-        tokens = len(sequence.tokens) - 1
+        tokens = sequence.cacheable
         if len(group.sequences) > 1 and sequence.cache.forgets:  # the others must find the windows where they fork
             tokens = min(tokens, group.shared_tokens)
         count = tokens // BLOCK_TOKENS

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
-from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, TokenLogprob
+from kvik.decoding.sampler import Drawn, DrawRequest, Sampler
 from kvik.decoding.state import DecodingState
 from kvik.decoding.trace import TokenTrace, trace_token
 from kvik.engine.request import (
@@ -20,16 +20,13 @@ from kvik.engine.request import (
     FinishReason,
     Request,
     RequestStats,
-    ScoreRequest,
-    ScoreResult,
     TokenLogprobs,
     Usage,
 )
-from kvik.errors import DataError
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
 
-__all__ = ["Generating", "Group", "Scoring", "Sequence", "Timeline"]
+__all__ = ["Generating", "Group", "Sequence", "Timeline"]
 
 
 @dataclass(eq=False)
@@ -41,9 +38,6 @@ class Sequence:
     num_computed: int = 0
     keys: list[BlockKey] = field(default_factory=list)  # of its first full blocks
 
-    every_row = False
-    """Whether each of its rows needs logits, not only the last."""
-
     @property
     def pending(self) -> int:
         """Tokens still to be computed."""
@@ -52,6 +46,24 @@ class Sequence:
     def logit_rows(self, count: int) -> range:
         """Which of the next `count` rows need logits."""
         return range(count - 1, count) if count == self.pending else range(0)
+
+    @property
+    def cacheable(self) -> int:
+        """Tokens at the start whose rows need no logits: the cache may have them already."""
+        return len(self.tokens) - 1
+
+    @property
+    def ready(self) -> bool:
+        """Whether its next tokens may be computed now."""
+        return True
+
+    def score_rows(self, count: int) -> int:
+        """How many of the next `count` tokens' rows of logits are of a text that is scored."""
+        return 0
+
+    def within(self, rows: int) -> int:
+        """Most of the next tokens that ask for no more than so many `score_rows`."""
+        return self.pending
 
     def restart(self) -> None:
         """Give the cache back; everything is computed again."""
@@ -148,57 +160,6 @@ class Group:
         self.peak_bytes = max(self.peak_bytes, held)
         self.peak_unshared = max(self.peak_unshared, sum(sequence.cache.held_bytes for sequence in self.sequences))
         return held
-
-
-@dataclass(eq=False)
-class Scoring(Sequence):
-    """A sequence all of whose rows need logits: nothing is drawn, each token's log-probability is noted."""
-
-    request: ScoreRequest = field(kw_only=True)
-    vocab_size: int = field(kw_only=True)
-
-    every_row = True
-
-    def __post_init__(self) -> None:
-        count = len(self.tokens)
-        self._logprobs = np.empty(count - 1, np.float64)
-        self._logits = np.empty((count, self.vocab_size), np.float32) if self.request.return_logits else None
-        self._top: list[tuple[TokenLogprob, ...]] = [()] * (count - 1)
-
-    def logit_rows(self, count: int) -> range:
-        return range(count)
-
-    def note(self, first: int, logits: NDArray[np.float32]) -> None:
-        """Rows of logits from token index `first` on. DataError where one is not finite."""
-        if self._logits is not None:
-            self._logits[first : first + len(logits)] = logits
-        targets = np.array(self.tokens[first + 1 : first + 1 + len(logits)], np.int64)
-        rows = logits[: len(targets)]
-        if not len(rows):
-            return
-        top = rows.max(axis=1)
-        total = np.log(np.exp(rows - top[:, None]).sum(axis=1, dtype=np.float64))
-        if not np.isfinite(total).all():
-            raise DataError(f"the logits after token {first + int(np.isfinite(total).argmin())} are not finite")
-        chosen = rows[np.arange(len(rows)), targets].astype(np.float64)
-        self._logprobs[first : first + len(rows)] = chosen - top - total
-        if self.request.top:
-            for at, row in enumerate(rows):
-                self._top[first + at] = _best(row, self.request.top, float(top[at]) + float(total[at]))
-
-    def result(self) -> ScoreResult:
-        """All log-probabilities; valid once the sequence is computed."""
-        top = tuple(self._top) if self.request.top else ()
-        return ScoreResult(self.request.token_ids, self._logprobs, self._logits, top)
-
-
-def _best(row: NDArray[np.float32], count: int, total: float) -> tuple[TokenLogprob, ...]:
-    """The `count` best tokens of a row of logits, falling, ties to the lower id. total: logarithm of the sum of e^row."""
-    count = min(count, len(row))
-    least = np.partition(row, len(row) - count)[len(row) - count]
-    known = np.flatnonzero(row >= least)
-    order = known[np.argsort(-row[known], kind="stable")][:count]
-    return tuple(TokenLogprob(token, float(row[token]) - total) for token in order.tolist())
 
 
 @dataclass(eq=False)

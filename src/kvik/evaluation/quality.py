@@ -27,7 +27,7 @@ Ids = Sequence[int]
 class Scorer(Protocol):
     """A model that gives logits for tokens: `kvik.LLM` is one. Each result has `logits` [N, V]."""
 
-    def score(self, inputs: Sequence[Ids], return_logits: bool = False) -> Sequence[Any]: ...
+    def score(self, inputs: Sequence[Ids], *, reduce: bool = True) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _compared(base: Scorer, other: Scorer, windows: Sequence[Ids]) -> Iterator[R
 
 
 def _logits(model: Scorer, window: Ids) -> NDArray[np.float32]:
-    (scored,) = model.score([window], return_logits=True)
+    (scored,) = model.score([window], reduce=False)
     logits: NDArray[np.float32] = scored.logits
     return logits[:-1]
 
