@@ -1,7 +1,11 @@
-"""How far one model's next-token distribution is from another's: pure functions of logits."""
+"""How far one model's next-token distribution is from another's: pure functions of logits.
+
+What is here is the definition; `_native.compare_logits` is the same in one pass over both.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,24 +13,29 @@ from numpy.typing import NDArray
 
 from kvik.errors import ParameterError
 
-__all__ = ["RowFigures", "compare_rows", "kl_divergence", "log_softmax"]
+__all__ = ["Compare", "RowFigures", "compare_rows", "kl_divergence", "log_softmax"]
 
 Floats = NDArray[np.float64]
+Logits = NDArray[np.floating]
 
 _BLOCK_ELEMENTS = 1 << 21  # float64 working memory stays a few times 16 MB, whatever the vocabulary
 
 
 class RowFigures(NamedTuple):
-    """One entry a row. kl: KL(base || other) in nats; same_top: the best token is the same, ties to the lower id;
-    base_logprob, other_logprob: of the token that came."""
+    """One entry a row. kl: KL(base || other) in nats; base_logprob, other_logprob: of the token that came; base_best,
+    other_best: the most probable token, of equals the one with the lowest id."""
 
     kl: Floats
-    same_top: NDArray[np.bool_]
     base_logprob: Floats
     other_logprob: Floats
+    base_best: NDArray[np.int32]
+    other_best: NDArray[np.int32]
 
 
-def log_softmax(logits: NDArray[np.floating]) -> Floats:
+Compare = Callable[[Logits, Logits, NDArray[np.integer]], RowFigures]
+
+
+def log_softmax(logits: Logits) -> Floats:
     """Log-probabilities of logits [rows, V], in float64."""
     shifted: Floats = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
@@ -46,7 +55,7 @@ def kl_divergence(p: Floats, q: Floats) -> Floats:
     return found
 
 
-def compare_rows(base: NDArray[np.floating], other: NDArray[np.floating], targets: NDArray[np.integer]) -> RowFigures:
+def compare_rows(base: Logits, other: Logits, targets: NDArray[np.integer]) -> RowFigures:
     """The figures of each row, from logits [rows, V] of both models and the tokens that came [rows].
 
     Raises ParameterError where the shapes disagree, as those of two vocabularies do.
@@ -61,6 +70,6 @@ def compare_rows(base: NDArray[np.floating], other: NDArray[np.floating], target
         part = slice(start, start + step)
         p, q, wanted = log_softmax(base[part]), log_softmax(other[part]), targets[part]
         rows = np.arange(len(wanted))
-        same = p.argmax(axis=1) == q.argmax(axis=1)
-        found.append(RowFigures(kl_divergence(p, q), same, p[rows, wanted], q[rows, wanted]))
+        best, other_best = p.argmax(axis=1).astype(np.int32), q.argmax(axis=1).astype(np.int32)
+        found.append(RowFigures(kl_divergence(p, q), p[rows, wanted], q[rows, wanted], best, other_best))
     return RowFigures(*(np.concatenate(column) for column in zip(*found, strict=True)))
