@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import codecs
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
-from kvik.cli.batch_input import BadLine, json_object, read_lines
 from kvik.cli.input import STDIN
 from kvik.errors import DataError, ParameterError
 from kvik.files import open_regular, storage_errors
+from kvik.jsonl import parse_object, read_lines
 
-__all__ = ["TextSource", "opened_texts"]
+__all__ = ["TextFacts", "TextSource", "Texts", "opened_texts"]
 
 _PIECE_BYTES = 1 << 16
 
@@ -40,11 +43,11 @@ class TextSource:
             return
         for number, data in read_lines(self.file):
             try:
-                text = json_object(data).get("text")
-                if not isinstance(text, str):
-                    raise BadLine('needs "text", a string')
-            except BadLine as error:
+                text = parse_object(data).get("text")
+            except DataError as error:
                 raise DataError(f"line {number} {error}", path=shown) from None
+            if not isinstance(text, str):
+                raise DataError(f'line {number} needs "text", a string', path=shown)
             yield (text,)
 
 
@@ -64,8 +67,66 @@ def _pieces(file: IO[bytes], name: str) -> Iterator[str]:
         before += len(data)
 
 
+class TextFacts(NamedTuple):
+    """What is in one of the files. digest: of its texts."""
+
+    name: str
+    texts: int
+    bytes: int
+    digest: str
+
+
+class Texts:
+    """All of the files, one after another.
+
+    Attributes:
+        facts: of each file, once they are read.
+        bytes: of all texts.
+    """
+
+    def __init__(self, sources: Sequence[TextSource]) -> None:
+        self._sources = sources
+        self._digest = ""
+        self.facts: list[TextFacts] = []
+        self.bytes = 0
+
+    def read(self) -> None:
+        """Read all of them once, so that what cannot be read is refused before a model is loaded."""
+        from kvik.evaluation.window_scores import CountedText, new_digest
+
+        whole = new_digest()
+        for source in self._sources:
+            own, count, size = new_digest(), 0, 0
+            for text in source.texts():
+                counted = CountedText(text)
+                for _ in counted:
+                    pass
+                own.update(counted.digest())
+                whole.update(counted.digest())
+                count, size = count + 1, size + counted.bytes
+            self.facts.append(TextFacts(source.name, count, size, own.hexdigest()))
+        self._digest = whole.hexdigest()
+        self.bytes = sum(fact.bytes for fact in self.facts)
+
+    def texts(self) -> Iterator[Iterable[str]]:
+        """Every text from the beginning, in pieces."""
+        for source in self._sources:
+            yield from source.texts()
+
+    def check(self, digest: str) -> None:
+        """Raise DataError where what was read since had another digest."""
+        if digest != self._digest:
+            raise DataError("the texts changed while they were read", path=", ".join(s.name for s in self._sources))
+
+    def refuse(self, out: str) -> None:
+        """Raise ParameterError where a file to write to is one of them."""
+        for source in self._sources:
+            if os.path.exists(out) and os.path.samestat(os.stat(out), os.fstat(source.file.fileno())):
+                raise ParameterError(f"--out and TEXT are the same file: {out}")
+
+
 @contextmanager
-def opened_texts(names: Sequence[str]) -> Iterator[list[TextSource]]:
+def opened_texts(names: Sequence[str]) -> Iterator[Texts]:
     """The files, open; standard input is kept in a temporary file, since it is read more than once.
 
     Raises ParameterError where standard input is named twice, DataError for what cannot be read, StorageError where there
@@ -74,22 +135,23 @@ def opened_texts(names: Sequence[str]) -> Iterator[list[TextSource]]:
     if names.count("-") > 1:
         raise ParameterError("- is standard input, which can be read once")
     with ExitStack() as stack:
-        yield [
-            TextSource(
-                name, stack.enter_context(_spooled() if name == "-" else open(open_regular(Path(name)), "rb")),
-                Path(name).suffix.lower() == ".jsonl",
+        sources = []
+        for name in names:
+            opened: AbstractContextManager[IO[bytes]] = (
+                _spooled() if name == "-" else open(open_regular(Path(name)), "rb")
             )
-            for name in names
-        ]  # fmt: skip
+            sources.append(TextSource(name, stack.enter_context(opened), Path(name).suffix.lower() == ".jsonl"))
+        yield Texts(sources)
 
 
 @contextmanager
 def _spooled() -> Iterator[IO[bytes]]:
-    import shutil
-    import tempfile
-
-    with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
-        if sys.stdin is not None:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-            file.flush()
+    folder = Path(tempfile.gettempdir())
+    with storage_errors(folder):
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+    with file:
+        with storage_errors(folder):
+            if sys.stdin is not None:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+                file.flush()
         yield file

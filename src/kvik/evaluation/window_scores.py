@@ -15,7 +15,17 @@ from kvik.evaluation.segments import SEGMENT_BYTES, SegmentSums
 from kvik.evaluation.token_stream import token_stream
 from kvik.evaluation.windows import Size, Window, token_windows
 
-__all__ = ["GROUP_TOKENS", "Group", "GroupScores", "Position", "Totals", "group_windows", "score_group"]
+__all__ = [
+    "GROUP_TOKENS",
+    "CountedText",
+    "Group",
+    "GroupScores",
+    "Position",
+    "Totals",
+    "group_windows",
+    "new_digest",
+    "score_group",
+]
 
 GROUP_TOKENS = 16_384
 """Tokens that are scored in one call, unless a window has more."""
@@ -62,7 +72,7 @@ class Group(NamedTuple):
 
     @property
     def digest(self) -> str:
-        found = _hash()
+        found = new_digest()
         for window in self.windows:
             found.update(np.array([len(window.ids), window.first, *window.ids], "<i4").tobytes())
         return found.hexdigest()
@@ -82,9 +92,9 @@ class Totals:
         self.segments = SegmentSums()
         self.starts = position_ranges(size.window)
         self._positions = np.zeros((len(self.starts), 2))
-        self._texts, self._tokens = _hash(), _hash()
+        self._texts, self._tokens = new_digest(), new_digest()
 
-    def text(self, read: _Read, windows: int, unpredicted: int) -> None:
+    def text(self, read: CountedText, windows: int, unpredicted: int) -> None:
         """A text that has ended. unpredicted: bytes of a first token that nothing comes before."""
         self.texts += 1
         self._texts.update(read.digest())
@@ -136,12 +146,12 @@ class Totals:
         return self._tokens.hexdigest()
 
 
-class _Read:
+class CountedText:
     """A text's pieces as they pass, with their UTF-8 bytes, words and digest."""
 
     def __init__(self, pieces: Iterable[str]) -> None:
         self._pieces = pieces
-        self._hash = _hash()
+        self._hash = new_digest()
         self._in_word = False
         self.bytes = self.words = 0
 
@@ -185,7 +195,7 @@ def _windows(
     bos = tokenizer.bos_id if tokenizer.add_bos else None
     base = 0
     for text in texts:
-        read, count, unpredicted = _Read(text), 0, 0
+        read, count, unpredicted = CountedText(text), 0, 0
         for window in token_windows(token_stream(tokenizer, read), size, bos):
             unpredicted = window.start if not count else unpredicted
             count += 1
@@ -228,5 +238,6 @@ def position_ranges(window: int) -> list[int]:
     return sorted({start for k in steps if (start := round(2 ** (k / 2))) < window})
 
 
-def _hash() -> hashlib.blake2b:
+def new_digest() -> hashlib.blake2b:
+    """Of 16 bytes."""
     return hashlib.blake2b(digest_size=_DIGEST_BYTES)
