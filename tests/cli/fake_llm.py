@@ -134,10 +134,11 @@ class FakeLLM(LLM):
             logits = np.full((len(inputs[0]), VOCABULARY), np.log(max(1e-30, 1 - share)), np.float32)
             logits[:, : VOCABULARY // 2] = np.log(share)
         best = tuple(TokenLogprob(token, -1.0 - token) for token in range(top))
+        firsts = [first] * len(inputs) if isinstance(first, int) else first
         return [
             ScoreResult(
-                tuple(ids), first, np.full(len(ids) - first, -2.0), np.zeros(len(ids) - first),
-                (best,) * (len(ids) - first) if top else (), logits,
+                tuple(ids), at, np.full(len(ids) - at, -2.0), np.zeros(len(ids) - at),
+                (best,) * (len(ids) - at) if top else (), logits,
             )
-            for ids in inputs
+            for ids, at in zip(inputs, firsts, strict=True)
         ]  # fmt: skip

@@ -74,7 +74,7 @@ def test_figures_are_those_of_the_definition(add_bos: bool, window: int, stride:
     assert sum(found.segments.predictions) == len(nll) and sum(found.segments.bytes) == num_bytes
     assert sum(p.predictions for p in found.by_position) == len(nll)
     assert math.fsum(p.predictions * p.nll for p in found.by_position) == pytest.approx(total)
-    assert found.by_position[-1].last == min(window - 1, found.by_position[-1].last) and found.by_position[0].first == 1
+    assert found.by_position[0].first == 1 and found.by_position[-1].last == window - 1
 
 
 def test_segments_hold_the_tokens_that_begin_in_them() -> None:
@@ -197,8 +197,8 @@ class TestBadInput:
         ("texts", "why"),
         [
             ([], "there are no texts"),
-            ("", "of 1 text 1 empty"),
-            (["", "a", "b"], "of 3 texts 1 empty and 2 of one token"),
+            ("", "1 text, 1 empty"),
+            (["", "a", "b"], "3 texts, 1 empty and 2 of one token"),
         ],
     )
     def test_texts_without_a_prediction(self, texts: Any, why: str) -> None:

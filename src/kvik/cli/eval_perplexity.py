@@ -178,7 +178,8 @@ def _measured(
     for index, spec in enumerate(specs):
         yield _measure(str(spec), index, load_models([spec], machine)[0], options, texts, log)
     if endpoint.endpoint is not None:
-        yield _measure(endpoint.endpoint, len(specs), endpoint.open(), options, texts, log)
+        with endpoint.open() as model:
+            yield _measure(endpoint.endpoint, len(specs), model, options, texts, log)
 
 
 def _measure(
