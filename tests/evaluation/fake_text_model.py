@@ -65,7 +65,9 @@ class FakeModel:
             raise self.fails_at[1]
         firsts = [first] * len(inputs) if isinstance(first, int) else list(first)
         self.calls.append([list(ids) for ids in inputs])
-        assert all(len(ids) <= self.info.context_length and 1 <= f < len(ids) for ids, f in zip(inputs, firsts, strict=True))
+        assert all(
+            len(ids) <= self.info.context_length and 1 <= f < len(ids) for ids, f in zip(inputs, firsts, strict=True)
+        )
         return [
             Scored(f, np.array([logprob(ids[i - 1], ids[i]) + self.shift for i in range(f, len(ids))]))
             for ids, f in zip(inputs, firsts, strict=True)
