@@ -207,7 +207,7 @@ class TestGoingOn:
             (("--window", "50"), "--window: {out} was begun with 100, now it is 50; name another --out"),
             (("--stride", "50"), "--stride: {out} was begun with none, now it is 50"),
             (("--models", "a,b,c"), "--models: {out} was begun with a, b, now it is a, b, c"),
-            (("TEXT", ""), "TEXT: {out} was begun with 1 texts of 5700 bytes"),
+            (("TEXT", ""), "TEXT: {out} was begun with 5700 bytes in 1, digest"),
         ],
     )
     def test_other_settings_are_refused(self, kvik, asked, text, change, said):

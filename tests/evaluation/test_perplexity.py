@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,23 @@ from kvik.evaluation.perplexity import difference, perplexity
 from kvik.evaluation.segments import SEGMENT_BYTES, SegmentSums
 from kvik.evaluation.window_scores import GroupScores
 
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "Ångström", "中文", "🥪", "and", "then", "some"]
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "Ångström",
+    "中文",
+    "🥪",
+    "and",
+    "then",
+    "some",
+]
 
 
 def some_text(words: int, seed: int = 0) -> str:
@@ -130,6 +147,27 @@ def test_windows_are_scored_several_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     again = perplexity(model, texts)
     assert all(len(call) == 1 or sum(map(len, call)) <= 16 for call in model.calls)
     assert again.nll == pytest.approx(found.nll, rel=1e-13) and again.token_digest == found.token_digest
+
+
+def test_memory_does_not_grow_with_the_text() -> None:
+    """Ten times the text, which never exists as a whole; four times the segments that are kept."""
+
+    class Flat(FakeModel):
+        def score(self, inputs: Any, *, reduce: bool = True, top: int = 0, first: Any = 1) -> list[Scored]:
+            return [Scored(f, np.full(len(ids) - f, -1.0)) for ids, f in zip(inputs, first, strict=True)]
+
+    def peak(pieces: int) -> int:
+        piece = "sixteen bytes at " * 16 * 250
+        tracemalloc.start()
+        try:
+            found = perplexity(Flat(16, context=1024), [(piece for _ in range(pieces))])
+            assert found.bytes == pieces * len(piece) - 16
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    small = peak(8)
+    assert peak(80) < 1.3 * small
 
 
 class TestGoingOn:
