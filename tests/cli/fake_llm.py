@@ -129,12 +129,13 @@ class FakeLLM(LLM):
         """Every log-probability is -2."""
         logits = None if reduce else self.logits(len(inputs[0]))
         best = tuple(TokenLogprob(token, -1.0 - token) for token in range(top))
+        firsts = [first] * len(inputs) if isinstance(first, int) else first
         return [
             ScoreResult(
-                tuple(ids), first, np.full(len(ids) - first, -2.0), np.zeros(len(ids) - first),
-                (best,) * (len(ids) - first) if top else (), logits,
+                tuple(ids), at, np.full(len(ids) - at, -2.0), np.zeros(len(ids) - at),
+                (best,) * (len(ids) - at) if top else (), logits,
             )
-            for ids in inputs
+            for ids, at in zip(inputs, firsts, strict=True)
         ]  # fmt: skip
 
     def logits(self, rows: int) -> NDArray[np.float32]:

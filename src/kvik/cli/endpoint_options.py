@@ -32,6 +32,11 @@ class EndpointOptions:
         str | None,
         option("--endpoint-model", "Its model's name.", ENDPOINT_PANEL, "the only one it has", metavar="NAME"),
     ] = None  # fmt: skip
+    endpoint_context: Annotated[
+        int | None,
+        option("--endpoint-context", "Tokens its model takes, at least 2.", ENDPOINT_PANEL, "what the server says",
+                metavar="N"),
+    ] = None  # fmt: skip
     api_key_env: Annotated[
         str | None,
         option("--api-key-env", "Environment variable that holds its key.", ENDPOINT_PANEL, "", metavar="VAR"),
@@ -39,7 +44,7 @@ class EndpointOptions:
     tokenizer: Annotated[
         str | None,
         option("--tokenizer", "Where the model's tokenizer is: a model reference, or a folder with tokenizer.json.",
-                ENDPOINT_PANEL, "", metavar="REF"),
+                ENDPOINT_PANEL, "what the server says", metavar="REF"),
     ] = None  # fmt: skip
 
     def check(self) -> None:
@@ -48,6 +53,8 @@ class EndpointOptions:
             for field in fields(self):
                 if getattr(self, field.name) is not None:
                     raise ParameterError(f"--{field.name.replace('_', '-')} needs --endpoint, which says where it is")
+        elif self.endpoint_context is not None and self.endpoint_context < 2:
+            raise ParameterError(f"--endpoint-context must be at least 2, got {self.endpoint_context}")
         elif self.api_key_env is not None and not os.environ.get(self.api_key_env):
             raise ParameterError(f"--api-key-env names {self.api_key_env}, which is not set")
 
@@ -58,7 +65,10 @@ class EndpointOptions:
         assert self.endpoint is not None
         key = None if self.api_key_env is None else os.environ[self.api_key_env]
         tokenizer = None if self.tokenizer is None else load_tokenizer(self.tokenizer)
-        return Endpoint(self.endpoint, model=self.endpoint_model, api_key=key, tokenizer=tokenizer)
+        return Endpoint(
+            self.endpoint, model=self.endpoint_model, api_key=key, tokenizer=tokenizer,
+            context_length=self.endpoint_context,
+        )  # fmt: skip
 
 
 def load_tokenizer(ref: str) -> Tokenizer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from kvik.cli.endpoint_options import EndpointOptions
-from kvik.cli.model_spec import ModelSpec, parse_models
+from kvik.cli.model_spec import SPEC_HELP, ModelSpec, load_models, parse_specs
 from kvik.cli.naming import naming_options
 from kvik.cli.options import EngineOptions, Json
 from kvik.cli.output import Progress, note, print_json
@@ -46,7 +46,7 @@ class PerplexityOptions:
         str | None,
         typer.Option(
             "--models", "--model", "-m", metavar="REF[,REF…]", show_default=DEFAULT_MODEL,
-            help="Models, separated by commas, each with options of its own if need be: REF,weights=int8,kv=f32.",
+            help=f"Models, separated by commas: {SPEC_HELP}.",
         ),
     ] = None  # fmt: skip
     window: Annotated[
@@ -92,8 +92,8 @@ class PerplexityOptions:
     def specs(self, endpoint: EndpointOptions) -> list[ModelSpec]:
         """The models to load; none where only an endpoint is asked for."""
         if self.models is not None:
-            return parse_models("--models", self.models)
-        return [] if endpoint.endpoint is not None else parse_models("--models", DEFAULT_MODEL)
+            return parse_specs("--models", self.models)
+        return [] if endpoint.endpoint is not None else parse_specs("--models", DEFAULT_MODEL)
 
 
 def perplexity(
@@ -176,9 +176,10 @@ def _measured(
 ) -> Iterator[Measured]:  # fmt: skip
     """The models one after another: no two are held at once. The endpoint comes last."""
     for index, spec in enumerate(specs):
-        yield _measure(str(spec), index, spec.load(machine), options, texts, log)
+        yield _measure(str(spec), index, load_models([spec], machine)[0], options, texts, log)
     if endpoint.endpoint is not None:
-        yield _measure(endpoint.endpoint, len(specs), endpoint.open(), options, texts, log)
+        with endpoint.open() as model:
+            yield _measure(endpoint.endpoint, len(specs), model, options, texts, log)
 
 
 def _measure(

@@ -74,7 +74,7 @@ class Group(NamedTuple):
     def digest(self) -> str:
         found = new_digest()
         for window in self.windows:
-            found.update(np.array([len(window.ids), window.first, *window.ids], "<i4").tobytes())
+            found.update(np.array([len(window.ids), window.first, *window.ids], "<i8").tobytes())
         return found.hexdigest()
 
 
@@ -116,7 +116,7 @@ class Totals:
         )
         self._positions[ranges] += np.stack([range_counts, [nll for _, nll in scores.positions]], axis=1)
         for window in group.windows:
-            self._tokens.update(np.array(window.ids[window.first :], "<i4").tobytes())
+            self._tokens.update(np.array(window.ids[window.first :], "<i8").tobytes())
         self.predictions += len(group.segments)
         self.bytes_done = group.end
 
@@ -135,7 +135,7 @@ class Totals:
             return "there are no texts"
         single = self.texts_without - self.empty
         counts = [f"{self.empty} empty"] * (self.empty > 0) + [f"{single} of one token"] * (single > 0)
-        return f"of {self.texts} {'text' if self.texts == 1 else 'texts'} {' and '.join(counts) or 'none'}"
+        return f"{self.texts} {'text' if self.texts == 1 else 'texts'}, {' and '.join(counts)}"
 
     @property
     def text_digest(self) -> str:
