@@ -19,7 +19,8 @@ from kvik.engine.admission import Model
 from kvik.engine.engine import Engine
 from kvik.engine.request import LogitRows, Request, ScoreResult
 from kvik.llm import LLM, ModelInfo
-from kvik.ops import Pass, StepTimes
+from kvik.ops import Pass, Reduced, StepTimes
+from kvik.ops.reduction import empty_reduced
 from kvik.params import EngineParams, SamplingParams
 
 ANSWER = ["The", " sky", " is", " blue", ".\n", "Really", " blue!"]
@@ -85,6 +86,9 @@ class FakeExecutor:
         logits = np.zeros((len(follow), VOCABULARY), np.float32)
         logits[np.arange(len(follow)), self.llm.says(follow)] = 40.0
         return logits
+
+    def reduced(self) -> Reduced:
+        return empty_reduced(0, 0)  # `FakeLLM.score` asks no model
 
     def times(self) -> StepTimes:
         return StepTimes(1e-6, 1e-6, 1e-6)
