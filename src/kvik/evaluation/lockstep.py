@@ -19,18 +19,18 @@ __all__ = ["Compared", "Distributions", "VocabularyTokens", "check_models", "com
 Logits = NDArray[np.float32]
 
 
-class VocabularyTokens(TextTokens, Protocol):
+@runtime_checkable
+class _Sized(Protocol):
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class VocabularyTokens(TextTokens, _Sized, Protocol):
     """vocab_size: tokens that `piece` knows."""
 
-    @property
-    def vocab_size(self) -> int: ...
 
-
-class VocabularyInfo(Info, Protocol):
+class VocabularyInfo(Info, _Sized, Protocol):
     """vocab_size: logits of a row; padding may make it more than the tokenizer's."""
-
-    @property
-    def vocab_size(self) -> int: ...
 
 
 @runtime_checkable
@@ -54,9 +54,11 @@ class Compared(NamedTuple):
 def check_models(model: Distributions, reference: Distributions) -> None:
     """Raise ParameterError, by name, for models without whole distributions or with two vocabularies."""
     for one in (model, reference):
-        if not isinstance(one, Distributions):
+        if not isinstance(one, Distributions) or not isinstance(one.info, _Sized):
             name = getattr(getattr(one, "info", None), "name", type(one).__name__)
-            raise ParameterError(f"{name} does not give whole distributions over its vocabulary, which divergence needs")
+            raise ParameterError(
+                f"{name} does not give whole distributions over its vocabulary, which divergence needs"
+            )
     names = f"{model.info.name} and {reference.info.name}"
     sizes = model.info.vocab_size, reference.info.vocab_size
     if sizes[0] != sizes[1]:
