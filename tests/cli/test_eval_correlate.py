@@ -11,8 +11,8 @@ PERPLEXITY, LONGPPL, SCORE = [9.0, 11.0, 10.0, 12.0, 9.5], [3.0, 4.0, 6.0, 8.0, 
 @pytest.fixture
 def lines() -> list[dict]:
     return [
-        {"setting": f"s{i}", "perplexity": p, "longppl": l, "score": s, "other": "x"}
-        for i, (p, l, s) in enumerate(zip(PERPLEXITY, LONGPPL, SCORE, strict=True))
+        {"setting": f"s{i}", "perplexity": one, "longppl": two, "score": score, "other": "x"}
+        for i, (one, two, score) in enumerate(zip(PERPLEXITY, LONGPPL, SCORE, strict=True))
     ]
 
 

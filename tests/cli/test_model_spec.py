@@ -70,7 +70,7 @@ def test_one_model_keeps_its_own_pool(made) -> None:
 def test_memory_is_looked_at_before_anything_is_loaded(small, made, monkeypatch) -> None:
     specs = [ModelSpec(small), ModelSpec(small, (("weights", "f32"),))]
     monkeypatch.setattr(model_spec, "memory", lambda: Memory(10**9, 300_100_000))
-    with pytest.raises(TryAgainError, match="2 models beside each other need 300.* are free; close other programs"):
+    with pytest.raises(TryAgainError, match=r"2 models beside each other need 300.* are free; close other programs"):
         load_models(specs, EngineParams())
     monkeypatch.setattr(model_spec, "memory", lambda: Memory(10**10, 400_000_000))
     with pytest.raises(TryAgainError, match="2 models"):

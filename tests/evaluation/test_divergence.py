@@ -136,7 +136,7 @@ def test_the_figures_are_those_of_all_rows_at_once(window: int, stride: int | No
     assert sum(one.predictions * one.same_top for one in found.by_position) == pytest.approx((~flipped).sum())
     assert found.by_position[-1].last == window - 1
     for share, reached in found.kl_above:
-        assert (kl >= reached - 1e-9).mean() == pytest.approx(share, abs=1.01 / len(kl))
+        assert (kl > reached + 1e-9).mean() - 1.01 / len(kl) <= share <= (kl >= reached - 1e-9).mean() + 1.01 / len(kl)
 
 
 def test_the_flips_of_the_largest_kl_are_told_with_their_place() -> None:
@@ -211,7 +211,7 @@ def test_where_the_model_rules_out_what_may_come() -> None:
 @pytest.mark.parametrize("compare", [None, compare_rows])
 def test_logits_that_are_no_numbers(compare) -> None:
     model = Model()
-    model.table[5] = np.nan
+    model.table[ord("e") % VOCABULARY] = np.nan
     with pytest.raises(DataError, match=r"noise 0.0 or reference gives logits that are not numbers"):
         divergence(model, Model(name="reference"), TEXTS, window=20, compare=compare)
 
@@ -235,7 +235,7 @@ class TestRefusals:
     def test_other_tokens_of_the_same_number(self) -> None:
         other = Model(name="b", digest="other")
         other.tokenizer.shift = 1
-        with pytest.raises(ParameterError, match="a and b have different vocabularies of 30 .* token 0 is 'a' and 'b'"):
+        with pytest.raises(ParameterError, match=r"a and b have different vocabularies of 30 .* token 0 is 'a' and 'b'"):
             divergence(Model(name="a"), other, TEXTS)
 
     def test_models_without_distributions(self) -> None:

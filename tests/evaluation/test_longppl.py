@@ -16,7 +16,7 @@ from kvik.evaluation.longppl import KeyRule, longppl
 from kvik.evaluation.statistics import block_bootstrap
 from kvik.evaluation.token_spans import inside, joined, shortened, tokenized
 
-WORDS = "abcdef ghijkl mnopqr stuvwx ABCDEF GHIJKL 中文 🥪yz äøå 012345".split()  # 6 bytes each
+WORDS = ["abcdef", "ghijkl", "mnopqr", "stuvwx", "ABCDEF", "GHIJKL", "中文", "🥪yz", "äøå", "012345"]  # 6 bytes each
 
 
 def some_text(words: int, seed: int = 0) -> str:

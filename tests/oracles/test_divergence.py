@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,8 @@ from kvik.evaluation.rows import compare_rows
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 SHAPE = next(shape for shape in SHAPES if shape.name == "untied")
-WORDS = "the thin one her in an error on there hint Ångström 中文 🥪".split()
-TEXTS = [" ".join(random.Random(seed).choices(WORDS, k=count)) for seed, count in ((1, 70), (2, 9), (3, 40))]
+WORDS = ["the", "thin", "one", "her", "in", "an", "error", "on", "there", "hint", "Ångström", "中文", "🥪"]
+TEXTS = [" ".join(random.Random(seed).choices(WORDS, k=count)) for seed, count in ((1, 60), (2, 9), (3, 30))]
 
 
 class Loaded(NamedTuple):
@@ -74,6 +74,11 @@ def other(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 
 def log_distributions(model: Any, ids: list[int]) -> torch.Tensor:
+    return _log_distributions(model, tuple(ids))
+
+
+@cache
+def _log_distributions(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
 
@@ -107,7 +112,7 @@ def test_the_same_windows_as_perplexity(other: Loaded, llm: Any) -> None:
     found = divergence(model, llm, TEXTS, window=50, stride=20)
     one, base = perplexity(llm, TEXTS, window=50, stride=20), divergence(llm, llm, TEXTS, window=50, stride=20)
     assert found.tokens == one.predictions
-    assert found.reference_perplexity == base.perplexity == pytest.approx(one.token_perplexity, rel=1e-12)
+    assert found.reference_perplexity == base.perplexity == pytest.approx(one.token_perplexity, rel=1e-6)
 
 
 def test_two_loads_of_one_model_are_the_same(loaded: Loaded, llm: Any) -> None:
@@ -125,7 +130,7 @@ def test_any_two_settings(loaded: Loaded, llm: Any, settings: dict[str, str]) ->
     assert 0 < found.kl_mean < 0.05 and found.same_top > 0.8
     wanted = divergence(model, llm, TEXTS[0], compare=compare_rows)
     assert found.kl_mean == pytest.approx(wanted.kl_mean, rel=1e-6, abs=1e-12)
-    assert found.flipped == pytest.approx(wanted.flipped) or len(found.flipped) == len(wanted.flipped)
+    assert [flip[:-1] for flip in found.flipped] == [flip[:-1] for flip in wanted.flipped]
 
 
 def plain_longppl(
@@ -134,19 +139,23 @@ def plain_longppl(
 ) -> tuple[list[float], list[float]]:  # fmt: skip
     """The nll of key tokens and of all tokens of a text: a judged token at a time, spans in characters."""
     long = log_distributions(judge, judge_ids)
-    short = lru_cache(lambda begin: log_distributions(judge, judge_ids[begin : begin + window + stride]))
     characters: set[int] = set()
     for at in range(window, len(judge_ids)):
         begin = (at - window) // stride * stride
         with_all = float(long[at - 1, judge_ids[at]])
-        if with_all - float(short(begin)[at - begin - 1, judge_ids[at]]) > alpha and with_all > beta:
+        if (
+            with_all
+            - float(log_distributions(judge, judge_ids[begin : begin + window + stride])[at - begin - 1, judge_ids[at]])
+            > alpha
+            and with_all > beta
+        ):
             characters |= set(range(*judge_spans[at]))
     own = log_distributions(model, ids)
     every = [-float(own[at - 1, ids[at]]) for at in range(1, len(ids))]
     return [nll for nll, span in zip(every, spans[1:], strict=True) if set(range(*span)) <= characters], every
 
 
-@pytest.mark.parametrize(("window", "stride"), [(24, 8), (40, 1), (16, 200)])
+@pytest.mark.parametrize(("window", "stride"), [(24, 16), (40, 100)])
 @pytest.mark.parametrize("evaluator", ["itself", "same tokens", "other tokens"])
 def test_longppl_is_a_plain_reimplementation(
     loaded: Loaded, other: Loaded, llm: Any, evaluator: str, window: int, stride: int

@@ -65,9 +65,9 @@ def check_models(model: Distributions, reference: Distributions) -> None:
         raise ParameterError(f"{names} have vocabularies of {sizes[0]} and {sizes[1]} tokens and cannot be compared")
     if model is reference or model.info.digest == reference.info.digest:
         return
-    one, other = model.tokenizer, reference.tokenizer
-    for token in range(min(one.vocab_size, other.vocab_size)):
-        a, b = one.piece(token, token), other.piece(token, token)
+    own, theirs = model.tokenizer, reference.tokenizer
+    for token in range(min(own.vocab_size, theirs.vocab_size)):
+        a, b = own.piece(token, token), theirs.piece(token, token)
         if a != b:
             raise ParameterError(
                 f"{names} have different vocabularies of {sizes[0]} tokens and cannot be compared: token {token} is "
@@ -96,6 +96,7 @@ def compared_rows(
     """The figures of a window's predictions, in order. DataError for logits that are not numbers."""
     ids = np.array(window.ids, np.int32)
     base = reference.score_rows(window.ids, first=window.first)
+    pairs: Iterator[tuple[int, Logits, Logits]]
     if model is reference:
         pairs = ((rows.first, rows.logits, rows.logits) for rows in base)
     else:
