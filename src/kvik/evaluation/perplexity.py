@@ -19,7 +19,7 @@ from kvik.evaluation.statistics import LEVEL, RESAMPLES, Interval, block_bootstr
 from kvik.evaluation.window_scores import GroupScores, Position, Totals, group_windows, score_group
 from kvik.evaluation.windows import window_size
 
-__all__ = ["Difference", "Perplexity", "Text", "difference", "perplexity"]
+__all__ = ["Difference", "Perplexity", "Text", "as_texts", "difference", "exp", "perplexity"]
 
 Text = str | Iterable[str]
 _NATS_PER_BIT = math.log(2)
@@ -105,7 +105,7 @@ def perplexity(
     """
     size = window_size(window, stride, model.info.context_length)
     totals, before = Totals(size), iter(known)
-    for group in group_windows(model.tokenizer, _texts(texts), size, totals):
+    for group in group_windows(model.tokenizer, as_texts(texts), size, totals):
         scores = next(before, None)
         if scores is None:
             scores = score_group(model, group)
@@ -117,7 +117,8 @@ def perplexity(
     return _result(totals)
 
 
-def _texts(texts: str | Iterable[Text]) -> Iterator[Iterable[str]]:
+def as_texts(texts: str | Iterable[Text]) -> Iterator[Iterable[str]]:
+    """Each text in pieces; a string is one text. ParameterError for what is neither."""
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
         raise ParameterError(f"texts must be strings or pieces of them, got {type(texts).__name__}")
     for text in (texts,) if isinstance(texts, str) else texts:
