@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvik.cli.eval_correlate import correlate
+from kvik.cli.eval_divergence import divergence
+from kvik.cli.eval_longppl import longppl
+from kvik.cli.eval_perplexity import perplexity
 from kvik.cli.eval_rate import rate
 from kvik.cli.eval_score import score
 from kvik.cli.input import read_text
@@ -28,6 +32,10 @@ def register(app: typer.Typer) -> None:
     add_verb(group, "logprobs", logprobs)
     add_verb(group, "score", score)
     add_verb(group, "rate", rate)
+    add_verb(group, "perplexity", perplexity)
+    add_verb(group, "divergence", divergence)
+    add_verb(group, "longppl", longppl)
+    add_verb(group, "correlate", correlate)
 
 
 def _group() -> None:

@@ -81,7 +81,8 @@ def _flowing(text: str) -> str:
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give each field of every options dataclass among the function's parameters an option of its own.
 
-    A field that the function has a parameter for itself (`serve MODEL`) gets what that is given.
+    A field that the function has a parameter for itself (`serve MODEL`) gets what that is given; one without a default has
+    to be given.
     """
     hints = get_type_hints(function, include_extras=True)
     own = {name for name in signature(function).parameters if not is_dataclass(hints[name])}
@@ -96,7 +97,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
                 Parameter(f.name, Parameter.KEYWORD_ONLY, default=_default(f), annotation=kinds[f.name])
                 for f in fields(kind)
                 if f.name not in own
-            ]
+            ]  # fmt: skip
         else:
             parameters.append(parameter.replace(annotation=kind, kind=Parameter.KEYWORD_ONLY))
 
