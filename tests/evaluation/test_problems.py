@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kvik.errors import DataError, ParameterError
+from kvik.errors import DataError
 from kvik.evaluation.predictions import read_samples
 from kvik.evaluation.problems import ATTEMPTS, by_problem
 

@@ -55,7 +55,9 @@ class ScoreOptions:
     ] = None  # fmt: skip
     output: Annotated[
         str | None,
-        typer.Option("--output", metavar="DIR", show_default=False, help="Keep it: a run's folder, for kvik compare runs."),
+        typer.Option(
+            "--output", metavar="DIR", show_default=False, help="Keep it: a run's folder, for kvik compare runs."
+        ),
     ] = None
     per_sample: Annotated[bool, typer.Option("--per-sample", help="Also the scores of each sample.")] = False
     level: Annotated[float, typer.Option("--level", metavar="P", help="Of the intervals, between 0 and 1.")] = 0.95
@@ -276,5 +278,7 @@ def _show_more(one: Scored, samples: SampleFile) -> None:
     if one.no_interval is not None and one.result.value is not None:
         write(f"{one.metric}: no interval, {one.no_interval}\n")
     if one.result.parts:
-        write(f"{one.metric}: " + ", ".join(f"{name} {figure(value)}" for name, value in one.result.parts.items()) + "\n")
+        write(
+            f"{one.metric}: " + ", ".join(f"{name} {figure(value)}" for name, value in one.result.parts.items()) + "\n"
+        )
     write(f"{one.metric}: {one.result.signature}\n")

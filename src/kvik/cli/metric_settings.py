@@ -65,7 +65,8 @@ def settings_by_metric(metrics: Sequence[str], given: Sequence[Given]) -> dict[s
 
 def _refusal(one: Given, known: Mapping[str, Sequence[str]]) -> str:
     takes = "; ".join(
-        f"{metric} takes {', '.join(settings)}" if settings else f"{metric} takes none" for metric, settings in known.items()
+        f"{metric} takes {', '.join(settings)}" if settings else f"{metric} takes none"
+        for metric, settings in known.items()
     )
     import difflib
 

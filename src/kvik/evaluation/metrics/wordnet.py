@@ -28,9 +28,7 @@ class WordNet:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        files = {
-            name: self._read(name) for part in _PARTS for name in (f"index.{part}", f"data.{part}", f"{part}.exc")
-        }
+        files = {name: self._read(name) for part in _PARTS for name in (f"index.{part}", f"data.{part}", f"{part}.exc")}
         self.digest = hashlib.sha256(b"".join(files.values())).hexdigest()[:12]
         self._parts = [
             _Part(

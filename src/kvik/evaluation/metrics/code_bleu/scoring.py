@@ -21,7 +21,8 @@ TOKENS: tuple[Tokens, ...] = ("space", "syntax")
 
 COMPONENTS = ("ngram", "weighted_ngram", "syntax", "dataflow")
 COLUMNS = NGRAM_COLUMNS + 4
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
+"""Of one text. tree-sitter's time grows with the square of the length for some texts that are no code: a minute at most."""
 
 
 class Unscorable(Exception):
@@ -50,7 +51,9 @@ def count(prediction: str, references: Sequence[str], language: Language, tokens
         flows = [shared_flow(flow, data_flow(other, language.rules)) for other in others]
     except TooManySteps:
         raise Unscorable(f"its data flow takes more than {MAX_STEPS} steps") from None
-    words = [_tokens(text, source, tokens) for text, source in zip((prediction, *references), (own, *others), strict=True)]
+    words = [
+        _tokens(text, source, tokens) for text, source in zip((prediction, *references), (own, *others), strict=True)
+    ]
     row = count_ngrams(words[0], words[1:], language.keywords)
     # not clipped: a subtree counts as often as the reference has it
     row.append(sum(times for other in others for shape, times in other.shapes.items() if shape in own.shapes))
