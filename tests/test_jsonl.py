@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
     with LineFile(path, "--out") as file:
         file.write({"n": 1})
         monkeypatch.setattr(os, "write", write)
-        with pytest.raises(StorageError, match="no space left in .*; they are kept"):
+        with pytest.raises(StorageError, match=r"no space left in .*; they are kept"):
             file.write({"text": "x" * 100}, hint="they are kept")
         monkeypatch.setattr(os, "write", real)
     assert path.read_bytes() == b'{"n": 1}\n'

@@ -21,6 +21,7 @@ from kvik.cli.batch_input import BadLine, parse_line
 from kvik.cli.batch_output import Results
 from kvik.cli.batch_progress import duration
 from kvik.errors import TryAgainError
+from kvik.jsonl import LineFile
 from kvik.params import SamplingParams
 
 TEXT = "".join(ANSWER)
@@ -355,23 +356,22 @@ def test_a_file_that_cannot_be_opened_again_is_closed_once(batch, monkeypatch):
     lines = [{"id": 1, "prompt": "hi"}, b"?"]
     assert batch(lines).code == 65
     opens, closed = [], []
-    real_open, real_close = Results._open, os.close
 
-    def open_once(self):
-        if opens:
-            raise TryAgainError("another process writes to it")
-        opens.append(real_open(self))
-        return opens[0]
+    class OpensOnce(LineFile):
+        def __init__(self, path, named):
+            if opens:
+                raise TryAgainError("another process writes to it")
+            super().__init__(path, named)
+            opens.append(self)
 
-    def close(descriptor):
-        closed.append(descriptor)
-        real_close(descriptor)
+        def close(self):
+            closed.append(self)
+            super().close()
 
-    monkeypatch.setattr(Results, "_open", open_once)
-    monkeypatch.setattr(os, "close", close)
+    monkeypatch.setattr("kvik.cli.batch_output.LineFile", OpensOnce)
     with pytest.raises(TryAgainError):
         Results(str(batch.out), resume=True)
-    assert closed.count(opens[0]) == 1
+    assert closed == opens
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from kvik.errors import DataError, ParameterError, StorageError, TryAgainError
+from kvik.evaluation.agreement import krippendorff_alpha
 from kvik.evaluation.predictions import read_samples
 from kvik.evaluation.ratings import Header, Item, RatingsFile, first_is_a, items_of, read_ratings, summarize
 
@@ -26,7 +27,9 @@ def samples(tmp_path, name, lines):
 
 
 def test_items(tmp_path):
-    a = samples(tmp_path, "a", [{"id": 1, "text": "x", "prompt": "own"}, {"id": 2, "text": "y"}, {"id": 3, "error": "e"}])
+    a = samples(
+        tmp_path, "a", [{"id": 1, "text": "x", "prompt": "own"}, {"id": 2, "text": "y"}, {"id": 3, "error": "e"}]
+    )
     b = samples(tmp_path, "b", [{"id": 2, "text": "z"}, {"id": 3, "text": "v"}, {"id": 1, "text": "w"}])
     found, missing = items_of(a, b)
     assert found == [Item(1, "own", "x", "w"), Item(2, None, "y", "z")] and [one.id for one in missing] == [3]
@@ -58,8 +61,14 @@ def test_other_inputs_raters_and_writers_are_refused(tmp_path):
     for header, said in [
         (Header("bo", 0, 1, INPUTS), 'has ratings with rater "anna", not "bo"'),
         (Header("anna", 1, 1, INPUTS), "has ratings with seed 0, not 1"),
-        (Header("anna", 0, 1, {**INPUTS, "b": {"name": "c", "sha256": "3"}}), "other inputs: b was b.jsonl, now it is c"),
-        (Header("anna", 0, 1, {**INPUTS, "b": {"name": "b.jsonl", "sha256": "3"}}), "b was b.jsonl, which has changed since"),
+        (
+            Header("anna", 0, 1, {**INPUTS, "b": {"name": "c", "sha256": "3"}}),
+            "other inputs: b was b.jsonl, now it is c",
+        ),
+        (
+            Header("anna", 0, 1, {**INPUTS, "b": {"name": "b.jsonl", "sha256": "3"}}),
+            "b was b.jsonl, which has changed since",
+        ),
         (Header("anna", 0, 1, {**INPUTS, "prompts": {"name": "q", "sha256": "3"}}), "prompts was none, now it is q"),
     ]:
         with pytest.raises(DataError, match=said):
@@ -119,8 +128,6 @@ def test_more_raters(tmp_path):
         for i, row in enumerate(rows)
     ]
     report = summarize(rated_by)
-    from kvik.evaluation.statistics import krippendorff_alpha
-
     wanted = krippendorff_alpha([[None if c == "." else c for c in row] for row in rows])
     assert (report.agreement.measure, report.agreement.value) == ("Krippendorff's alpha", pytest.approx(wanted))
     assert report.agreement.items == 6
@@ -128,9 +135,9 @@ def test_more_raters(tmp_path):
 
 def test_raters_who_cannot_be_put_together(tmp_path):
     anna = rated(tmp_path / "r", "anna", {1: "a"})
-    with pytest.raises(ParameterError, match="rater 'anna' comes twice: in .*r and .*s"):
+    with pytest.raises(ParameterError, match=r"rater 'anna' comes twice: in .*r and .*s"):
         summarize([anna, rated(tmp_path / "s", "anna", {1: "b"})])
-    with pytest.raises(DataError, match="rate other files: b is b.jsonl and c"):
+    with pytest.raises(DataError, match=r"rate other files: b is b.jsonl and c"):
         summarize([anna, rated(tmp_path / "t", "bo", {1: "b"}, {**INPUTS, "b": {"name": "c", "sha256": "9"}})])
     bo = rated(tmp_path / "u", "bo", {2: "b"})
     assert summarize([anna, bo]).agreement.value is None and summarize([anna, bo]).agreement.items == 0

@@ -16,8 +16,8 @@ from kvik.evaluation.runs import MANIFEST, SAMPLES, Manifest, RunSample, RunWrit
 MANIFEST_A = Manifest({"f1": "f1|v1", "em": "em|v1"}, {"seed": 0}, {"predictions": {"name": "p", "sha256": "0"}})
 
 
-def sample(id, f1, em=0.0, references=("r",), **reasons):
-    return RunSample(id, "p", references, {"f1": f1, "em": em}, reasons)
+def sample(id, f1, em=0.0, references=("r",), reasons=None):
+    return RunSample(id, "p", references, {"f1": f1, "em": em}, reasons or {})
 
 
 def write(folder, samples, manifest=MANIFEST_A):
@@ -28,7 +28,11 @@ def write(folder, samples, manifest=MANIFEST_A):
 
 
 def test_what_is_written_is_read(tmp_path):
-    samples = (sample("a", 0.1), sample(2, None, f1="no words"), RunSample("c", None, None, {"f1": None}, {"f1": "none"}))
+    samples = (
+        sample("a", 0.1),
+        sample(2, None, reasons={"f1": "no words"}),
+        RunSample("c", None, None, {"f1": None}, {"f1": "none"}),
+    )
     name = write(tmp_path / "deep" / "run", samples)
     for given in (name, os.path.join(name, SAMPLES)):
         found = read_run(given)
@@ -87,7 +91,7 @@ def test_bad_samples_are_named(tmp_path, line, said):
     name = write(tmp_path / "run", [sample("a", 1.0)])
     with open(tmp_path / "run" / SAMPLES, "a") as file:
         file.write(line + "\n")
-    with pytest.raises(DataError, match="samples.jsonl: line 2: ") as error:
+    with pytest.raises(DataError, match=r"samples.jsonl: line 2: ") as error:
         read_run(name)
     assert said in str(error.value)
 
@@ -101,7 +105,7 @@ def test_bad_samples_are_named(tmp_path, line, said):
 def test_bad_manifests_are_named(tmp_path, text, said):
     name = write(tmp_path / "run", [sample("a", 1.0)])
     (tmp_path / "run" / MANIFEST).write_text(text)
-    with pytest.raises(DataError, match="manifest.json: ") as error:
+    with pytest.raises(DataError, match=r"manifest.json: ") as error:
         read_run(name)
     assert said in str(error.value)
 
@@ -129,7 +133,13 @@ def test_differences_of_pairs(tmp_path):
     assert f1.difference.value == pytest.approx(0.095) and 0.05 < f1.difference.low < f1.difference.high < 0.13
     assert f1.p_value < 0.001 and f1.verdict == "equivalent"
     assert f1.changed[0] == Change(19, 0.5, 0.69) and f1.changed[-1].id == 1 and len(f1.changed) == 19
-    assert em.pairs == 21 and em.changed == () and em.p_value == 1 and em.difference == (0, 0, 0) and em.verdict == "equivalent"
+    assert (
+        em.pairs == 21
+        and em.changed == ()
+        and em.p_value == 1
+        and em.difference == (0, 0, 0)
+        and em.verdict == "equivalent"
+    )
     assert compare_runs(a, b, ["f1"], margins={"f1": 0.1}).differences[0].verdict == "different"
     assert compare_runs(a, b, ["f1"], test="bootstrap").differences[0].p_value < 0.01
     assert compare_runs(a, b, ["f1"]).differences[0].verdict is None
@@ -138,13 +148,13 @@ def test_differences_of_pairs(tmp_path):
 def test_runs_that_cannot_be_compared(tmp_path):
     a = read_run(write(tmp_path / "a", [sample("x", 1.0), sample("y", 1.0)]))
     other = read_run(write(tmp_path / "refs", [sample("x", 1.0), sample("y", 1.0, references=("s",))]))
-    with pytest.raises(DataError, match='1 sample has other references in .*refs than in .*a, first id "y"'):
+    with pytest.raises(DataError, match=r'1 sample has other references in .*refs than in .*a, first id "y"'):
         compare_runs(a, other)
     strange = read_run(write(tmp_path / "ids", [sample("z", 1.0)]))
     with pytest.raises(DataError, match="no sample in common"):
         compare_runs(a, strange)
-    with pytest.raises(ParameterError, match="--metric must be one of f1, em, got 'f2'; did you mean 'f1'"):
-        compare_runs(a, a, ["f2"])
+    with pytest.raises(ParameterError, match="--metric must be one of f1, em, got 'ef1'; did you mean 'f1'"):
+        compare_runs(a, a, ["ef1"])
     none = read_run(write(tmp_path / "none", [sample("x", None, em=None)]))
     with pytest.raises(DataError, match="no metric to compare: f1: no sample has a score in both; em: "):
         compare_runs(a, none)
@@ -155,7 +165,7 @@ def test_other_signatures_are_refused_by_name(tmp_path):
     found = compare_runs(a, b)
     assert [one.metric for one in found.differences] == ["em"]
     assert "was scored in different ways: f1|v1 in" in found.left_out["f1"]
-    with pytest.raises(DataError, match="f1 was scored in different ways: f1.v1 in .*a, f1.v2 in .*b"):
+    with pytest.raises(DataError, match=r"f1 was scored in different ways: f1.v1 in .*a, f1.v2 in .*b"):
         compare_runs(a, b, ["f1"])
     only = read_run(write(tmp_path / "only", [RunSample("x", "p", ("r",), {"f1": 1.0})]))
     assert compare_runs(a, only).left_out == {"em": f"is not scored in {tmp_path / 'only'}"}

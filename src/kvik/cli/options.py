@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from inspect import Parameter, Signature, cleandoc, signature
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -93,7 +93,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
             groups[name] = kind
             kinds = get_type_hints(kind, include_extras=True)
             parameters += [
-                Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
+                Parameter(f.name, Parameter.KEYWORD_ONLY, default=_default(f), annotation=kinds[f.name])
                 for f in fields(kind)
                 if f.name not in own
             ]
@@ -108,6 +108,11 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined] # typer reads it
     return call
+
+
+def _default(field: Field[Any]) -> Any:
+    """Of a field; one without is an option that must be given."""
+    return Parameter.empty if field.default is MISSING else field.default
 
 
 def complete_models(incomplete: str) -> list[str]:

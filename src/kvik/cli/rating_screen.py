@@ -46,7 +46,8 @@ def show_item(item: Item, first_is_a: bool, place: str, before: str | None) -> N
         for number, text in ((1, first), (2, second)):
             write(f"[{number}]\n")
             for line in wrapped(text, width - 2):
-                write(f"│ {line}\n")
+                write(f"│ {line}".rstrip() + "\n")
+            write("\n")
     if before is not None:
         write(f"(it was {before})\n")
 
@@ -58,6 +59,7 @@ def _beside(first: str, second: str, column: int) -> None:
     for left, right in zip_longest(wrapped(first, column - 3), wrapped(second, column - 3), fillvalue=None):
         shown = "" if left is None else f"│ {left}"
         write(f"{set_cell_size(shown, column)} {'' if right is None else f'│ {right}'}".rstrip() + "\n")
+    write("\n")
 
 
 def _right_to_left(text: str) -> bool:

@@ -16,8 +16,9 @@ from typing import Any, Literal, Self, cast, get_args
 import numpy as np
 
 from kvik.errors import DataError, ParameterError
+from kvik.evaluation.agreement import cohen_kappa, krippendorff_alpha, sign_test
 from kvik.evaluation.predictions import Id, Sample, SampleFile, pair
-from kvik.evaluation.statistics import LEVEL, Interval, bootstrap_mean, cohen_kappa, krippendorff_alpha, sign_test
+from kvik.evaluation.statistics import LEVEL, Interval, bootstrap_mean
 from kvik.files import storage_errors
 from kvik.jsonl import LineFile, read_entries, shown
 

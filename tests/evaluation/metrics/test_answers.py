@@ -6,13 +6,15 @@ import string
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvik.errors import ParameterError
 from kvik.evaluation.metrics.answers import exact_match, squad_normalize, token_f1
 
-WORD = st.sampled_from(["the", "The", "a", "an", "cat", "Cat.", "cat", "anthem", "U.S.", "-", "é", "e\u0301", "貓", "🐈", " ", "\n"])
+WORD = st.sampled_from(
+    ["the", "The", "a", "an", "cat", "Cat.", "cat", "anthem", "U.S.", "-", "é", "e\u0301", "貓", "🐈", " ", "\n"]
+)
 TEXT = st.lists(WORD, max_size=6).map(" ".join) | st.text(max_size=8)
 
 
@@ -44,6 +46,7 @@ def slow_references(several):
     return [one for one in several if slow_normalize(one)] or [""]
 
 
+@settings(deadline=None)
 @given(TEXT, st.lists(TEXT, min_size=1, max_size=3))
 def test_as_the_definition(prediction, several):
     wanted = slow_references(several)

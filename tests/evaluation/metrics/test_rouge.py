@@ -7,7 +7,7 @@ import sys
 from time import perf_counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvik.errors import ParameterError
@@ -15,7 +15,7 @@ from kvik.evaluation.metrics.rouge import KINDS, rouge, rouge2, rougeL, rougeLsu
 
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
 
-WORD = st.sampled_from(["a", "b", "B", "c", "running", "runs", "skies", "w1", "it's", "x-y", "naïve", "İ", "K", "貓", "🐈", "\n", "\n\n", " "])
+WORD = st.sampled_from(["a", "b", "B", "c", "running", "runs", "skies", "w1", "it's", "x-y", "naïve", "İ", "K", "貓", "🐈", "\n", "\n\n", " "])  # fmt: skip
 TEXT = st.lists(WORD, max_size=12).map(" ".join) | st.text(max_size=10)
 
 
@@ -29,6 +29,7 @@ def same(kind, prediction, several, stem, want):
     assert found.parts == {"precision": want.precision, "recall": want.recall}
 
 
+@settings(deadline=None)
 @given(TEXT, st.lists(TEXT, min_size=1, max_size=3), st.booleans())
 def test_as_rouge_score(prediction, several, stem):
     want = oracle(prediction, several, stem)

@@ -55,7 +55,9 @@ def token_f1(predictions: Sequence[str], references: References, *, normalize: N
     In [0, 1]; 0 without a common word. value: the mean. parts: precision and recall, means over the samples' best references.
     """
     ready = _prepared(predictions, references, normalize)
-    best = [max((_overlap(given.split(), one.split()) for one in wanted), key=lambda o: o.f1) for given, wanted in ready]
+    best = [
+        max((_overlap(given.split(), one.split()) for one in wanted), key=lambda o: o.f1) for given, wanted in ready
+    ]
     scores = tuple(one.f1 for one in best)
     parts = {"precision": [one.precision for one in best], "recall": [one.recall for one in best]}
     return MetricResult(

@@ -99,7 +99,7 @@ def _too_short(grams: Sequence[Sequence[Gram]], n: int) -> tuple[Unscored, ...]:
 class _Most(NamedTuple):
     """Of an n-gram: how often the text has it that has it most often, which text that is, and how often any other has it."""
 
-    count: int
+    most: int
     holder: int
     elsewhere: int
 
@@ -111,9 +111,10 @@ def _bleu_of_each(texts: Sequence[Sequence[str]]) -> list[float]:
     for i, orders in enumerate(counts):
         for gram, count in (item for grams in orders for item in grams.items()):
             best = most.get(gram, _Most(0, -1, 0))
-            most[gram] = (
-                _Most(count, i, best.count) if count > best.count else best._replace(elsewhere=max(count, best.elsewhere))
-            )
+            if count > best.most:
+                most[gram] = _Most(count, i, best.most)
+            else:
+                most[gram] = _Most(best.most, best.holder, max(count, best.elsewhere))
     nearest = _nearest([len(tokens) for tokens in texts])
     return [_bleu(i, len(tokens), nearest[i], counts[i], most) for i, tokens in enumerate(texts)]
 
@@ -125,7 +126,7 @@ def _bleu(text: int, length: int, nearest: int, counts: list[Counter[Gram]], mos
         matches = 0
         for gram, count in grams.items():
             best = most[gram]
-            matches += min(count, best.elsewhere if best.holder == text else best.count)
+            matches += min(count, best.elsewhere if best.holder == text else best.most)
         add = 1 if order else 0
         if matches + add == 0:
             return 0.0

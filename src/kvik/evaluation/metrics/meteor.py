@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from kvik.evaluation.metrics.result import MetricResult, References, Unscored, check_pairs, mean_of, signature
@@ -100,7 +101,7 @@ def _meteor(prediction: list[str], reference: list[str], define: _Definition) ->
         return _Score(0.0, 0.0, 0.0, 0.0)
     precision, recall = len(pairs) / len(prediction), len(pairs) / len(reference)
     mean = precision * recall / (define.alpha * precision + (1 - define.alpha) * recall)
-    chunks = 1 + sum((a + 1, b + 1) != after for (a, b), after in zip(pairs, pairs[1:], strict=False))
+    chunks = 1 + sum((a + 1, b + 1) != after for (a, b), after in pairwise(pairs))
     penalty = define.gamma * (chunks / len(pairs)) ** define.beta
     return _Score((1 - penalty) * mean, precision, recall, penalty)
 

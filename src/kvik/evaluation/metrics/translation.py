@@ -207,7 +207,7 @@ def _result(
 
 
 def _signature(metric: Any, pairs: Sequence[tuple[str, ...]]) -> str:
-    name = metric.sentence_score("", [""]).name  # sacrebleu signs what has scored something
+    name = metric.corpus_score([""], [[""]]).name  # sacrebleu signs what has scored something
     signature = metric.get_signature()
     numbers = {len(several) for several in pairs}
     signature.update("nrefs", numbers.pop() if len(numbers) == 1 else "var")
