@@ -188,7 +188,7 @@ def test_queries_with_the_same_rows_agree(shop, prediction, gold, score):
         ("SELECT 1 \0", "zero character"),
         ("SELECT '\ud800'", "Unicode"),
         ("SELECT length(randomblob(2000000000))", "too big"),
-        ("SELECT * FROM item a, item b, item c, item d, item e, item f, item g, item h", "more than 100000 rows"),
+        ("SELECT 1 FROM item a, item b, item c, item d, item e, item f, item g", "more than 100000 rows"),
         ("SELECT " + "(" * 5000 + "1" + ")" * 5000, "fails"),
         ("SELECT 1" + " " * 2_000_000, "longer than 1000000 bytes"),
         ("SELECT 'a' LIKE '" + "%a" * 2000 + "'", "LIKE"),

@@ -113,4 +113,5 @@ def _shares(weights: Sequence[float]) -> Floats:
     shares = np.array(weights, np.float64)
     if not shares.any():
         raise ParameterError("weights must not all be 0")
-    return shares / shares.sum()
+    shares /= shares.sum()
+    return shares
