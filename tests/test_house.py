@@ -32,6 +32,7 @@ EXTRAS = {
     "ops/torch_rounding.py": {"torch"},
     "engine/executors.py": {"torch"},
     "weights/fetch.py": {"huggingface_hub"},
+    "evaluation/metrics/code_bleu/trees.py": {"tree_sitter"},
     "evaluation/metrics/translation.py": {"sacrebleu"},
     "evaluation/metrics/words.py": {"nltk"},
     "cli/bench_plot.py": {"matplotlib"},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 
 import pytest
 
-from kvik.errors import DataError, ParameterError
+from kvik.cli.app import main
+from kvik.errors import DataError
 from kvik.evaluation.predictions import read_samples
 from kvik.evaluation.problems import ATTEMPTS, by_problem
 
@@ -53,3 +55,49 @@ def test_problems_stay_as_they_are(tmp_path):
 def test_bad_attempts_are_named(tmp_path, entry, words):
     with pytest.raises(DataError, match=words):
         problems(tmp_path / "p.jsonl", {"problem": "a", "passed": True}, entry)
+
+
+def test_the_command_counts_problems(tmp_path, capsys):
+    attempts = [{"problem": name, "passed": i < c} for name, c in (("a", 3), ("b", 0)) for i in range(10)]
+    file = lines(tmp_path / "p.jsonl", *attempts)
+    assert main(["eval", "score", "--metric", "pass_at_k", "--predictions", file, "--k", "1,10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    entry = found["metrics"]["pass_at_k"]
+    assert entry["value"] == pytest.approx(0.15) and entry["parts"] == pytest.approx({"pass@1": 0.15, "pass@10": 0.5})
+    assert found["samples"] == 2 and entry["low"] <= 0.15 <= entry["high"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "code", "words"),
+    [
+        (["--k", "11"], 2, "pass@11 needs 11 samples a problem, the most is 10"),
+        (["--k", "0"], 2, "k must be at least 1"),
+        (["--metric", "pass_at_k,code_bleu", "--language", "python"], 2, "score them apart"),
+    ],
+)
+def test_the_command_refuses(tmp_path, capsys, rest, code, words):
+    file = lines(tmp_path / "p.jsonl", *({"problem": "a", "passed": True, "prediction": "x"} for _ in range(10)))
+    metric = [] if "--metric" in rest else ["--metric", "pass_at_k"]
+    assert main(["eval", "score", "--predictions", file, *metric, *rest]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_the_command_asks_a_database(tmp_path, capsys):
+    database = tmp_path / "shop.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE t (x)")
+    connection.close()
+    queries = lines(
+        tmp_path / "q.jsonl",
+        {"id": "a", "prediction": "SELECT count(*) FROM t", "reference": "SELECT 0"},
+        {"id": "b", "prediction": "SELECT y FROM t", "reference": "SELECT 0"},
+        {"id": "c", "prediction": "SELECT 0", "reference": "SELECT y FROM t"},
+    )
+    run = tmp_path / "run"
+    arguments = ["--predictions", queries, "--database", str(database), "--output", str(run), "--json"]
+    assert main(["eval", "score", "--metric", "execution_accuracy", *arguments]) == 0
+    entry = json.loads(capsys.readouterr().out)["metrics"]["execution_accuracy"]
+    assert entry["value"] == 0.5 and [one["id"] for one in entry["unscored"]] == ["c"]
+    kept = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [one["scores"]["execution_accuracy"] for one in kept] == [1.0, 0.0, None]
+    assert "no such column: y" in kept[1]["reasons"]["execution_accuracy"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kvik.errors import DataError
 from kvik.evaluation.predictions import Id, Sample, SampleFile
 from kvik.jsonl import shown
@@ -34,7 +36,7 @@ def by_problem(samples: SampleFile) -> SampleFile:
     for problem, one in first.items():
         n, c = counts[problem]
         problems.append(Sample(problem, one.line, None, None, one.references, one.prompt, {"n": n, "c": c}, True))
-    return samples.pick(problems)
+    return replace(samples, samples=tuple(problems))
 
 
 def _attempt(sample: Sample) -> tuple[Id, bool]:

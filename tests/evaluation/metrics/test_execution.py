@@ -159,7 +159,11 @@ def judged(shop, prediction, *golds, **settings):
         ("SELECT name FROM item WHERE id = 6", "SELECT name FROM item WHERE id = 5", 0),
         ("SELECT 1 WHERE 0", "SELECT id, name FROM item WHERE 0", 1),
         ("-- all of them\nSELECT count(*) FROM item", "SELECT 6", 1),
-        ("WITH RECURSIVE t(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM t WHERE x < 3) SELECT max(x) FROM t", "SELECT 3", 1),
+        (
+            "WITH RECURSIVE t(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM t WHERE x < 3) SELECT max(x) FROM t",
+            "SELECT 3",
+            1,
+        ),
     ],
 )
 def test_queries_with_the_same_rows_agree(shop, prediction, gold, score):
@@ -184,7 +188,7 @@ def test_queries_with_the_same_rows_agree(shop, prediction, gold, score):
         ("SELECT 1 \0", "zero character"),
         ("SELECT '\ud800'", "Unicode"),
         ("SELECT length(randomblob(2000000000))", "too big"),
-        ("SELECT * FROM item a, item b, item c, item d, item e, item f, item g, item h", "more than 100000 rows"),
+        ("SELECT 1 FROM item a, item b, item c, item d, item e, item f, item g", "more than 100000 rows"),
         ("SELECT " + "(" * 5000 + "1" + ")" * 5000, "fails"),
         ("SELECT 1" + " " * 2_000_000, "longer than 1000000 bytes"),
         ("SELECT 'a' LIKE '" + "%a" * 2000 + "'", "LIKE"),
@@ -206,7 +210,9 @@ def test_a_query_without_end_is_stopped(shop):
 
 
 def test_a_reference_that_fails_leaves_the_sample_unscored_unless_another_agrees(shop):
-    result = execution_accuracy(["SELECT 1"] * 3, ["SELECT x", ["SELECT x", "SELECT 1"], ["SELECT x", "SELECT 2"]], database=shop)
+    result = execution_accuracy(
+        ["SELECT 1"] * 3, ["SELECT x", ["SELECT x", "SELECT 1"], ["SELECT x", "SELECT 2"]], database=shop
+    )
     assert result.per_sample == (None, 1.0, None) and result.value == 1.0
     assert [entry.index for entry in result.unscored] == [0, 2]
     assert "no such column: x" in result.unscored[0].reason
@@ -224,7 +230,7 @@ def test_a_database_a_sample(shop, tmp_path):
 
 
 def test_what_cannot_be_asked_is_refused(shop, tmp_path):
-    with pytest.raises(StorageError, match="nothing.db: there is no such file"):
+    with pytest.raises(StorageError, match=r"nothing\.db: there is no such file"):
         judged(tmp_path / "nothing.db", "SELECT 1", "SELECT 1")
     assert not (tmp_path / "nothing.db").exists()
     broken = tmp_path / "broken.db"

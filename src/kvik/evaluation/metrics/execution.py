@@ -65,7 +65,9 @@ def pass_rates(
     counts = _counts(len(predictions), n, c)
     largest, most = max(ks), max(n, default=0)
     if counts and largest > most:
-        raise ParameterError(f"k must be at most n: pass@{largest} needs {largest} samples a problem, the most is {most}")
+        raise ParameterError(
+            f"k must be at most n: pass@{largest} needs {largest} samples a problem, the most is {most}"
+        )
     unscored = tuple(
         Unscored(index, f"has {made} samples, pass@{largest} needs {largest}")
         for index, (made, _) in enumerate(counts)

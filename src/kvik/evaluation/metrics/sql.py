@@ -26,7 +26,10 @@ Row = tuple[Any, ...]
 
 MAX_SQL_BYTES = 1_000_000
 MAX_LIKE_PATTERN = 1_000
-STEPS_PER_CHECK = 10_000
+MAX_VALUE_BYTES = 250_000
+"""Of any value a query makes or reads. One call of a function like instr or trim takes the square of it, seconds, and cannot
+be stopped: time is looked at between steps of SQLite's machine."""
+STEPS_PER_CHECK = 200
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 OUTSIDE = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"}
 """Functions that reach beyond the database, in builds of SQLite that have them."""
@@ -34,7 +37,7 @@ OUTSIDE = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"}
 
 @dataclass(frozen=True)
 class QueryLimits:
-    """What one query may take: seconds of time, rows and bytes of its result (and of any one value on the way)."""
+    """What one query may take: seconds of time, rows and bytes of its result. Any one value has 250,000 bytes at most."""
 
     seconds: float = 10.0
     rows: int = 100_000
@@ -63,6 +66,7 @@ def open_database(path: Path) -> Iterator[sqlite3.Connection]:
         except sqlite3.Error as error:
             raise DataError(f"is no SQLite database that can be read: {error}", path=path) from None
         connection.text_factory = _text
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
         connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, MAX_SQL_BYTES)
         connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MAX_LIKE_PATTERN)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
@@ -74,7 +78,6 @@ def open_database(path: Path) -> Iterator[sqlite3.Connection]:
 
 def run_query(connection: sqlite3.Connection, query: str, limits: QueryLimits) -> list[Row]:
     """The rows of one statement. Raises QueryError where it fails, gives no rows, or takes more than the limits."""
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.bytes)
     end = time.monotonic() + limits.seconds
     connection.set_progress_handler(lambda: time.monotonic() > end, STEPS_PER_CHECK)
     try:

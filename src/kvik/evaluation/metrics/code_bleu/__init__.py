@@ -49,18 +49,19 @@ def code_bleu(
     implementation; per_sample is each sample alone. Of several references BLEU takes the best matches, the other components
     add all up: a prediction that is one of two different references has less than 1.
     Comments and docstrings count in n-grams only. Code that does not parse is scored on the tree that tree-sitter's error
-    recovery makes of it; the part `unparsable` is the share of such predictions. An empty prediction scores 0.
+    recovery makes of it; the part `unparsable` is the share of such predictions. An empty prediction scores 0. A text of
+    fewer than four tokens has no 4-grams, and so less than 1 in the first two components even beside itself.
 
     A component that does not exist is left out and the others weigh more: a reference may have no data flow (the authors'
     implementation puts 0; the package `codebleu` 1, also for a match of 0). Unscored are samples with a reference without
-    code, with more than 1,000,000 bytes, with a data flow of more than 5,000,000 steps, and those whose only weighted
+    code, with more than 100,000 bytes, with a data flow of more than 5,000,000 steps, and those whose only weighted
     component does not exist.
 
-    Agrees with the package `codebleu` on the same grammars, also where that differs from the paper: subtrees are not
-    clipped, one that the reference has twice and the prediction once counts twice. It differs on purpose where `codebleu`
-    depends on Python's random order of strings (sources merged in loops; here sorted), cuts tokens at wrong places (after
-    characters that are not ASCII), leaves out the body of a `for` with an `else`, drops a whole data flow (deep or broken
-    code), and where its removal of comments changes the code (a function of only a docstring) or fails (broken code).
+    Agrees with the package `codebleu`, also where that differs from the paper: subtrees are not clipped, one that the
+    reference has twice and the prediction once counts twice. It differs on purpose where `codebleu` depends on Python's
+    random order of strings (sources merged in loops; here sorted), cuts tokens at wrong places (after characters that are not
+    ASCII), leaves out the body of a `for` with an `else`, drops a whole data flow (deep code; text assigned to an attribute),
+    punishes predictions of one token in weighted_ngram, and in code that does not parse: comments are left out there too.
 
     Raises ParameterError for an unknown language (the nearest is named), weights out of range, tree-sitter not installed.
     """
@@ -112,4 +113,5 @@ def _shares(weights: Sequence[float]) -> Floats:
     shares = np.array(weights, np.float64)
     if not shares.any():
         raise ParameterError("weights must not all be 0")
-    return shares / shares.sum()
+    shares /= shares.sum()
+    return shares

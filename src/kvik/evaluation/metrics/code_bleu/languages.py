@@ -77,14 +77,24 @@ def _twice(flow: Flow, node: Node) -> Walk:
         yield from node.children
 
 
-_COMPREHENSIONS = ("list_comprehension", "set_comprehension", "dictionary_comprehension", "generator_expression", "ERROR")
+_COMPREHENSIONS = (
+    "list_comprehension",
+    "set_comprehension",
+    "dictionary_comprehension",
+    "generator_expression",
+    "ERROR",
+)
+
+_PYTHON_KEYWORDS = (
+    "False None True and as assert async await break case class continue def del elif else except finally for from "
+    "global if import in is lambda match nonlocal not or pass raise return try type while with yield"
+)
 
 PYTHON = Language(
-    keywords=frozenset(
-        "False None True and as assert async await break case class continue def del elif else except finally for from "
-        "global if import in is lambda match nonlocal not or pass raise return try type while with yield".split()
+    keywords=frozenset(_PYTHON_KEYWORDS.split()),
+    grammar=Grammar(
+        "tree-sitter-python", frozenset({"comment", "line_continuation"}), frozenset({"string"}), _is_docstring
     ),
-    grammar=Grammar("tree-sitter-python", frozenset({"comment"}), frozenset({"string"}), _is_docstring),
     rules={
         "default_parameter": define(),
         "assignment": _assignment,
@@ -130,13 +140,14 @@ def _for_each(flow: Flow, node: Node) -> Walk:
             yield body
 
 
+_JAVA_KEYWORDS = (
+    "abstract assert boolean break byte case catch char class const continue default do double else enum extends final "
+    "finally float for goto if implements import instanceof int interface long native new package private protected "
+    "public return short static strictfp super switch synchronized this throw throws transient try void volatile while"
+)
+
 JAVA = Language(
-    keywords=frozenset(
-        "abstract assert boolean break byte case catch char class const continue default do double else enum extends final "
-        "finally float for goto if implements import instanceof int interface long native new package private protected "
-        "public return short static strictfp super switch synchronized this throw throws transient try void volatile while"
-        .split()
-    ),
+    keywords=frozenset(_JAVA_KEYWORDS.split()),
     grammar=Grammar(
         "tree-sitter-java",
         frozenset({"line_comment", "block_comment", "comment"}),

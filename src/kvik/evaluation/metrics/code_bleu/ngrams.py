@@ -1,8 +1,10 @@
 """The two n-gram components of CodeBLEU: BLEU, and n-gram recall that weights keywords.
 
-A sample is counted once, as a row of numbers; rows are added over a corpus before anything is divided. Both take n = 1 to
-4 equally, multiply by BLEU's brevity penalty, and put 0.1 for a count of 0 (Chen and Cherry 2014, smoothing 1), as the
-implementation of CodeBLEU's authors does; without a common token they are 0.
+A sample is counted once, as a row of numbers; rows are added over a corpus before anything is divided. Both are geometric
+means over n = 1 to 4 and put 0.1 for a count of 0 (Chen and Cherry 2014, smoothing 1), as the implementation of CodeBLEU's
+authors does; without a common token they are 0. BLEU has its brevity penalty. Recall has none, since what is missing counts
+in it already; the paper has one, but the implementation takes it against a length of 2, so that it never bites where
+predictions have two tokens or more.
 """
 
 from __future__ import annotations
@@ -46,12 +48,14 @@ def count_ngrams(prediction: Tokens, references: Sequence[Tokens], keywords: Set
 
 def ngram_match(counts: Floats) -> Floats:
     """BLEU of added rows [R, 18]: [R] in [0, 1]."""
-    return _geometric(counts, counts[:, 2:6], counts[:, 6:10])
+    length, nearest = counts[:, 0], counts[:, 1]
+    brevity = np.exp(np.minimum(0, 1 - nearest / np.maximum(length, 1)))
+    return brevity * _geometric(counts[:, 2:6], counts[:, 6:10])
 
 
 def weighted_ngram_match(counts: Floats) -> Floats:
     """Weighted n-gram recall of added rows [R, 18]: [R] in [0, 1]."""
-    return _geometric(counts, counts[:, 10:14], counts[:, 14:18])
+    return _geometric(counts[:, 10:14], counts[:, 14:18])
 
 
 def _ngrams(tokens: Tokens, n: int) -> Counter[tuple[str, ...]]:
@@ -59,14 +63,9 @@ def _ngrams(tokens: Tokens, n: int) -> Counter[tuple[str, ...]]:
 
 
 def _weight(grams: Counter[tuple[str, ...]], keywords: Set[str]) -> float:
-    return sum(
-        count * (1.0 if len(gram) > 1 or gram[0] in keywords else OTHER_WEIGHT) for gram, count in grams.items()
-    )
+    return sum(count * (1.0 if len(gram) > 1 or gram[0] in keywords else OTHER_WEIGHT) for gram, count in grams.items())
 
 
-def _geometric(counts: Floats, matches: Floats, totals: Floats) -> Floats:
-    length, nearest = counts[:, 0], counts[:, 1]
-    precisions = np.where(matches == 0, SMALLEST, matches) / np.maximum(totals, 1)
-    brevity = np.exp(np.minimum(0, 1 - nearest / np.maximum(length, 1)))
-    mean: Floats = np.exp(np.log(precisions).mean(axis=1))
-    return np.where(matches[:, 0] == 0, 0.0, brevity * mean)
+def _geometric(matches: Floats, totals: Floats) -> Floats:
+    shares = np.where(matches == 0, SMALLEST, matches) / np.maximum(totals, 1)
+    return np.where(matches[:, 0] == 0, 0.0, np.exp(np.log(shares).mean(axis=1)))

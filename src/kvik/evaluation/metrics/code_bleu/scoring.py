@@ -21,7 +21,8 @@ TOKENS: tuple[Tokens, ...] = ("space", "syntax")
 
 COMPONENTS = ("ngram", "weighted_ngram", "syntax", "dataflow")
 COLUMNS = NGRAM_COLUMNS + 4
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
+"""Of one text. tree-sitter's time grows with the square of the length for some texts that are no code: a minute at most."""
 
 
 class Unscorable(Exception):
@@ -50,7 +51,9 @@ def count(prediction: str, references: Sequence[str], language: Language, tokens
         flows = [shared_flow(flow, data_flow(other, language.rules)) for other in others]
     except TooManySteps:
         raise Unscorable(f"its data flow takes more than {MAX_STEPS} steps") from None
-    words = [_tokens(text, source, tokens) for text, source in zip((prediction, *references), (own, *others), strict=True)]
+    words = [
+        _tokens(text, source, tokens) for text, source in zip((prediction, *references), (own, *others), strict=True)
+    ]
     row = count_ngrams(words[0], words[1:], language.keywords)
     # not clipped: a subtree counts as often as the reference has it
     row.append(sum(times for other in others for shape, times in other.shapes.items() if shape in own.shapes))
@@ -63,7 +66,7 @@ def count(prediction: str, references: Sequence[str], language: Language, tokens
 def components(counts: Floats) -> dict[str, Floats]:
     """The four components of added rows [R, COLUMNS]: each [R] in [0, 1], NaN where it does not exist."""
     syntax, dataflow = counts[:, NGRAM_COLUMNS : NGRAM_COLUMNS + 2], counts[:, NGRAM_COLUMNS + 2 :]
-    found = (ngram_match(counts), weighted_ngram_match(counts), _share(syntax), _share(dataflow))
+    found = (ngram_match(counts), weighted_ngram_match(counts), _ratio(*syntax.T), _ratio(*dataflow.T))
     return dict(zip(COMPONENTS, found, strict=True))
 
 
@@ -76,12 +79,14 @@ def score(weights: Floats, counts: Floats) -> Floats:
     there = weights * ~np.isnan(parts)
     total = there.sum(axis=1)
     weighted = (there * np.nan_to_num(parts)).sum(axis=1)
-    return np.divide(weighted, total, out=np.full(len(counts), np.nan), where=total > 0)
+    return _ratio(weighted, total)
 
 
-def _share(counts: Floats) -> Floats:
-    matches, total = counts[:, 0], counts[:, 1]
-    return np.divide(matches, total, out=np.full(len(counts), np.nan), where=total > 0)
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    """NaN where the whole is 0."""
+    ratio = np.full(len(whole), np.nan)
+    np.divide(part, whole, out=ratio, where=whole > 0)
+    return ratio
 
 
 def _tokens(text: str, source: Source, tokens: Tokens) -> list[str]:

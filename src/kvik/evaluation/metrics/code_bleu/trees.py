@@ -161,7 +161,7 @@ class _Builder:
         within = bool(self._stack) and self._stack[-1].in_string
         leaf, string = given.child_count == 0, node.kind in self._grammar.strings
         before = len(self.atoms)
-        if not within and (leaf or string):
+        if self._stack and not within and (leaf or string):
             node.text = self._data[given.start_byte : given.end_byte].decode("utf-8", "replace")
             node.token = before
             self.atoms.append(node)
