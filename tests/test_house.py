@@ -14,7 +14,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "kvik"
 FLOORS = [
     {"errors", "params"},
     {"_native", "files", "ops"},
-    {"text", "weights", "cache", "decoding"},
+    {"jsonl", "text", "weights", "cache", "decoding"},
     {"models", "planning"},
     {"engine", "speculation"},
     {"llm"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-# torch_ops and its readers are the extra `torch`; the hub is the extra `hub`, pictures are `plots`, the server is `serve`.
+# torch_ops and its readers are the extra `torch`; the hub is `hub`, pictures are `plots`, the server is `serve`, metrics are `eval`.
 BASE = {"numpy", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "click", "llguidance"}
 EXTRAS = {
     "ops/torch_cache.py": {"torch"},
@@ -32,6 +32,8 @@ EXTRAS = {
     "ops/torch_rounding.py": {"torch"},
     "engine/executors.py": {"torch"},
     "weights/fetch.py": {"huggingface_hub"},
+    "evaluation/metrics/translation.py": {"sacrebleu"},
+    "evaluation/metrics/words.py": {"nltk"},
     "cli/bench_plot.py": {"matplotlib"},
     "cli/compare_plot.py": {"matplotlib"},
     "cli/pictures.py": {"matplotlib"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvik.cli.answer import encode_prompt
+from kvik.cli.compare_runs import runs
 from kvik.cli.input import argument_text
 from kvik.cli.machine import cores, processor
 from kvik.cli.options import EngineOptions, Json, ModelOptions, Plain, System, add_group, add_verb
@@ -31,10 +32,11 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
     group = add_group(app, "compare", compare)
     add_verb(group, "decoding", decoding)
+    add_verb(group, "runs", runs)
 
 
 def compare() -> None:
-    """Measure settings side by side on the model in hand."""
+    """Side by side: settings on the model in hand, or two runs that were scored."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvik.cli.eval_rate import rate
+from kvik.cli.eval_score import score
 from kvik.cli.input import read_text
 from kvik.cli.options import EngineOptions, Json, ModelOptions, add_group, add_verb
 from kvik.cli.output import print_json, print_table, quoted, write
@@ -24,10 +26,12 @@ def register(app: typer.Typer) -> None:
     """Add the verbs."""
     group = add_group(app, "eval", _group)
     add_verb(group, "logprobs", logprobs)
+    add_verb(group, "score", score)
+    add_verb(group, "rate", rate)
 
 
 def _group() -> None:
-    """Measure what a model thinks of given text."""
+    """Measure: what a model thinks of given text, how good predictions are, what people prefer."""
 
 
 def logprobs(

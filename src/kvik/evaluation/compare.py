@@ -12,7 +12,7 @@ from statistics import fmean, median
 from time import perf_counter
 from typing import NamedTuple
 
-from kvik.evaluation.metrics import determinism, distinct_n, repetition_rate, self_bleu, words
+from kvik.evaluation.metrics import determinism, distinct_n, repetition, self_bleu
 from kvik.evaluation.model import Generator
 from kvik.params import AnyParams, SamplingParams
 
@@ -99,14 +99,13 @@ def _run(model: Generator, prompt: Sequence[int], params: AnyParams, seed: int) 
 def measure(name: str, params: AnyParams, warm: Run, runs: Sequence[Run]) -> Measured:
     """Figures of a strategy's runs. warm: one with the seed of the first of them."""
     rates = [len(run.token_ids) / run.seconds for run in runs]
-    texts = [words(run.text) for run in runs]
+    texts = [run.text for run in runs]
     tokens = sum(len(run.token_ids) for run in runs)
-    repeated = [rate for text in texts if (rate := repetition_rate(text, REPETITION_ORDER)) is not None]
     return Measured(
         name, params, median(rates), min(rates), max(rates), fmean(len(run.token_ids) for run in runs),
-        distinct_n(texts, 1), distinct_n(texts, 2), self_bleu(texts),
-        fmean(repeated) if repeated else None,
+        distinct_n(texts, n=1).value, distinct_n(texts, n=2).value, self_bleu(texts).value,
+        repetition(texts, n=REPETITION_ORDER).value,
         sum(run.logprob for run in runs) / tokens if tokens else None,
         determinism([run.token_ids for run in runs]), warm.token_ids == runs[0].token_ids,
-        tuple(run.text for run in runs),
+        tuple(texts),
     )  # fmt: skip

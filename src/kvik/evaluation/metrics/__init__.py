@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-from kvik.evaluation.metrics.diversity import distinct_n, repetition_rate, self_bleu, words
+from kvik.evaluation.metrics.diversity import distinct_n, repetition, self_bleu
 from kvik.evaluation.metrics.result import MetricResult, Sums, Unscored, check_pairs
 from kvik.evaluation.metrics.sameness import determinism, mean_logprob
+from kvik.evaluation.metrics.words import words
 
 __all__ = [
     "GROUPS",
@@ -25,7 +26,7 @@ __all__ = [
     "determinism",
     "distinct_n",
     "mean_logprob",
-    "repetition_rate",
+    "repetition",
     "self_bleu",
     "words",
 ]
@@ -47,6 +48,7 @@ class Metric:
         needs_references: whether it compares with references at all.
         extra: the package it needs, as pip names it.
         pooled: how its value comes of the samples.
+        by_sample: settings that a file of predictions may have one of for each sample; then they are given as a list.
     """
 
     place: str
@@ -57,6 +59,7 @@ class Metric:
     needs_references: bool = True
     extra: str | None = None
     pooled: Pooled = "mean"
+    by_sample: tuple[str, ...] = ()
 
     @property
     def function(self) -> Callable[..., MetricResult]:
@@ -83,7 +86,7 @@ METRICS: dict[str, Metric] = {
     "execution_accuracy": Metric("execution:execution_accuracy", "the program's result is the reference's"),
     "code_bleu": Metric("code_bleu:code_bleu", "n-grams, syntax and data flow in common", extra="tree-sitter", pooled="sums"),
     "distinct_n": Metric("diversity:distinct_n", "different n-grams among all", needs_references=False, pooled="set"),
-    "self_bleu": Metric("diversity:self_bleu", "how alike the predictions are", higher_is_better=None, needs_references=False, pooled="set"),
+    "self_bleu": Metric("diversity:self_bleu", "how alike the predictions are", higher_is_better=None, needs_references=False, pooled="set", by_sample=("group",)),
     "repetition": Metric("diversity:repetition", "n-grams a prediction had before", higher_is_better=False, needs_references=False),
 }  # fmt: skip
 

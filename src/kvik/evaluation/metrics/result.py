@@ -10,9 +10,19 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik import __version__
 from kvik.errors import ParameterError
 
-__all__ = ["MetricResult", "References", "Sums", "Unscored", "check_pairs", "check_texts", "mean_of"]
+__all__ = [
+    "MetricResult",
+    "References",
+    "Sums",
+    "Unscored",
+    "check_pairs",
+    "check_texts",
+    "mean_of",
+    "signature",
+]
 
 Floats = NDArray[np.float64]
 References = Sequence[str | Sequence[str]]
@@ -64,6 +74,12 @@ def mean_of(per_sample: Sequence[float | None]) -> float | None:
     """The mean of the scores that are there; None where there is none."""
     there = [score for score in per_sample if score is not None]
     return math.fsum(there) / len(there) if there else None
+
+
+def signature(name: str, **settings: object) -> str:
+    """Name, settings and version of a metric of our own, as sacrebleu writes them: name|key:value|…|version:kvik-…."""
+    told = {key: ("no", "yes")[value] if isinstance(value, bool) else value for key, value in settings.items()}
+    return "|".join([name, *(f"{key}:{value}" for key, value in told.items()), f"version:kvik-{__version__}"])
 
 
 def check_texts(predictions: Sequence[str]) -> list[str]:

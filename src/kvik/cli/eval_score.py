@@ -1,0 +1,263 @@
+"""`kvik eval score`: metrics of predictions, each with its interval."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvik.cli.metric_settings import given_settings, settings_by_metric
+from kvik.cli.options import Json
+from kvik.cli.output import note, plain, print_json, print_table, write
+from kvik.errors import ParameterError
+from kvik.params import MAX_SEED
+
+if TYPE_CHECKING:
+    from kvik.evaluation.metrics import Metric
+    from kvik.evaluation.predictions import SampleFile
+    from kvik.evaluation.scoring import Scored
+    from kvik.evaluation.statistics import Interval
+
+__all__ = ["ScoreOptions", "figure", "interval_text", "score"]
+
+SETTINGS_PANEL = "Settings of metrics"
+_IDS_NAMED = 5  # of samples that were not scored for one reason
+
+
+def _setting(name: str, metavar: str, help: str) -> Any:
+    return typer.Option(f"--{name}", metavar=metavar, show_default=False, help=help, rich_help_panel=SETTINGS_PANEL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What is scored, and how sure the figures are to be."""
+
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="NAMES", show_default=False, help="Metrics, separated by commas.")
+    ]
+    predictions: Annotated[
+        str,
+        typer.Option(
+            "--predictions", metavar="FILE", show_default=False,
+            help='JSON lines with "prediction" or "text": results of kvik run --batch are such.',
+        ),
+    ]  # fmt: skip
+    references: Annotated[
+        str | None,
+        typer.Option(
+            "--references", metavar="FILE", show_default=False,
+            help='JSON lines with "reference" or "references"; not needed where the predictions have them.',
+        ),
+    ] = None  # fmt: skip
+    output: Annotated[
+        str | None,
+        typer.Option("--output", metavar="DIR", show_default=False, help="Keep it: a run's folder, for kvik compare runs."),
+    ] = None
+    per_sample: Annotated[bool, typer.Option("--per-sample", help="Also the scores of each sample.")] = False
+    level: Annotated[float, typer.Option("--level", metavar="P", help="Of the intervals, between 0 and 1.")] = 0.95
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the draws the intervals are made of.")] = 0
+    setting: Annotated[
+        list[str] | None,
+        _setting("setting", "NAME=VALUE", "For the metrics that take it; METRIC.NAME=VALUE for one. May be repeated."),
+    ] = None
+    language: Annotated[str | None, _setting("language", "NAME", "Of code, like python.")] = None
+    k: Annotated[str | None, _setting("k", "K,K…", "Of pass_at_k.")] = None
+    wordnet: Annotated[str | None, _setting("wordnet", "DIR", "The synonyms that meteor may use.")] = None
+    encoder: Annotated[str | None, _setting("encoder", "DIR", "The model that bertscore looks through.")] = None
+    database: Annotated[str | None, _setting("database", "FILE", "What execution_accuracy asks.")] = None
+
+    def check(self) -> None:
+        """Raise ParameterError naming the option and its range."""
+        if not 0 < self.level < 1:
+            raise ParameterError(f"--level must be between 0 and 1, got {self.level}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ParameterError(f"--seed must be in [0, {MAX_SEED}], got {self.seed}")
+
+    def settings(self, metrics: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """Of each metric. Raises ParameterError for what none of them takes."""
+        own = {name: getattr(self, name) for name in ("language", "k", "wordnet", "encoder", "database")}
+        return settings_by_metric(metrics, given_settings(self.setting or (), own))
+
+
+def score(options: ScoreOptions, json: Json = False) -> None:
+    """Score predictions: each metric's value, with an interval by drawing the samples anew.
+
+    Answers: exact_match, token_f1. Translation: bleu, chrf, ter, meteor. Summaries: rouge (rouge1, rouge2, rougeL,
+    rougeLsum), bertscore. Code: pass_at_k, execution_accuracy, code_bleu. Without references: distinct_n, self_bleu,
+    repetition.
+
+    Lines of predictions and references belong together by "id" where both files have ids, else by order. A sample that
+    cannot be scored counts in no figure, and is named with the reason.
+
+    \b
+    Examples:
+      kvik eval score --metric rouge,bertscore --predictions P.jsonl --references R.jsonl
+      kvik eval score --metric bleu --setting lowercase=on --predictions P.jsonl --references R.jsonl --output runs/a
+      kvik eval score --metric distinct_n,repetition --predictions P.jsonl --json
+    """
+    from kvik.evaluation.runs import RunWriter
+    from kvik.evaluation.scoring import metric_names, score_samples
+
+    options.check()
+    named = [name for name in map(str.strip, options.metric.split(",")) if name]
+    if not named:
+        raise ParameterError("--metric names none")
+    metrics = metric_names("--metric", named)
+    settings = options.settings(metrics)
+    if options.output is not None:
+        RunWriter.check(Path(options.output))
+    samples, references = _read(options, metrics)
+    found = []
+    for name in metrics:
+        if sys.stderr.isatty():
+            note(f"{name}: {len(samples.samples)} samples", dim=True)
+        found.append(score_samples(name, samples, settings[name], level=options.level, seed=options.seed))
+    report = _report(options, found, samples, references)
+    if options.output is not None:
+        _keep(Path(options.output), options, settings, found, samples, report)
+    if json:
+        print_json(report)
+    else:
+        _show(options, found, samples, references)
+
+
+def _read(options: ScoreOptions, metrics: tuple[str, ...]) -> tuple[SampleFile, SampleFile | None]:
+    """The predictions with their references, and the file those are of where it is another."""
+    from kvik.evaluation.metrics import METRICS
+    from kvik.evaluation.predictions import REFERENCE, read_samples, with_references
+
+    samples = read_samples(options.predictions)
+    several = [sample for sample in samples.samples if len(sample.fields.get("choices") or ()) > 1]
+    if several:
+        note(f"{len(several)} lines have several answers: the first of each is scored")
+    if options.references is None:
+        wanting = [name for name in metrics if METRICS[name].needs_references]
+        if wanting and all(sample.references is None for sample in samples.samples):
+            raise ParameterError(f"{wanting[0]} compares with references: name their file with --references")
+        return samples, None
+    references = read_samples(options.references, REFERENCE)
+    return with_references(samples, references), references
+
+
+def _report(
+    options: ScoreOptions, found: list[Scored], samples: SampleFile, references: SampleFile | None
+) -> dict[str, Any]:
+    from kvik.evaluation.metrics import METRICS
+    from kvik.evaluation.statistics import RESAMPLES
+
+    ids = [sample.id for sample in samples.samples]
+    report: dict[str, Any] = {
+        "metrics": {one.metric: _entry(METRICS[one.metric], one, ids) for one in found},
+        "samples": len(ids),
+        "settings": {"level": options.level, "seed": options.seed, "resamples": RESAMPLES, "resampled": "samples"},
+        "inputs": _inputs(samples, references),
+    }
+    if options.per_sample:
+        report["per_sample"] = [
+            {"id": id, "scores": {one.metric: one.result.per_sample[i] for one in found}} for i, id in enumerate(ids)
+        ]
+    return report
+
+
+def _inputs(samples: SampleFile, references: SampleFile | None) -> dict[str, dict[str, str]]:
+    files = {"predictions": samples} | ({} if references is None else {"references": references})
+    return {role: {"name": file.name, "sha256": file.sha256} for role, file in files.items()}
+
+
+def _entry(metric: Metric, one: Scored, ids: list[Any]) -> dict[str, Any]:
+    result, interval = one.result, one.interval
+    return {
+        "value": result.value,
+        "low": None if interval is None else interval.low,
+        "high": None if interval is None else interval.high,
+        "no_interval": one.no_interval,
+        "scored": len(ids) - len(result.unscored),
+        "unscored": [{"id": ids[left.index], "reason": left.reason} for left in result.unscored],
+        "parts": dict(result.parts),
+        "range": [metric.low, metric.high],
+        "higher_is_better": metric.higher_is_better,
+        "signature": result.signature,
+    }
+
+
+def _keep(
+    folder: Path, options: ScoreOptions, settings: dict[str, dict[str, Any]], found: list[Scored], samples: SampleFile,
+    report: dict[str, Any],
+) -> None:  # fmt: skip
+    from kvik.evaluation.runs import REPORT, Manifest, RunSample, RunWriter
+    from kvik.files import atomic_write
+
+    reasons: dict[int, dict[str, str]] = {}
+    for one in found:
+        for left in one.result.unscored:
+            reasons.setdefault(left.index, {})[one.metric] = left.reason
+    manifest = Manifest(
+        {one.metric: one.result.signature for one in found},
+        {**report["settings"], "metrics": plain(settings)},
+        report["inputs"],
+    )
+    with RunWriter(folder, manifest) as run:
+        for i, sample in enumerate(samples.samples):
+            scores = {one.metric: one.result.per_sample[i] for one in found}
+            run.write(RunSample(sample.id, sample.prediction, sample.references, scores, reasons.get(i, {})))
+    with atomic_write(folder / REPORT) as file:
+        text = json_module.dumps(plain(report), ensure_ascii=False, allow_nan=False, indent=2)
+        file.write(text.encode() + b"\n")
+
+
+def figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def interval_text(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+
+
+def _show(options: ScoreOptions, found: list[Scored], samples: SampleFile, references: SampleFile | None) -> None:
+    from kvik.evaluation.metrics import METRICS
+    from kvik.evaluation.statistics import RESAMPLES
+
+    total = len(samples.samples)
+    if options.per_sample:
+        head = ["id", *(one.metric for one in found)]
+        rows = [
+            [str(sample.id), *(figure(one.result.per_sample[i]) for one in found)]
+            for i, sample in enumerate(samples.samples)
+        ]
+        print_table([head, *rows], "<" + ">" * len(found))
+        write("\n")
+    rows = [
+        [one.metric, figure(one.result.value), interval_text(one.interval), str(total - len(one.result.unscored)),
+         _range(METRICS[one.metric])]
+        for one in found
+    ]  # fmt: skip
+    print_table([["metric", "value", f"{100 * options.level:g} % interval", "scored", "range"], *rows], "<><><")
+    beside = "" if references is None else f" beside {references.name}"
+    write(f"\n{total} samples of {samples.name}{beside}; ")
+    write(f"intervals by drawing the samples anew, {RESAMPLES} times, seed {options.seed}.\n")
+    for one in found:
+        _show_more(one, samples)
+
+
+def _range(metric: Metric) -> str:
+    high = "up" if metric.high is None else f"to {metric.high:g}"
+    return f"{metric.low:g} {high}" + ("" if metric.higher_is_better is not False else ", lower is better")
+
+
+def _show_more(one: Scored, samples: SampleFile) -> None:
+    """What stands below the table of one metric: what was left out and why, its parts, how to repeat it."""
+    reasons: dict[str, list[str]] = {}
+    for left in one.result.unscored:
+        reasons.setdefault(left.reason, []).append(str(samples.samples[left.index].id))
+    for reason, ids in reasons.items():
+        named = ", ".join(ids[:_IDS_NAMED]) + (", …" if len(ids) > _IDS_NAMED else "")
+        write(f"{one.metric}: {len(ids)} not scored, {reason} (id {named})\n")
+    if one.no_interval is not None and one.result.value is not None:
+        write(f"{one.metric}: no interval, {one.no_interval}\n")
+    if one.result.parts:
+        write(f"{one.metric}: " + ", ".join(f"{name} {figure(value)}" for name, value in one.result.parts.items()) + "\n")
+    write(f"{one.metric}: {one.result.signature}\n")
