@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from server.conftest import MODEL, Served
+from server.conftest import Served
 
 from kvik import AsyncLLM, BeamParams, ParameterError, SamplingParams
 from kvik.evaluation.endpoint import Endpoint
@@ -14,16 +14,16 @@ from kvik.evaluation.endpoint import Endpoint
 TEXTS = ["Once upon a time there was a small machine.", "Grüße aus 東京, 😀!", "def f(x):\n    return x + 1\n" * 8]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def endpoint(served: Served) -> Iterator[Endpoint]:
-    with Endpoint(served.url) as made:
+    with Endpoint(served.url, timeout=30, retries=0) as made:
         yield made
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["its tokenizer", "ours"])
 def test_logprobs_and_tokens_are_the_local_models(served: Served, llm: AsyncLLM, own: bool) -> None:
     local = llm.llm
-    with Endpoint(served.url + "/v1", MODEL, tokenizer=local.tokenizer if own else None) as endpoint:
+    with Endpoint(served.url + "/v1", tokenizer=local.tokenizer if own else None) as endpoint:
         ids = [endpoint.tokenizer.encode(text) for text in TEXTS]
         assert ids == [local.tokenizer.encode(text) for text in TEXTS]
         for many in (TEXTS, ids):
@@ -45,7 +45,7 @@ def test_answers_are_the_local_models(endpoint: Endpoint, llm: AsyncLLM) -> None
     local = llm.llm
     sampling = SamplingParams(n=2, max_tokens=8, seed=5, top_k=40, typical_p=0.9, stop=("zzz",), logprobs=2)
     beams = BeamParams(num_beams=3, num_return_sequences=2, max_tokens=5)
-    ends = SamplingParams(temperature=0, stop=(".",))  # to the end of the context
+    ends = SamplingParams(temperature=0, max_tokens=9, min_tokens=2, stop=("e",), ignore_eos=True)
     for params in (sampling, beams, ends):
         (found,), (right,) = endpoint.generate(TEXTS[0][:30], params), local.generate(TEXTS[0][:30], params)
         for one, other in zip(found.choices, right.choices, strict=True):

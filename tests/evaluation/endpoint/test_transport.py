@@ -263,7 +263,7 @@ def test_the_first_failure_cuts_off_the_others() -> None:
         (None, "url must be a string"), ("localhost:8000", "must be as http://"), ("ftp://a", "must be as http://"),
         ("http://", "must be as http://"), ("http://a b", "must be as http://"), ("http://[::1", "url is none"),
         ("http://a:99999", "url is none"), ("http://ä", "must be as http://"), ("http://a/v1?key=1", "no query"),
-        ("http://a\r\nX: y", "must be as http://"),
+        ("http://a\r\nX: y", "url is none"), ("http://a/\r\nX", "must be as http://"),
     ],
 )  # fmt: skip
 def test_bad_urls(url: str, said: str) -> None:
