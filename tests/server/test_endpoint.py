@@ -60,12 +60,20 @@ def test_answers_are_the_local_models(endpoint: Endpoint, llm: AsyncLLM) -> None
 
 
 def test_the_servers_refusals_are_told(endpoint: Endpoint, start: Callable[..., Served]) -> None:
-    with pytest.raises(ParameterError, match=r"/v1/completions: status 400: prompt has 8193 tokens; the model's context"):
+    with pytest.raises(
+        ParameterError, match=r"/v1/completions: status 400: prompt has 8193 tokens; the model's context"
+    ):
         endpoint.score([[1] * 8193])
-    with Endpoint(endpoint.url, "gpt-9") as other, pytest.raises(ParameterError, match="status 404: no model 'gpt-9' here"):
+    with (
+        Endpoint(endpoint.url, "gpt-9") as other,
+        pytest.raises(ParameterError, match="status 404: no model 'gpt-9' here"),
+    ):
         other.score([[1, 2]])
     locked = start("--api-key", "sk-right")
-    with Endpoint(locked.url, api_key="sk-wrong") as shut, pytest.raises(ParameterError, match="status 401: .*API key"):
+    with (
+        Endpoint(locked.url, api_key="sk-wrong") as shut,
+        pytest.raises(ParameterError, match=r"status 401: .*API key"),
+    ):
         shut.score([[1, 2]])
     with Endpoint(locked.url, api_key="sk-right") as opened:
         assert opened.score([[1, 2]])[0].logprobs.shape == (1,)

@@ -31,8 +31,12 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EncoderEntry:
             archive.writestr(f"kvik_small/model/{name}", data)
         archive.writestr("kvik_small/__init__.py", "raise SystemExit('a wheel is never run')\n")
         info = "kvik_small-1.0.dist-info"
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: kvik-small\nVersion: 1.0\nRequires-Dist: no-such\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: kvik-small\nVersion: 1.0\nRequires-Dist: no-such\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
     raw = wheel.read_bytes()
     return EncoderEntry(
@@ -60,7 +64,7 @@ def test_another_wheel_or_none(entry: EncoderEntry, tmp_path: Path) -> None:
     root = tmp_path / "store"
     with pytest.raises(DataError, match="nothing was kept"):
         encoder_folder(replace(entry, wheel_sha256="0" * 64), root)
-    with pytest.raises(StorageError, match="cannot fetch kvik-small==2.0: .*or give encoder=, the folder of another"):
+    with pytest.raises(StorageError, match=r"cannot fetch kvik-small==2.0: .*or give encoder=, the folder of another"):
         encoder_folder(replace(entry, version="2.0"), root)
     assert not (root / "encoders").exists()
 
@@ -81,5 +85,9 @@ def test_an_installed_package_is_used_if_its_files_are_the_ones(
 
 
 def test_minilm_is_what_it_says() -> None:
-    assert {file.member.rpartition("/")[2] for file in MINILM.files} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {file.member.rpartition("/")[2] for file in MINILM.files} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
     assert MINILM.licence == "Apache-2.0" and "MiniLM" in MINILM.name

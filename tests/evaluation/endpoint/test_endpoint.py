@@ -20,9 +20,11 @@ Changed = Callable[[Call], Reply | None]
 @contextmanager
 def endpoint(changed: Changed = lambda call: None, **settings: Any) -> Iterator[tuple[Endpoint, FakeServer]]:
     """An endpoint of a good server, but for what `changed` answers."""
-    with serving(lambda call: changed(call) or well(call)) as server:
-        with Endpoint(server.url, sleep=lambda seconds: None, **settings) as made:
-            yield made, server
+    with (
+        serving(lambda call: changed(call) or well(call)) as server,
+        Endpoint(server.url, sleep=lambda seconds: None, **settings) as made,
+    ):
+        yield made, server
 
 
 def fails(kind: type[KvikError], message: str, act: Callable[[], object]) -> None:
@@ -134,7 +136,10 @@ class ByteTokens:
     ],
 )
 def test_an_echo_of_other_tokens_is_refused(table: dict[str, Any], said: str) -> None:
-    with endpoint(lambda c: Reply(body=echo(c.body, **table)) if echoes(c) else None, tokenizer=ByteTokens()) as (model, _):
+    with endpoint(lambda c: Reply(body=echo(c.body, **table)) if echoes(c) else None, tokenizer=ByteTokens()) as (
+        model,
+        _,
+    ):
         fails(DataError, "/v1/completions: .*" + said, lambda: model.score([[97, 98]]))
 
 
@@ -163,7 +168,10 @@ def test_a_server_that_puts_tokens_in_front_is_found_out() -> None:
 
 def test_names_may_differ_in_spaces_and_broken_characters() -> None:
     table = {"tokens": ["", " b ", "\ufffd", "token_id:200"]}
-    with endpoint(lambda c: Reply(body=echo(c.body, **table)) if echoes(c) else None, tokenizer=ByteTokens()) as (model, _):
+    with endpoint(lambda c: Reply(body=echo(c.body, **table)) if echoes(c) else None, tokenizer=ByteTokens()) as (
+        model,
+        _,
+    ):
         assert model.score([[97, 98, 0xC3, 200]])[0].logprobs.tolist() == expected([97, 98, 0xC3, 200])
 
 
@@ -172,7 +180,11 @@ def test_what_an_endpoint_cannot_give_is_refused_by_name() -> None:
         (found,) = model.score([[1, 2]])
         asked = len(server.calls)
         for name in ("logits", "logsumexp", "top"):
-            fails(ParameterError, f"^{name}: a server tells single log-probabilities only", lambda n=name: getattr(found, n))
+            fails(
+                ParameterError,
+                f"^{name}: a server tells single log-probabilities only",
+                lambda n=name: getattr(found, n),
+            )
         fails(ParameterError, "^score_rows: ", lambda: model.score_rows([1, 2]))
         fails(ParameterError, "^reduce=False: ", lambda: model.score([[1, 2]], reduce=False))
         fails(ParameterError, "^top: a server tells its best tokens by text", lambda: model.score([[1, 2]], top=5))
@@ -229,7 +241,11 @@ def test_answers() -> None:
         assert "max_tokens" not in server.calls[-1].body and server.calls[-1].body["logprobs"] is True
         fails(ParameterError, "nothing of the context is left", lambda: model.generate([[65] * 512]))
         fails(ParameterError, "params has 2 entries for 1 prompts", lambda: model.generate("a", [SamplingParams()] * 2))
-        fails(ParameterError, "prompt has a lone surrogate", lambda: model.generate("\ud800", SamplingParams(max_tokens=1)))
+        fails(
+            ParameterError,
+            "prompt has a lone surrogate",
+            lambda: model.generate("\ud800", SamplingParams(max_tokens=1)),
+        )
 
 
 def test_samples_with_their_tokens() -> None:
@@ -237,7 +253,9 @@ def test_samples_with_their_tokens() -> None:
     listed = [{"index": i, "text": t, "token_ids": [1, i], "logprobs": table} for i, t in ((1, "second"), (0, "first"))]
 
     def changed(call: Call) -> Reply | None:
-        return Reply(body={"choices": listed, "usage": {"prompt_tokens": 1}}) if call.path == "/v1/completions" else None
+        return (
+            Reply(body={"choices": listed, "usage": {"prompt_tokens": 1}}) if call.path == "/v1/completions" else None
+        )
 
     with endpoint(changed) as (model, _):
         (found,) = model.generate("x", SamplingParams(n=2, max_tokens=2, logprobs=1))
@@ -249,7 +267,9 @@ def test_samples_with_their_tokens() -> None:
         table["token_logprobs"] = [-0.5]
         fails(DataError, "logprobs is malformed", lambda: model.generate("x", SamplingParams(n=2, max_tokens=2)))
         listed[0]["index"] = 0
-        fails(DataError, "index does not run from 0 to 1", lambda: model.generate("x", SamplingParams(n=2, max_tokens=2)))
+        fails(
+            DataError, "index does not run from 0 to 1", lambda: model.generate("x", SamplingParams(n=2, max_tokens=2))
+        )
 
 
 @pytest.mark.parametrize("owner", ["vllm", "somebody"])
@@ -279,7 +299,6 @@ def pieces_of(text: str) -> list[bytes]:
     """Two bytes a token, so that characters are split."""
     data = text.encode()
     return [data[i : i + 2] for i in range(0, len(data), 2)]
-
 
 
 @pytest.mark.parametrize("shape", ["kvik", "vllm byte-level", "llama-server"])
@@ -312,7 +331,11 @@ def test_the_servers_tokenizer(shape: str) -> None:
             return tokenize(call.body)
         if call.path == "/v1/completions":
             answer = echo(call.body)
-            names = ["bytes:" + "".join(f"\\x{byte:02x}" for byte in vocabulary[t]) for t in call.body["prompt"] if t < len(vocabulary)]
+            names = [
+                "bytes:" + "".join(f"\\x{byte:02x}" for byte in vocabulary[t])
+                for t in call.body["prompt"]
+                if t < len(vocabulary)
+            ]
             answer["choices"][0]["logprobs"]["tokens"][: len(names)] = names
             return Reply(body=answer)
         return None
@@ -335,7 +358,13 @@ def test_a_tokenizer_that_puts_a_space_in_front() -> None:
             return None
         pieces = [p for p in ("\u2581" + call.body["prompt"].replace(" ", "\u2581")) if p != "\n"]
         names = [*["<s>"] * call.body["add_special_tokens"], *pieces] + ["<0x0A>"] * call.body["prompt"].count("\n")
-        return Reply(body={"count": 1, "tokens": [1 if n == "<s>" else ord(n[-2]) if len(n) > 1 else ord(n) for n in names], "token_strs": names})
+        return Reply(
+            body={
+                "count": 1,
+                "tokens": [1 if n == "<s>" else ord(n[-2]) if len(n) > 1 else ord(n) for n in names],
+                "token_strs": names,
+            }
+        )
 
     with endpoint(changed) as (model, _):
         tokens = model.tokenizer
@@ -350,13 +379,21 @@ def test_tokens_that_cannot_be_asked_for() -> None:
         return Reply(404, {"detail": "Not Found"}) if call.path == "/tokenize" else None
 
     def odd(call: Call) -> Reply | None:
-        return Reply(body={"count": 1, "tokens": [call.body["add_special_tokens"] * 1 + 7]}) if call.path == "/tokenize" else None
+        return (
+            Reply(body={"count": 1, "tokens": [call.body["add_special_tokens"] * 1 + 7]})
+            if call.path == "/tokenize"
+            else None
+        )
 
     def broken(call: Call) -> Reply | None:
         return Reply(body={"count": 1, "tokens": [1, "2"]}) if call.path == "/tokenize" else None
 
     with endpoint(none) as (model, _):
-        fails(ParameterError, "/tokenize: status 404: Not Found; its tokens cannot be asked for: give tokenizer=", lambda: model.score("a"))
+        fails(
+            ParameterError,
+            "/tokenize: status 404: Not Found; its tokens cannot be asked for: give tokenizer=",
+            lambda: model.score("a"),
+        )
     with endpoint(odd) as (model, _):
         fails(DataError, "what its /tokenize puts around 'a' is not understood", lambda: model.score("a"))
     with endpoint(broken) as (model, _):

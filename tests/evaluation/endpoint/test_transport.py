@@ -55,7 +55,9 @@ def test_waits_grow_with_jitter_up_to_a_bound_and_are_repeatable() -> None:
         waits = Waits()
         with serving(in_turn(BUSY)) as server:
             transport = Transport(server.url, retries=9, sleep=waits, seed=seed)
-            error = fails(TryAgainError, "status 503: the model is loading, after 10 attempts", lambda: transport.get("/x"))
+            error = fails(
+                TryAgainError, "status 503: the model is loading, after 10 attempts", lambda: transport.get("/x")
+            )
             assert str(error).startswith(f"{server.url}/x: ") and error.exit_code == 75
             transport.close()
         return waits
@@ -84,7 +86,11 @@ def test_retry_after_beyond_the_bound_stops_the_work() -> None:
     waits = Waits()
     with serving(in_turn(Reply(429, {"error": "quota"}, {"Retry-After": "3600"}))) as server:
         transport = Transport(server.url, sleep=waits)
-        fails(TryAgainError, "status 429: quota; the server asks to come back in 3600 seconds", lambda: transport.get("/x"))
+        fails(
+            TryAgainError,
+            "status 429: quota; the server asks to come back in 3600 seconds",
+            lambda: transport.get("/x"),
+        )
         transport.close()
     assert not waits and len(server.calls) == 1
 
@@ -152,7 +158,9 @@ def test_a_server_that_is_down() -> None:
         port = free.getsockname()[1]
     waits = Waits()
     transport = Transport(f"http://127.0.0.1:{port}", retries=3, sleep=waits)
-    fails(TryAgainError, "no answer: Connection refused, after 4 attempts; try again later", lambda: transport.get("/x"))
+    fails(
+        TryAgainError, "no answer: Connection refused, after 4 attempts; try again later", lambda: transport.get("/x")
+    )
     assert len(waits) == 3
     only_once = Transport(f"http://127.0.0.1:{port}", retries=0)
     fails(TryAgainError, "after 1 attempt;", lambda: only_once.get("/x"))
@@ -164,7 +172,6 @@ def test_a_server_that_closes_without_a_word() -> None:
         transport = Transport(server.url, retries=1, sleep=Waits())
         fails(TryAgainError, "no answer: the connection was lost, after 2 attempts", lambda: transport.get("/x"))
         transport.close()
-
 
 
 def test_a_slow_answer_ends_at_the_deadline_however_its_bytes_drip() -> None:
@@ -280,7 +287,9 @@ def test_urls() -> None:
 
 @pytest.mark.parametrize("key", ["", "a b", "sk-secret\r\nX: y", "sk-secreté", 5])
 def test_a_bad_key_is_not_shown(key: str) -> None:
-    error = fails(ParameterError, "api_key must be printable ASCII without spaces", lambda: Transport("http://a", api_key=key))
+    error = fails(
+        ParameterError, "api_key must be printable ASCII without spaces", lambda: Transport("http://a", api_key=key)
+    )
     assert "secret" not in str(error)
 
 

@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{c}" for c in "abcdefgh"), "the", "cat", "sat"]
+from kvik.text.vocabulary import BYTE_ALPHABET
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *"abcdefgh",
+    *(f"##{c}" for c in "abcdefgh"),
+    "the",
+    "cat",
+    "sat",
+]
 LONGEST = 16
 
 
@@ -32,7 +45,6 @@ def write_bert(folder: Path, seed: int = 0) -> Path:
 
 def write_roberta(folder: Path) -> Path:
     """Byte-level tokens, <s> and </s> around a text."""
-    from kvik.text.vocabulary import BYTE_ALPHABET
     from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
 
     torch.manual_seed(0)
@@ -60,7 +72,9 @@ def by_definition(
 
     def vectors(text: str) -> Any:
         with torch.no_grad():
-            found = model(torch.tensor([ids_of(text)]), output_hidden_states=True).hidden_states[layer][0].double().numpy()
+            found = (
+                model(torch.tensor([ids_of(text)]), output_hidden_states=True).hidden_states[layer][0].double().numpy()
+            )
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     documents = Counter(token for _, reference in pairs for token in set(ids_of(reference)))

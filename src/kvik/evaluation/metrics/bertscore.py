@@ -30,7 +30,7 @@ class _Scores(NamedTuple):
 class _Sample(NamedTuple):
     """Token ids of a sample's prediction and of its references that can be compared."""
 
-    index: int
+    number: int
     prediction: Ids
     references: tuple[Ids, ...]
 
@@ -74,7 +74,8 @@ def bertscore(
     the same the other way round. Each token weighs 1, or its IDF.
 
     As the authors' package computes it: the tokens that begin and end a text ([CLS], [SEP]) weigh nothing, but others may
-    match them; texts are stripped, and cut at the encoder's longest input. With several references each of the three figures
+    match them; texts are stripped, and cut at the encoder's longest input. (There a batch's padding is a cosine of 0, which a
+    token whose cosines are all negative takes; here padding is nothing.) With several references each of the three figures
     is the largest over them. There is no rescaling with a baseline: values of most encoders crowd at the top of the range, so
     compare those of the same encoder and layer only.
 
@@ -110,7 +111,7 @@ def bertscore(
             samples.append(_Sample(index, ids[prediction], usable))
     scores: list[_Scores | None] = [None] * len(pairs)
     for sample, best in _scored(opened, samples, weigh, batch_size):
-        scores[sample.index] = best
+        scores[sample.number] = best
     per_sample = tuple(None if one is None else one.f1 for one in scores)
     parts = {"truncated": float(sum(one.cut for one in encoded.values()))}
     if there := [one for one in scores if one is not None]:

@@ -101,7 +101,9 @@ def open_encoder(
     _check_folder(folder)
     try:
         with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             model = transformers.AutoModel.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="float32"
             )
@@ -114,7 +116,11 @@ def open_encoder(
     if layer is None:
         layer = -(-3 * layers // 4)
     integer("layer", layer, 0, layers)
-    name = f"{MINILM.name}({MINILM.model},{MINILM.package}-{MINILM.version})" if encoder is None else f"{folder.resolve().name}({_digest(folder)})"
+    name = (
+        f"{MINILM.name}({MINILM.model},{MINILM.package}-{MINILM.version})"
+        if encoder is None
+        else f"{folder.resolve().name}({_digest(folder)})"
+    )
     return Encoder(name, layer, tokenizer, model.eval())
 
 
