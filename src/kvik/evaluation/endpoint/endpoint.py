@@ -24,7 +24,7 @@ from kvik.evaluation.endpoint.tokens import ServerTokenizer
 from kvik.evaluation.endpoint.transport import Refused, Sleep, Transport
 from kvik.evaluation.model import TextTokens
 from kvik.llm import as_prompts
-from kvik.params import AnyParams, SamplingParams, choose
+from kvik.params import AnyParams, SamplingParams
 from kvik.params.checks import integer
 from kvik.text.conversation import Message
 from kvik.text.tokenizer import check_text
@@ -121,7 +121,7 @@ class Endpoint:
     def info(self) -> EndpointInfo:
         name = self._known_card().name
         digest = hashlib.sha256(f"{self.url}\0{name}".encode()).hexdigest()
-        return EndpointInfo(f"{name} at {self.url}", digest, self._context_length)
+        return EndpointInfo(f"{name} at {self.url}", digest, self._scored_at_once)
 
     @property
     def tokenizer(self) -> TextTokens:
@@ -237,9 +237,8 @@ class Endpoint:
             names = ", ".join(sorted(cards)[:20]) or "none"
             raise ParameterError(f"{self.url} has {len(cards)} models, give model=, one of: {names}")
         name = next(iter(cards)) if self._model is None else self._model
-        if name not in cards and not any(one.get("owned_by") == "kvik" for one in cards.values()):  # it knows aliases
-            choose("model", name, tuple(sorted(cards)))
-        card = cards.get(name) or next(iter(cards.values()))
+        alone = next(iter(cards.values())) if len(cards) == 1 else {}  # whose alias it may be; the server knows
+        card = cards.get(name, alone)
         context, server = card.get("max_model_len"), card.get("owned_by")
         good = isinstance(context, int) and not isinstance(context, bool) and context > 1
         return _Card(name, server if isinstance(server, str) else None, context if good else None)
@@ -254,8 +253,11 @@ class Endpoint:
         context = self._context or self._known_card().context
         if context is None:
             raise ParameterError(f"context_length: {self.url} does not say how many tokens its model takes; give it")
-        with self._lock:  # a token that must be generated needs its place
-            return context - (self._form.max_tokens if self._form is not None else 0)
+        return context
+
+    def _scored_at_once(self) -> int:
+        """Tokens of the context that a text to score may have: one that must be generated needs its place."""
+        return self._context_length() - self._known_form().max_tokens
 
     def _token_name(self, token: int) -> str:
         """What the server calls a token where it echoes it."""

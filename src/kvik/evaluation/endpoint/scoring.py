@@ -111,8 +111,10 @@ def named_tokens(where: str, value: Any) -> tuple[list[str], list[float | None]]
             raise DataError(f"{where}: choices[0].logprobs.tokens[{index}] is no string")
     for index, logprob in enumerate(logprobs):
         number = isinstance(logprob, int | float) and not isinstance(logprob, bool)
-        if not (number and logprob <= ABOVE_ZERO or index == 0 and logprob is None):
-            raise DataError(f"{where}: token_logprobs[{index}] must be a logarithm of a probability, got {logprob!r:.80}")
+        if not ((number and logprob <= ABOVE_ZERO) or (index == 0 and logprob is None)):
+            raise DataError(
+                f"{where}: token_logprobs[{index}] must be a logarithm of a probability, got {logprob!r:.80}"
+            )
     return tokens, logprobs
 
 

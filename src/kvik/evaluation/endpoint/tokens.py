@@ -191,7 +191,13 @@ def _find(inner: Sequence[int], outer: Sequence[int]) -> int | None:
 
 def _plain(token: int, piece: Piece) -> bytes | None:
     """The text of a token."""
-    return piece.encode() if isinstance(piece, str) and _REPLACEMENT not in piece else piece if isinstance(piece, bytes) else None
+    return (
+        piece.encode()
+        if isinstance(piece, str) and _REPLACEMENT not in piece
+        else piece
+        if isinstance(piece, bytes)
+        else None
+    )
 
 
 def _alphabet(token: int, piece: Piece) -> bytes | None:

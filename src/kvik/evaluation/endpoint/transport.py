@@ -177,8 +177,10 @@ class Transport:
                 return self._once(method, path, data, flight)
             except _Later as later:
                 self._check_again(path, later, attempt)
-                wait = max(later.wait, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (attempt - 1)) * self._random.uniform(0.5, 1.0))
-                (self._sleep or flight.stopped.wait)(wait)
+                wait = max(
+                    later.wait, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (attempt - 1)) * self._random.uniform(0.5, 1.0)
+                )
+                (flight.stopped.wait if self._sleep is None else self._sleep)(wait)
                 if flight.stopped.is_set():
                     raise TryAgainError(f"{self.url}{path}: another request failed") from None
 
