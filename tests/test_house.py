@@ -34,6 +34,7 @@ EXTRAS = {
     "weights/fetch.py": {"huggingface_hub"},
     "cli/bench_plot.py": {"matplotlib"},
     "cli/compare_plot.py": {"matplotlib"},
+    "cli/divergence_plot.py": {"matplotlib"},
     "cli/pictures.py": {"matplotlib"},
     "cli/doctor.py": {"torch"},
     "server/app.py": {"fastapi", "starlette"},
