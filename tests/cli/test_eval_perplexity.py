@@ -128,6 +128,35 @@ def test_options_out_of_range(kvik, text, arguments, said):
     assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1
 
 
+def test_an_endpoint_is_measured_after_the_models(kvik, made, text, monkeypatch):
+    asked = []
+
+    class Endpoint:
+        def __init__(self, url, **settings):
+            asked.append((url, settings))
+
+        def __enter__(self):
+            return options.make_llm("behind the server")
+
+        def __exit__(self, *_):
+            asked.append("closed")
+
+    monkeypatch.setattr("kvik.evaluation.endpoint.Endpoint", Endpoint)
+    monkeypatch.setattr("kvik.cli.endpoint_options.load_tokenizer", lambda ref: f"tokens of {ref}")
+    monkeypatch.setenv("KVIK_TEST_KEY", "secret")
+    ended = kvik(
+        "eval", "perplexity", text, "--models", "a", "--endpoint", "http://x/v1", "--endpoint-model", "m", "--json",
+        "--endpoint-context", "512", "--api-key-env", "KVIK_TEST_KEY", "--tokenizer", "t",
+    )  # fmt: skip
+    report = json.loads(ended.out)
+    assert [one["model"] for one in report["models"]] == ["a", "http://x/v1"] and "secret" not in ended.out
+    settings = {"model": "m", "api_key": "secret", "tokenizer": "tokens of t", "context_length": 512}
+    assert asked == [("http://x/v1", settings), "closed"]
+    made.clear()
+    kvik("eval", "perplexity", text, "--endpoint", "http://x/v1")
+    assert [llm.model for llm in made] == ["behind the server"], "no default model beside it"
+
+
 def test_missing_files(kvik, tmp_path):
     ended = kvik("eval", "perplexity", str(tmp_path / "none.txt"))
     assert ended.code == 65 and "none.txt: no such file" in ended.err
