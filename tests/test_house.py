@@ -38,6 +38,7 @@ EXTRAS = {
     "evaluation/metrics/words.py": {"nltk"},
     "cli/bench_plot.py": {"matplotlib"},
     "cli/compare_plot.py": {"matplotlib"},
+    "cli/divergence_plot.py": {"matplotlib"},
     "cli/pictures.py": {"matplotlib"},
     "cli/doctor.py": {"torch"},
     "server/app.py": {"fastapi", "starlette"},

@@ -93,10 +93,35 @@ def test_cutting(kvik, tmp_path, memory):
     assert ended.code == 0 and "1 of 1 texts was cut to the context." in ended.out
 
 
+@pytest.mark.parametrize("evaluator", [[], ["--evaluator", "judge,weights=f32"]])
+def test_an_endpoint_is_evaluated(kvik, text, memory, made, monkeypatch, evaluator):
+    class Endpoint:
+        def __init__(self, url, **settings):
+            self.llm = FakeLLM("served")
+            self.tokenizer, self.info, self.score = self.llm.tokenizer, self.llm.info, self.llm.score
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr("kvik.evaluation.endpoint.Endpoint", Endpoint)
+    ended = kvik(
+        "eval", "longppl", text, "--endpoint", "http://x/v1", *evaluator, "--window", "16", "--stride", "8", "--json"
+    )
+    report = json.loads(ended.out)
+    assert report["model"] == "http://x/v1" and report["evaluator"] == (evaluator[1] if evaluator else "http://x/v1")
+    assert report["longppl"]["key_tokens"] == 1 and len(made) == len(evaluator) // 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         ([], 2, "TEXT"),
+        (["t", "--endpoint", "http://x", "-m", "A"], 2, "--model and --endpoint exclude each other"),
+        (["t", "--endpoint", "http://x", "--threads", "1"], 2, "--threads is about a model run here"),
+        (["t", "--tokenizer", "A"], 2, "--tokenizer needs --endpoint"),
         (["t", "--alpha", "nan"], 2, "--alpha must be a finite number"),
         (["t", "--window", "0"], 2, "--window must be an integer of at least 1, got 0"),
         (["t", "--stride", "0"], 2, "--stride must be an integer of at least 1, got 0"),

@@ -235,7 +235,9 @@ class TestRefusals:
     def test_other_tokens_of_the_same_number(self) -> None:
         other = Model(name="b", digest="other")
         other.tokenizer.shift = 1
-        with pytest.raises(ParameterError, match=r"a and b have different vocabularies of 30 .* token 0 is 'a' and 'b'"):
+        with pytest.raises(
+            ParameterError, match=r"a and b have different vocabularies of 30 .* token 0 is 'a' and 'b'"
+        ):
             divergence(Model(name="a"), other, TEXTS)
 
     def test_models_without_distributions(self) -> None:

@@ -107,7 +107,7 @@ def test_a_model_that_judges_itself_is_run_once() -> None:
 def test_only_strictly_above_counts() -> None:
     text = "ab" + "c" * 20 + "a" + "d" * 20
     model = Memory()
-    a = (1000 + ord("a") * 8 + 1) % 7 / 100
+    a = model.tokenizer.encode("a")[0] % 7 / 100
     long = -0.3 - a
     gain = long - (-6.0 - a)
     assert longppl(model, model, text, window=8, stride=4, alpha=gain - 1e-9).key_tokens == 1

@@ -39,6 +39,8 @@ def _shares(axes: Axes, d: Divergence) -> None:
     if points:
         axes.set_xscale("log")
         axes.set_yscale("log")
+    else:
+        axes.text(0.5, 0.5, "nothing is lost", transform=axes.transAxes, ha="center", color=INK)
     axes.set_title("share of predictions that lose so much or more", loc="left", fontsize=10, color=INK)
     axes.set_xlabel("KL of a prediction, nats", color=INK)
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from kvik.cli.strategy_options import option
 from kvik.errors import ParameterError
+from kvik.params import EngineParams
 
 if TYPE_CHECKING:
     from kvik.evaluation.endpoint import Endpoint
     from kvik.text.tokenizer import Tokenizer
 
-__all__ = ["EndpointOptions", "load_tokenizer"]
+__all__ = ["EndpointOptions", "load_tokenizer", "refuse_engine"]
 
 ENDPOINT_PANEL = "Endpoint"
 
@@ -82,3 +83,10 @@ def load_tokenizer(ref: str) -> Tokenizer:
     from kvik.weights.store import ModelStore
 
     return describe(ModelStore().resolve(ref).path).tokenizer
+
+
+def refuse_engine(machine: EngineParams) -> None:
+    """Raise ParameterError where the engine's options were given, though no model runs here."""
+    for field in fields(EngineParams):
+        if getattr(machine, field.name) != field.default:
+            raise ParameterError(f"--{field.name.replace('_', '-')} is about a model run here, and --endpoint is not")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from kvik.cli.model_spec import SPEC_HELP, load_models, parse_spec
+from kvik.cli.endpoint_options import EndpointOptions, refuse_engine
+from kvik.cli.model_spec import SPEC_HELP, ModelSpec, load_models, parse_spec
 from kvik.cli.naming import naming_options
 from kvik.cli.options import EngineOptions, Json
 from kvik.cli.output import Progress, plain, print_json, print_table, quoted, write
 from kvik.cli.text_input import opened_texts
+from kvik.errors import ParameterError
+from kvik.params import EngineParams
 from kvik.weights.catalogue import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvik.evaluation.longppl import KeyRule, LongPPL
+    from kvik.evaluation.model import TextModel
 
 __all__ = ["LongPPLOptions", "Measured", "longppl"]
 
@@ -33,12 +39,19 @@ class LongPPLOptions:
     """Which model, judged by which, and what a key token is."""
 
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="REF[,key=value…]", help=f"What is evaluated: {SPEC_HELP}.")
-    ] = DEFAULT_MODEL
+        str | None,
+        typer.Option(
+            "--model", "-m", metavar="REF[,key=value…]", show_default=DEFAULT_MODEL,
+            help=f"What is evaluated: {SPEC_HELP}.",
+        ),
+    ] = None  # fmt: skip
     evaluator: Annotated[
         str | None,
         typer.Option(
-            "--evaluator", metavar="REF[,key=value…]", show_default="--model itself", help="What finds the key tokens."
+            "--evaluator",
+            metavar="REF[,key=value…]",
+            show_default="what is evaluated",
+            help="What finds the key tokens.",
         ),
     ] = None
     alpha: Annotated[
@@ -67,6 +80,13 @@ class LongPPLOptions:
         with naming_options(LongPPLOptions):
             return KeyRule(self.alpha, self.beta, self.window, self.stride)
 
+    def specs(self, endpoint: str | None) -> tuple[ModelSpec | None, ModelSpec | None]:
+        """The model and the evaluator to load; None for what the endpoint is. ParameterError where both are given."""
+        if endpoint is not None and self.model is not None:
+            raise ParameterError("--model and --endpoint exclude each other: one model is evaluated")
+        model = None if endpoint is not None else parse_spec("--model", self.model or DEFAULT_MODEL)
+        return model, model if self.evaluator is None else parse_spec("--evaluator", self.evaluator)
+
 
 def longppl(
     texts: Annotated[
@@ -77,6 +97,7 @@ def longppl(
         ),
     ],
     options: LongPPLOptions,
+    endpoint: EndpointOptions,
     engine: EngineOptions,
     show_keys: Annotated[bool, typer.Option("--show-keys", help="Also print each key token.")] = False,
     json: Json = False,
@@ -93,27 +114,44 @@ def longppl(
       kvik eval longppl report.txt
       kvik eval longppl reports.jsonl --model smollm2-135m,weights=int4 --evaluator smollm2-135m,weights=f32
       kvik eval longppl report.txt --window 512 --stride 128 --show-keys
+      kvik eval longppl report.txt --endpoint http://127.0.0.1:8000/v1 --evaluator smollm2-135m
     """
     rule, machine = options.rule(), engine.params()
-    model_spec = parse_spec("--model", options.model)
-    judge_spec = model_spec if options.evaluator is None else parse_spec("--evaluator", options.evaluator)
+    endpoint.check()
+    specs = options.specs(endpoint.endpoint)
+    if specs == (None, None):
+        refuse_engine(machine)
     with opened_texts(texts) as opened:
         opened.read()
-        model, judge = load_models([model_spec, judge_spec], machine)
-        from kvik.evaluation.longppl import longppl as measure
+        with _models(specs, endpoint, machine) as (model, judge):
+            from kvik.evaluation.longppl import longppl as measure
 
-        with Progress() as progress, naming_options(LongPPLOptions):
-            found = measure(
-                model, judge, opened.texts(), alpha=rule.alpha, beta=rule.beta, window=rule.window, stride=rule.stride,
-                cut=options.cut, progress=lambda done: progress("score", done, opened.bytes),
-            )  # fmt: skip
-    measured = Measured(str(model_spec), str(judge_spec), found)
+            with Progress() as progress, naming_options(LongPPLOptions):
+                found = measure(
+                    model, judge, opened.texts(), alpha=rule.alpha, beta=rule.beta, window=rule.window,
+                    stride=rule.stride, cut=options.cut, progress=lambda done: progress("score", done, opened.bytes),
+                )  # fmt: skip
+    names = [endpoint.endpoint if spec is None else str(spec) for spec in specs]
+    measured = Measured(str(names[0]), str(names[1]), found)
     if json:
         _print_json(measured, show_keys=show_keys)
     else:
         _print(measured)
         if show_keys and found.keys:
             _print_keys(found)
+
+
+@contextmanager
+def _models(
+    specs: tuple[ModelSpec | None, ModelSpec | None], endpoint: EndpointOptions, machine: EngineParams
+) -> Iterator[tuple[TextModel, TextModel]]:
+    """What is evaluated, and the evaluator; the endpoint where there is no spec."""
+    loaded: list[TextModel] = [*load_models([spec for spec in specs if spec is not None], machine)]
+    if len(loaded) == 2:
+        yield loaded[0], loaded[1]
+        return
+    with endpoint.open() as served:
+        yield served, loaded[0] if loaded else served
 
 
 def _print_json(found: Measured, *, show_keys: bool) -> None:

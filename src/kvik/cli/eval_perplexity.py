@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from kvik.cli.endpoint_options import EndpointOptions
+from kvik.cli.endpoint_options import EndpointOptions, refuse_engine
 from kvik.cli.model_spec import SPEC_HELP, ModelSpec, load_models, parse_specs
 from kvik.cli.naming import naming_options
 from kvik.cli.options import EngineOptions, Json
@@ -126,18 +126,12 @@ def perplexity(
     endpoint.check()
     specs, machine = options.specs(endpoint), engine.params()
     if not specs:
-        _refuse_engine(machine)
+        refuse_engine(machine)
     with opened_texts(texts) as opened:
         opened.read()
         with _log(options, endpoint, specs, opened) as log, _going_on(options.out):
             found = list(_measured(options, endpoint, specs, machine, opened, log))
     _report(found, options, opened, json=json)
-
-
-def _refuse_engine(machine: EngineParams) -> None:
-    for field in fields(EngineParams):
-        if getattr(machine, field.name) != field.default:
-            raise ParameterError(f"--{field.name.replace('_', '-')} is about a model run here, and --endpoint is not")
 
 
 def _log(

@@ -254,7 +254,9 @@ class _Found:
         segments, inverse, counts = np.unique(
             (self.bytes + starts) // SEGMENT_BYTES, return_inverse=True, return_counts=True
         )
-        self._segments.add(segments, np.bincount(inverse, nll[places]).astype(np.float64), counts, np.zeros_like(segments))
+        self._segments.add(
+            segments, np.bincount(inverse, nll[places]).astype(np.float64), counts, np.zeros_like(segments)
+        )
         for place, offset in zip(places.tolist(), starts.tolist(), strict=True):
             token, before = own.ids[place + 1], own.ids[place]
             text = model.tokenizer.piece(token, before).decode(errors="replace")
