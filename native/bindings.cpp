@@ -1,5 +1,5 @@
-// What Python is told of the core; with bindings_sampler.cpp the only files that know it. Every range is checked below; here
-// arrays become pointers and errors become exceptions.
+// What Python is told of the core; with bindings_sampler.cpp and bindings_scoring.cpp the only files that know it. Every range
+// is checked below; here arrays become pointers and errors become exceptions.
 #include "bindings.h"
 
 #include <nanobind/ndarray.h>
@@ -19,7 +19,6 @@
 #include <vector>
 
 #include "pack.h"
-#include "pool.h"
 #include "program.h"
 
 namespace nb = nanobind;
@@ -32,6 +31,9 @@ using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = Array<uint8_t>;
 using MutableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Doubles = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ids2 = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Copies = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void require(bool ok, const std::string& what) {
@@ -239,6 +241,7 @@ NB_MODULE(_native, m) {
         });
 
     bind_sampler(m);
+    bind_scoring(m);
 
     nb::class_<PyProgram>(m, "Program")
         .def("__init__",
@@ -295,21 +298,30 @@ NB_MODULE(_native, m) {
             p.program->experts(row_op_of(p, in), scores, {count, used, normalize}, {part_of(p, gate), part_of(p, up)},
                                activation_of(activation), part_of(p, down), out, accumulate);
         })
-        .def("logits", [](PyProgram& p, const PyRowOp& in, const PyMatrix& head, bool fine) {
+        .def("logits", [](PyProgram& p, const PyRowOp& in, const PyMatrix& head, bool fine, int32_t vocabulary) {
             const auto& [data, layout, n, k] = head;
-            p.program->logits(row_op_of(p, in), matrix_of(p.keep(data), layout, n, k), fine);
+            p.program->logits(row_op_of(p, in), matrix_of(p.keep(data), layout, n, k), fine, vocabulary);
         })
         .def("run", [](PyProgram& p, Array<int32_t> tokens, Array<int32_t> positions, Array<int32_t> slots, Array<int32_t> spans,
-                       Array<int32_t> blocks, Array<int32_t> block_spans, Array<int32_t> logit_rows, Copies copies, Floats2 logits) {
+                       Array<int32_t> blocks, Array<int32_t> block_spans, Array<int32_t> logit_rows, Copies copies,
+                       Array<int32_t> reduce_rows, Array<int32_t> targets, Floats2 logits, Doubles logsumexp, Floats target_logits,
+                       Ids2 top_ids, Floats2 top_logits) {
             require(positions.size() == tokens.size() && slots.size() == tokens.size(), "tokens, positions and slots differ in length");
             require(spans.size() >= 2 && block_spans.size() == (spans.size() - 1) * size_t(p.program->groups()) + 1, "spans do not match");
             require(block_spans.data()[block_spans.size() - 1] == int64_t(blocks.size()), "block spans do not cover the blocks");
             require(copies.shape(1) == 3, "copies must be [C, 3]");
             require(logits.shape(0) >= logit_rows.size() && int32_t(logits.shape(1)) == p.program->logits_width(),
                     "logits array has the wrong shape");
+            const size_t reduced = reduce_rows.size();
+            require(targets.size() == reduced && logsumexp.size() >= reduced && target_logits.size() >= reduced &&
+                        top_ids.shape(0) >= reduced && top_logits.shape(0) >= reduced && top_ids.shape(1) == top_logits.shape(1),
+                    "reduced rows and their arrays differ in length");
+            require(top_ids.shape(1) <= INT32_MAX, "more best tokens than there are");
             const PassView pass{tokens.data(), positions.data(), slots.data(), int32_t(tokens.size()), spans.data(),
                                 int32_t(spans.size()) - 1, blocks.data(), block_spans.data(), logit_rows.data(),
-                                int32_t(logit_rows.size()), logits.data(), copies.data(), int32_t(copies.shape(0))};
+                                int32_t(logit_rows.size()), logits.data(), copies.data(), int32_t(copies.shape(0)),
+                                reduce_rows.data(), targets.data(), int32_t(reduced), int32_t(top_ids.shape(1)), logsumexp.data(),
+                                target_logits.data(), top_ids.data(), top_logits.data()};
             nb::gil_scoped_release release;
             p.program->run(pass);
         })

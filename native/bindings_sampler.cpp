@@ -6,12 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <exception>
-#include <mutex>
 #include <type_traits>
 #include <vector>
 
-#include "pool.h"
 #include "sampler.h"
 
 namespace nb = nanobind;
@@ -103,32 +100,6 @@ std::vector<RowEdits> all_edits(const Logits& logits, const nb::list& edits) {
     made.reserve(edits.size());
     for (nb::handle item : edits) made.push_back(edits_of(item, vocabulary));
     return made;
-}
-
-// Rows one by one, or spread over the pool's threads.
-template <class Work>
-void each_row(Pool* pool, size_t rows, Work& work) {
-    if (!pool || pool->threads() == 1 || rows == 1) {
-        for (size_t r = 0; r < rows; ++r) work(r);
-        return;
-    }
-    struct Job {
-        Work& work;
-        std::mutex mutex;
-        std::exception_ptr failed;
-    } job{work, {}, nullptr};
-    pool->run({uint32_t(rows)},
-              [](void* context, uint32_t, uint32_t tile, uint32_t) {
-                  Job& j = *static_cast<Job*>(context);
-                  try {
-                      j.work(tile);
-                  } catch (...) {  // no exception leaves a thread of the pool
-                      const std::lock_guard lock(j.mutex);
-                      j.failed = std::current_exception();
-                  }
-              },
-              [](void*, uint32_t) {}, &job);
-    if (job.failed) std::rethrow_exception(job.failed);
 }
 
 SampleScratch& scratch_here() {

@@ -7,9 +7,10 @@
 #include "elementwise.inl"
 #include "attention.inl"
 #include "sampler_kernels.inl"
+#include "reduction.inl"
 
 namespace KVIK_NS {
 static const kvik::Kernels kTable = {KVIK_ISA_NAME, matmul, round_bf16, embed, rms_norm, layer_norm, head_norm, activate,
                                      add_rows, add_bias, route, combine, quantize, rope, append, attend, attend_reset,
-                                     attend_join, attend_finish, checksum, read_all, &kSampler};
+                                     attend_join, attend_finish, checksum, read_all, &kSampler, &kReduction};
 }

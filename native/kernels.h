@@ -115,6 +115,7 @@ constexpr int kActivations = 2;
 constexpr int32_t kMaxExperts = 1024;
 
 struct SamplerKernels;
+struct ReductionKernels;
 
 struct Kernels {
     const char* name;
@@ -146,7 +147,8 @@ struct Kernels {
     void (*attend_finish)(const float* state, int32_t rows, int32_t group, int32_t head_size, float* out, int32_t ldo);
     uint64_t (*checksum)(const uint8_t* p, size_t n);
     float (*read_all)(const uint8_t* p, size_t n);
-    const SamplerKernels* sampler;  // sampler.h
+    const SamplerKernels* sampler;      // sampler.h
+    const ReductionKernels* reduction;  // reduction.h
 };
 
 constexpr int32_t kMaxQueries = 64;  // rows x group of one attention item

@@ -73,9 +73,9 @@ struct Node {
         embed, map, route, combine,  // row by row: what a row becomes depends on that row only
         rotate, attend, linear
     };
-    // Rows a linear has: of the pass; those that need logits; a row for each of its experts, in order of expert, read from
-    // the pass's rows (gathered) or from buffers in that order (assigned).
-    enum class Rows { pass, asked, gathered, assigned };
+    // Rows a linear has: of the pass; those whose logits are asked for, or reduced; a row for each of its experts, in order of
+    // expert, read from the pass's rows (gathered) or from buffers in that order (assigned).
+    enum class Rows { pass, asked, reduced, gathered, assigned };
 
     Kind kind;
     RowOp in;            // map, linear
@@ -97,6 +97,7 @@ struct Node {
     Roundings roundings;  // that some part wants
 
     bool row_by_row() const { return kind <= Kind::combine; }
+    bool of_head() const { return rows == Rows::asked || rows == Rows::reduced; }
     bool of_experts() const { return rows == Rows::gathered || rows == Rows::assigned; }
     // A part's matrix, or one expert's share of it.
     Matrix matrix(const Part& p, int32_t expert) const {

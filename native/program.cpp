@@ -59,6 +59,7 @@ void Program::prepare_rows(const Node& node, Scratch& s, int32_t from, int32_t t
         const size_t at = size_t(r - first) * size_t(width);
         int32_t source = r;
         if (node.rows == Rows::asked) source = pass_.logit_rows[r];
+        if (node.rows == Rows::reduced) source = pass_.reduce_rows[r];
         if (node.rows == Rows::gathered) source = routing_.row[size_t(r)];
         apply(node.in, source, s.x.data() + at);
         round_row(node, s, at, width);
@@ -175,7 +176,9 @@ void Program::run_linear(const Node& node, uint32_t phase, uint32_t tile, uint32
     }
     const Part& p = *at.part;
     const int32_t rows = at.row_end - at.row_begin;
-    const Activations input = activations(p, ld(node.in.input), own_input ? own.input : shared_, own_input ? 0 : at.row_begin);
+    const Scratch& scratch = own_input ? own.input : shared_;
+    if (node.rows == Rows::reduced) return run_reduced(at, scratch, ld(node.in.input), own);
+    const Activations input = activations(p, ld(node.in.input), scratch, own_input ? 0 : at.row_begin);
     float* out = node.rows == Rows::asked ? pass_.logits : row(p.out, at.row_begin);
     const int32_t ldo = node.rows == Rows::asked ? logits_width_ : ld(p.out);
     kernels_.matmul(at.matrix, input, rows, at.block_begin, at.block_end, out, ldo, p.accumulate);
@@ -265,6 +268,7 @@ void Program::run_tile(void* self, uint32_t phase, uint32_t tile, uint32_t threa
             return p.run_heads(at.node->attention, from, std::min(from + kPrepareRows, p.pass_.rows), head, head + 1);
         }
         case Phase::linear: return p.run_linear(*at.node, phase, tile, thread);
+        case Phase::join: return p.run_join(tile, p.threads_[thread]);
         case Phase::attend:
             for (const AttentionPlan& plan : p.plans_)
                 if (plan.window == at.node->attention.window) return p.run_attend(*at.node, plan.items[tile], thread);

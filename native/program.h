@@ -1,6 +1,7 @@
 // A recorded model: which kernels run on which buffers, in which order. Built once at load (program_record.cpp); `run`
 // replays it for one pass, any mixture of sequences and rows, on the pool, entered once, without Python: it is planned
-// (program_plan.cpp), then run (program.cpp). experts.cpp has what mixtures of experts add.
+// (program_plan.cpp), then run (program.cpp). experts.cpp has what mixtures of experts add, program_reduce.cpp how rows of
+// logits are reduced.
 #pragma once
 
 #include <atomic>
@@ -12,6 +13,7 @@
 #include "kernels.h"
 #include "nodes.h"
 #include "pool.h"
+#include "reduction.h"
 
 namespace kvik {
 
@@ -30,6 +32,15 @@ struct PassView {
     float* logits;  // [logit_count][logits_width]
     const int32_t* copies;  // [copy_count][3]: group, block to copy, block that becomes the copy
     int32_t copy_count;
+    // Rows whose logits are reduced as they are made, each with the token whose logit is wanted.
+    const int32_t* reduce_rows;
+    const int32_t* targets;
+    int32_t reduce_count;
+    int32_t top;            // best tokens of each
+    double* logsumexp;      // [reduce_count], NaN where a logit is not finite
+    float* target_logits;   // [reduce_count]
+    int32_t* top_ids;       // [reduce_count][top]
+    float* top_logits;      // [reduce_count][top]
 };
 
 struct Times {
@@ -55,12 +66,14 @@ class Program {
     // hidden: gate and up, whose `out` are buffers of `used` copies; down: likewise.
     void experts(const RowOp& in, int32_t scores, const ExpertsShape& shape, const std::vector<Part>& hidden,
                  Activation activation, const Part& down, int32_t out, bool accumulate);
-    void logits(const RowOp& in, const Matrix& head, bool fine);
+    // vocabulary: rows of the head that are tokens, the first of it.
+    void logits(const RowOp& in, const Matrix& head, bool fine, int32_t vocabulary);
 
     void run(const PassView& pass);  // checks every range; throws std::invalid_argument
     Times times() const { return times_; }
     int32_t phases() const { return int32_t(phases_.size()); }  // of the last pass: how often its threads met
     int32_t logits_width() const { return logits_width_; }
+    int32_t logits_count() const { return logits_count_; }  // of a row that are tokens'
     int32_t head_size() const { return head_size_; }
     int32_t groups() const { return int32_t(groups_.size()); }
     const char* isa() const { return kernels_.name; }
@@ -71,8 +84,9 @@ class Program {
     // Up to this many rows each thread prepares the whole input itself: cheaper than one more meeting of all threads.
     static constexpr int32_t kLazyRows = 2;
     static constexpr int32_t kPrepareRows = 8;  // rows of one tile of a phase of rows
+    static constexpr int32_t kReduceRows = 64;  // rows whose part of the logits a thread makes before it reduces them
     struct Phase {
-        enum Work { rows, rotate, attend, linear };
+        enum Work { rows, rotate, attend, linear, join };
         Work work;
         const Node* node;              // of rotate, attend and linear
         // Small nodes: what a phase of rows does to each row, in order; of another phase, what whoever ends it does to all
@@ -137,6 +151,10 @@ class Program {
         Scratch input;
         Prepared prepared;
         std::vector<float> attend, state;
+        // of reduced rows: logits of a tile, places of a row's candidates, each row's best list [reduce_count][top]
+        std::vector<float> logits;
+        std::vector<int32_t> places, counts;
+        std::vector<Candidate> best, joined;
     };
     // Where a tile of a linear lies.
     struct LinearTile {
@@ -172,6 +190,9 @@ class Program {
     void run_combine(const Node& node, int32_t row);
     void run_heads(const Attention& a, int32_t from, int32_t to, int32_t first_head, int32_t last_head);
     void run_linear(const Node& node, uint32_t phase, uint32_t tile, uint32_t thread);
+    void run_reduced(const LinearTile& at, const Scratch& input, int32_t ld, ThreadState& own);
+    void run_join(uint32_t tile, ThreadState& own);
+    void reserve_reduced();
     void run_attend(const Node& node, const Item& item, uint32_t thread);
     bool locate(const Node& node, uint32_t tile, LinearTile& found) const;
     void look_ahead(uint32_t phase, uint32_t thread) const;
@@ -201,7 +222,7 @@ class Program {
     std::vector<Buffer> buffers_;
     std::vector<Rotations> rotations_;
     std::vector<Node> nodes_;
-    int32_t logits_width_ = 0;
+    int32_t logits_width_ = 0, logits_count_ = 0;
     int32_t vocabulary_ = INT32_MAX, positions_ = INT32_MAX;  // rows of the embedding tables
     int32_t widest_ = 0;                                     // of the linears' inputs, padded
     int32_t most_used_ = 0, most_experts_ = 0;
@@ -218,6 +239,7 @@ class Program {
     std::unique_ptr<std::atomic<int32_t>[]> countdown_;
     size_t countdown_size_ = 0;
     std::vector<float> partials_;
+    std::vector<RowPart> row_parts_;  // [reduce_count][parts]
     Routing routing_;
     int64_t passes_ = 0;
     Times times_;

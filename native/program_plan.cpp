@@ -54,6 +54,11 @@ void Program::check(const PassView& p) const {
     }
     for (int32_t r = 0; r < p.logit_count; ++r)
         require(p.logit_rows[r] >= 0 && p.logit_rows[r] < p.rows, "logit row out of range");
+    require(p.reduce_count >= 0 && p.top >= 0 && p.top <= logits_count_, "more best tokens than there are");
+    for (int32_t r = 0; r < p.reduce_count; ++r) {
+        require(p.reduce_rows[r] >= 0 && p.reduce_rows[r] < p.rows, "row to reduce out of range");
+        require(p.targets[r] >= 0 && p.targets[r] < logits_count_, "target outside the vocabulary");
+    }
 }
 
 // Items of (tile of rows, KV head). A tile with too much of the work for the threads to end together is divided: its
@@ -115,6 +120,7 @@ int32_t Program::rows_of(const Node& node) const {
     switch (node.rows) {
         case Rows::pass: return pass_.rows;
         case Rows::asked: return pass_.logit_count;
+        case Rows::reduced: return pass_.reduce_count;
         default: return pass_.rows * node.experts.used;
     }
 }
@@ -150,6 +156,9 @@ void Program::plan_linear(const Node& node) {
     phases_.push_back({Phase::linear, &node, at, at});
     // Which experts are used is not known yet, only how many there can be.
     tiles_.push_back(node.tile_ends.back() * uint32_t(node.of_experts() ? std::min(node.experts.count, rows) : 1));
+    if (node.rows != Rows::reduced) return;
+    phases_.push_back({Phase::join, &node, at, at});
+    tiles_.push_back(tiles_for(rows, kPrepareRows));
 }
 
 void Program::plan(const PassView& pass) {
@@ -221,6 +230,7 @@ void Program::reserve(size_t partials, const std::vector<int32_t>& countdowns) {
     for (const Phase& p : phases_)
         if (p.prepare) shared = std::max(shared, size_t(rows_of(*p.prepare)) * size_t(ld(p.prepare->in.input)));
     shared_.reserve(shared, roundings_);
+    if (pass_.reduce_count) reserve_reduced();
     for (ThreadState& t : threads_) {
         t.input.reserve(size_t(kLazyRows) * size_t(widest_), roundings_);
         if (!t.attend.empty()) continue;

@@ -106,7 +106,7 @@ void Program::finish_linear(Node n) {
     for (const Part& p : n.parts) {
         const Matrix m = n.matrix(p, 0);
         require(m.k == n.in.width, "matrix and input differ in width");
-        if (n.rows != Rows::asked) {
+        if (!n.of_head()) {
             require(at(p.out).ld >= m.row_blocks() * kRows, "matrix taller than its output");
             require(std::find(apart.begin(), apart.end(), p.out) == apart.end(), "input and outputs of a linear must lie apart");
             apart.push_back(p.out);
@@ -116,7 +116,7 @@ void Program::finish_linear(Node n) {
         all += m.bytes();
         n.roundings.add(rounding_of(p));
     }
-    n.blocks_a_tile = int32_t(std::max<size_t>(1, tile_bytes(all) / most));
+    n.blocks_a_tile = n.rows == Rows::reduced ? kPartColumns / kRows : int32_t(std::max<size_t>(1, tile_bytes(all) / most));
     for (const Part& p : n.parts) {
         const int32_t blocks = n.matrix(p, 0).row_blocks();
         n.tile_ends.push_back(tiles += uint32_t((blocks + n.blocks_a_tile - 1) / n.blocks_a_tile));
@@ -135,15 +135,19 @@ void Program::linear(const RowOp& in, const std::vector<Part>& parts) {
     finish_linear(std::move(n));
 }
 
-void Program::logits(const RowOp& in, const Matrix& head, bool fine) {
+void Program::logits(const RowOp& in, const Matrix& head, bool fine, int32_t vocabulary) {
     require(logits_width_ == 0, "a program has one head");
-    Node n{};
-    n.kind = Kind::linear;
-    n.in = in;
-    n.rows = Rows::asked;
-    n.parts = {Part{head, nullptr, -1, false, fine}};
+    require(vocabulary > 0 && vocabulary <= head.n, "the head has fewer rows than the vocabulary has tokens");
     logits_width_ = head.row_blocks() * kRows;
-    finish_linear(std::move(n));
+    logits_count_ = vocabulary;
+    for (const Rows rows : {Rows::asked, Rows::reduced}) {
+        Node n{};
+        n.kind = Kind::linear;
+        n.in = in;
+        n.rows = rows;
+        n.parts = {Part{head, nullptr, -1, false, fine}};
+        finish_linear(std::move(n));
+    }
 }
 
 void Program::check(const Attention& a) {

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "kvik"
 FLOORS = [
     {"errors", "params"},
     {"_native", "files", "ops"},
-    {"text", "weights", "cache", "decoding"},
+    {"jsonl", "text", "weights", "cache", "decoding"},
     {"models", "planning"},
     {"engine", "speculation"},
     {"llm"},

@@ -6,6 +6,7 @@ import itertools
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 from engine.small_engines import small_engine
 from models.small_models import write_gguf
@@ -139,3 +140,49 @@ def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv:
     assert getattr(made.stats, what.get("happens", "steps")) > 0
     if "stop" in settings:
         assert all(stop not in text for text, *_ in said(got, params.num_answers) for stop in params.stop)
+
+
+SCORED: dict[str, dict[str, Any]] = {
+    "reduced": {},
+    "kept": {"reduce": False},
+    "best tokens": {"top": 3},
+    "from a token on": {"first": 37},
+    "kept from a token on": {"reduce": False, "first": 37},
+}
+BESIDE = ("alone", "batch mates", "chunks", "two threads", "preemption", "prefix hit")
+
+
+def scored_beside(made: Engine, asked: dict[str, Any], mates: int) -> Any:
+    """The text's figures, beside requests that began before and texts that are scored too."""
+    for i in range(mates):
+        params = SamplingParams(max_tokens=60, seed=i, ignore_eos=True)
+        made.add(made.request(PROMPT[i : i + 25], params), lambda chunk: None)
+    groups = [made.add_score(made.score_request(PROMPT[i:], top=i)) for i in range(min(mates, 3))]
+    groups.append(made.add_score(made.score_request(PROMPT, **asked)))
+    while made.step():
+        made.scheduler.check_integrity()
+    assert made.scheduler.pool.num_held == 0
+    results = [group.samples[0].result() for group in groups]
+    return results[-1]
+
+
+@pytest.mark.parametrize(("how", "feature", "model", "kv"), itertools.product(SCORED, BESIDE, MODELS, FORMATS))
+def test_scored_cell(tokenizer: Tokenizer, how: str, feature: str, model: str, kv: str) -> None:
+    what, asked = FEATURES[feature], SCORED[how]
+    alone = small_engine(tokenizer, model, kv=kv, prefix_sharing=False)
+    first = asked.get("first", 1)
+    want = scored_beside(alone, {"reduce": False, "top": 3}, 0)
+    made = small_engine(tokenizer, model, kv=kv, **what.get("engine", {}))
+    for _ in range(what.get("before", 0)):
+        scored_beside(made, {}, 0)
+    got = scored_beside(made, asked, what.get("mates", 0))
+    assert np.array_equal(got.logprobs, want.logprobs[first - 1 :])
+    assert np.array_equal(got.logsumexp, want.logsumexp[first - 1 :])
+    assert got.top == (want.top if "top" in asked else ())
+    if asked.get("reduce", True):
+        assert got.logits is None
+    else:
+        assert np.array_equal(got.logits, want.logits[first - 1 :])
+    happens = what.get("happens", "steps")
+    if happens != "prefix_hit_tokens" or first > 16:  # a row that is wanted is computed
+        assert getattr(made.stats, happens) > 0

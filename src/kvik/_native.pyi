@@ -75,6 +75,34 @@ def best_rows(
     isa: str = "",
 ) -> None: ...
 
+# Rows of logits [R, V] reduced to the outputs, those of kvik.ops.Reduced.
+def reduce_logits(
+    pool: Pool | None,
+    logits: NDArray[np.float32],
+    targets: NDArray[np.int32],
+    logsumexp: NDArray[np.float64],
+    target_logits: NDArray[np.float32],
+    top_ids: NDArray[np.int32],
+    top_logits: NDArray[np.float32],
+    isa: str = "",
+) -> None: ...
+
+# Two models' rows of logits [R, V]. kl: KL(base || other) in nats; the log-probability of each row's target and the best
+# token, ties to the lower id, by both. A row of NaN, +infinity or nothing but -infinity: its figures are NaN, and the best
+# token of the model it is of -1. pool: whose threads share the rows, one caller at a time; None is the calling one.
+def compare_logits(
+    pool: Pool | None,
+    base: NDArray[np.float32],
+    other: NDArray[np.float32],
+    targets: NDArray[np.int32],
+    kl: NDArray[np.float64],
+    base_logprob: NDArray[np.float64],
+    other_logprob: NDArray[np.float64],
+    base_best: NDArray[np.int32],
+    other_best: NDArray[np.int32],
+    isa: str = "",
+) -> None: ...
+
 _Matrix: TypeAlias = tuple[NDArray[np.uint8], int, int, int]
 _Norm: TypeAlias = tuple[NDArray[np.float32], float]
 
@@ -124,7 +152,8 @@ class Program:
         accumulate: bool,
         /,
     ) -> None: ...
-    def logits(self, op: tuple[Any, ...], head: _Matrix, fine: bool, /) -> None: ...
+    # vocabulary: the rows of the head that are tokens
+    def logits(self, op: tuple[Any, ...], head: _Matrix, fine: bool, vocabulary: int, /) -> None: ...
     def run(
         self,
         tokens: NDArray[np.int32],
@@ -135,7 +164,13 @@ class Program:
         block_spans: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
         copies: NDArray[np.int32],
+        reduce_rows: NDArray[np.int32],
+        targets: NDArray[np.int32],
         logits: NDArray[np.float32],
+        logsumexp: NDArray[np.float64],
+        target_logits: NDArray[np.float32],
+        top_ids: NDArray[np.int32],
+        top_logits: NDArray[np.float32],
         /,
     ) -> None: ...
     @property

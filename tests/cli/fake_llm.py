@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from kvik.cache.storage import num_slabs_for
 from kvik.decoding.sampler import TokenLogprob
 from kvik.engine.admission import Model
 from kvik.engine.engine import Engine
-from kvik.engine.request import Request, ScoreResult
+from kvik.engine.request import LogitRows, Request, ScoreResult
 from kvik.llm import LLM, ModelInfo
-from kvik.ops import Pass, StepTimes
+from kvik.ops import Pass, Reduced, StepTimes
+from kvik.ops.reduction import empty_reduced
 from kvik.params import EngineParams, SamplingParams
 
 ANSWER = ["The", " sky", " is", " blue", ".\n", "Really", " blue!"]
@@ -86,6 +87,9 @@ class FakeExecutor:
         logits[np.arange(len(follow)), self.llm.says(follow)] = 40.0
         return logits
 
+    def reduced(self) -> Reduced:
+        return empty_reduced(0, 0)  # `FakeLLM.score` asks no model
+
     def times(self) -> StepTimes:
         return StepTimes(1e-6, 1e-6, 1e-6)
 
@@ -126,18 +130,25 @@ class FakeLLM(LLM):
         return request
 
     def score(self, inputs: Any, *, reduce: bool = True, top: int = 0, first: Any = 1) -> list[ScoreResult]:
-        """Every log-probability is -2. Logits give the better half of the vocabulary all there is, or, in other weights
-        than f32, three quarters of it."""
-        logits = None
-        if not reduce:
-            share = 1.0 if self.settings["weights"] == "f32" else 0.75
-            logits = np.full((len(inputs[0]), VOCABULARY), np.log(max(1e-30, 1 - share)), np.float32)
-            logits[:, : VOCABULARY // 2] = np.log(share)
+        """Every log-probability is -2."""
+        logits = None if reduce else self.logits(len(inputs[0]))
         best = tuple(TokenLogprob(token, -1.0 - token) for token in range(top))
+        firsts = [first] * len(inputs) if isinstance(first, int) else first
         return [
             ScoreResult(
-                tuple(ids), first, np.full(len(ids) - first, -2.0), np.zeros(len(ids) - first),
-                (best,) * (len(ids) - first) if top else (), logits,
+                tuple(ids), at, np.full(len(ids) - at, -2.0), np.zeros(len(ids) - at),
+                (best,) * (len(ids) - at) if top else (), logits,
             )
-            for ids in inputs
+            for ids, at in zip(inputs, firsts, strict=True)
         ]  # fmt: skip
+
+    def logits(self, rows: int) -> NDArray[np.float32]:
+        """The better half of the vocabulary has all there is, or, in other weights than f32, three quarters of it."""
+        share = 1.0 if self.settings.get("weights") == "f32" else 0.75
+        logits = np.full((rows, VOCABULARY), np.log(max(1e-30, 1 - share)), np.float32)
+        logits[:, : VOCABULARY // 2] = np.log(share)
+        return logits
+
+    def score_rows(self, ids: Any, *, first: int = 1) -> Iterator[LogitRows]:  # type: ignore[override]
+        for start in range(first, len(ids), 64):
+            yield LogitRows(start, self.logits(min(64, len(ids) - start)))

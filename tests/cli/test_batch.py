@@ -15,7 +15,8 @@ from cli.test_terminal import START
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvik.cli import batch_input, options
+from kvik import jsonl
+from kvik.cli import options
 from kvik.cli.batch_input import BadLine, parse_line
 from kvik.cli.batch_output import Results
 from kvik.cli.batch_progress import duration
@@ -134,7 +135,7 @@ def test_bad_lines_are_reported_and_the_rest_runs(batch):
 
 
 def test_a_line_too_long_is_passed_over_without_being_held(batch, monkeypatch):
-    monkeypatch.setattr(batch_input, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 100)
     ended = batch([{"prompt": "a " * 300}, {"prompt": "hi"}])
     assert ended.code == 65 and "line 1: has over 100 bytes" in ended.err
     assert [entry["line"] for entry in batch.found()] == [1, 2]

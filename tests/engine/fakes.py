@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from kvik.cache.layout import BLOCK_TOKENS, KVLayout, LayerGroup
 from kvik.engine.admission import Model
 from kvik.engine.engine import Engine
-from kvik.ops import Executor, Pass, StepTimes
+from kvik.ops import Executor, Pass, Reduced, StepTimes
+from kvik.ops.reduction import empty_reduced, reduce_logits
 from kvik.params import EngineParams
 from kvik.text.tokenizer import Tokenizer
 
@@ -18,19 +19,38 @@ ONE_WINDOW = KVLayout("f16", 1, 16, (LayerGroup((0, 1), 20),))
 ONLY_WINDOWS = KVLayout("f16", 1, 16, (LayerGroup((0, 1), 20), LayerGroup((2,), 40)))
 
 
-class Script:
+class Reducing:
+    """Reduces the rows that `make` gives beside those that are asked for."""
+
+    def __init__(self) -> None:
+        self._reduced = empty_reduced(0, 0)
+
+    def make(self, work: Pass, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    def run(self, work: Pass) -> NDArray[np.float32]:
+        logits, kept = self.make(work, np.concatenate([work.logit_rows, work.reduce_rows])), len(work.logit_rows)
+        self._reduced = reduce_logits(logits[kept:], work.targets, work.top)
+        return logits[:kept]
+
+    def reduced(self) -> Reduced:
+        return self._reduced
+
+
+class Script(Reducing):
     """After token i of the vocabulary comes i + 1; notes every pass."""
 
     def __init__(self, vocab_size: int) -> None:
+        super().__init__()
         self.vocab_size = vocab_size
         self.passes: list[Pass] = []
         self.isa: str | None = None
         self.pool = None
 
-    def run(self, work: Pass) -> NDArray[np.float32]:
+    def make(self, work: Pass, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         self.passes.append(work)
-        logits = np.zeros((len(work.logit_rows), self.vocab_size), np.float32)
-        follow = (work.tokens[work.logit_rows] + 1) % self.vocab_size
+        logits = np.zeros((len(rows), self.vocab_size), np.float32)
+        follow = (work.tokens[rows] + 1) % self.vocab_size
         logits[np.arange(len(follow)), follow] = 9.0
         return logits
 
@@ -38,7 +58,7 @@ class Script:
         return StepTimes(0.0, 0.0, 0.0)
 
 
-class Seeing:
+class Seeing(Reducing):
     """Logits are a hash of everything a row sees through its block tables, and so is what it leaves in the cache.
 
     Memory is that of the layout, a number for each layer and slot; groups share it as they do in the executors. So a wrong
@@ -50,6 +70,7 @@ class Seeing:
     BUCKETS = 509
 
     def __init__(self, layout: KVLayout, num_slabs: int, vocab_size: int) -> None:
+        super().__init__()
         self.layout = layout
         layers = num_slabs * layout.slab_bytes // layout.layer_bytes
         self.memory = np.zeros((layers, BLOCK_TOKENS), np.uint64)
@@ -62,10 +83,10 @@ class Seeing:
         self.factors = rng.integers(0, 2**63, (8, 4096), dtype=np.uint64) * 2 + 1
         self.rows = self.splits = 0
 
-    def run(self, work: Pass) -> NDArray[np.float32]:
+    def make(self, work: Pass, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         for group, source, target in work.copies.tolist():
             self.groups[group][target] = self.groups[group][source]
-        wanted = set(work.logit_rows.tolist())
+        wanted = set(rows.tolist())
         out = {}
         sequences = len(work.spans) - 1
         for s in range(sequences):
@@ -77,9 +98,7 @@ class Seeing:
                 if row in wanted:
                     out[row] = self.table[0, seen % self.BUCKETS] + self.table[1, (seen >> 20) % self.BUCKETS]
         self.rows += len(work.tokens)
-        return np.array([out[row] for row in work.logit_rows.tolist()], np.float32).reshape(
-            len(out), self.table.shape[2]
-        )
+        return np.array([out[row] for row in rows.tolist()], np.float32).reshape(len(out), self.table.shape[2])
 
     def _row(self, token: int, slot: int, tables: list[NDArray[np.int32]]) -> int:
         seen = np.uint64((token + 1) * 0x9E3779B97F4A7C15 % 2**64) ^ np.uint64(slot)

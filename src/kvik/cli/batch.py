@@ -14,12 +14,13 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from kvik.cli.answer import encode_prompt, with_seed
-from kvik.cli.batch_input import BadLine, Id, Line, id_mark, parse_line, read_lines, read_live
+from kvik.cli.batch_input import BadLine, Id, Line, id_mark, parse_line, read_live
 from kvik.cli.batch_output import Results
 from kvik.cli.batch_progress import BatchProgress
 from kvik.cli.input import STDIN
 from kvik.cli.output import Interrupt, note, print_json
 from kvik.errors import DataError, KvikError, ParameterError
+from kvik.jsonl import read_lines
 from kvik.params import AnyParams, BeamParams, EngineParams, Grammar
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import IO, Any
 
 from kvik.cli.naming import flag
 from kvik.errors import DataError, KvikError, ParameterError
+from kvik.jsonl import parse_object, read_lines, shown
 from kvik.params import AnyParams, BeamParams, SamplingParams, any_params, beam_params, json_biases
 
-__all__ = ["MAX_LINE_BYTES", "BadLine", "Line", "id_mark", "parse_line", "read_lines", "read_live"]
+__all__ = ["BadLine", "Line", "id_mark", "parse_line", "read_live"]
 
-MAX_LINE_BYTES = 64 << 20
 _LINES_AHEAD = 64
 _SAMPLING = tuple(f.name for f in fields(SamplingParams))
 _SEARCH = tuple(f.name for f in fields(BeamParams))
@@ -61,18 +61,6 @@ def _mark(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
 
 
-def read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Each line with its number from 1, without blank ones. Of one beyond MAX_LINE_BYTES just more than those."""
-    number = 0
-    while data := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        piece = data
-        while len(piece) > MAX_LINE_BYTES and not piece.endswith(b"\n"):
-            piece = file.readline(MAX_LINE_BYTES + 1)
-        if data.strip():
-            yield number, data
-
-
 def read_live(file: IO[bytes], busy: Callable[[], bool]) -> Iterator[tuple[int, bytes] | None]:
     """`read_lines` of a pipe that may stay open: None where no line is there yet while `busy`, else it waits for one.
 
@@ -110,45 +98,17 @@ def parse_line(number: int, data: bytes, defaults: AnyParams, given: Mapping[str
     given: of defaults to sample by, what the command line said, by the names of SamplingParams. A line with num_beams
     above 1 is a beam search by these and its own fields; the rest of defaults is about sampling.
     """
-    found = _object(data)
+    try:
+        found = parse_object(data)
+    except DataError as error:
+        raise BadLine(str(error)) from None
     id = found.pop("id", number)
     if isinstance(id, bool) or not isinstance(id, str | int):
-        raise BadLine(f"id must be text or a whole number, got {_shown(id)}")
+        raise BadLine(f"id must be text or a whole number, got {shown(id)}")
     try:
         return _request(number, id, found, defaults, given)
     except KvikError as error:
         raise BadLine(str(error), id) from None
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_LINE_BYTES:
-        raise BadLine(f"has over {MAX_LINE_BYTES} bytes")
-    try:
-        found = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_not_json)
-        json.dumps(found, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise BadLine(f"is not UTF-8: byte 0x{data[error.start]:02x} (at byte {error.start} of the line)") from None
-    except UnicodeEncodeError:
-        raise BadLine("has half a surrogate pair, which is no text") from None
-    except RecursionError:
-        raise BadLine("is nested too deep") from None
-    except ValueError as error:
-        raise BadLine(f"is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise BadLine(f"must be an object, got {_shown(found)}")
-    return found
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise BadLine(f"names {next(name for name in names if names.count(name) > 1)!r} twice")
-    return found
-
-
-def _not_json(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def _request(number: int, id: Id, found: dict[str, Any], defaults: AnyParams, given: Mapping[str, Any]) -> Line:
@@ -161,7 +121,7 @@ def _request(number: int, id: Id, found: dict[str, Any], defaults: AnyParams, gi
         raise BadLine("needs either prompt or messages")
     prompt, messages = found.pop("prompt", None), found.pop("messages", None)
     if messages is None and not (isinstance(prompt, str) or (isinstance(prompt, list) and all(map(_is_id, prompt)))):
-        raise BadLine(f"prompt must be text or a list of token ids, got {_shown(prompt)}")
+        raise BadLine(f"prompt must be text or a list of token ids, got {shown(prompt)}")
     if not prompt and messages is None:
         raise BadLine("the prompt is empty")
     return Line(number, id, prompt, messages, _params(found, defaults, given))
@@ -194,8 +154,3 @@ def _search(found: dict[str, Any], given: Mapping[str, Any]) -> BeamParams:
 
 def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import stat
-from io import UnsupportedOperation
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from kvik.cli.batch_input import id_mark
 from kvik.cli.output import plain
-from kvik.errors import DataError, ParameterError, TryAgainError
-from kvik.files import atomic_write, storage_errors
+from kvik.errors import DataError, ParameterError
+from kvik.files import atomic_write
+from kvik.jsonl import LineFile
 
 __all__ = ["Results"]
 
@@ -36,15 +33,15 @@ class Results:
         self.name = name
         self.finished: dict[int, int] = {}
         self._path = Path(name)
-        self._descriptor = self._open()
+        self._file = LineFile(self._path, "--out")
         try:
-            size = os.fstat(self._descriptor).st_size
+            size = self._file.size
             if size and not resume:
                 raise ParameterError(f"--out {name} is not empty; --resume goes on with it, or name another file")
             if size and self._scan():
                 self._drop_errors()
         except BaseException:
-            os.close(self._descriptor)
+            self._file.close()
             raise
 
     def __enter__(self) -> Self:
@@ -53,46 +50,19 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.close(self._descriptor)
-
-    def _open(self) -> int:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ParameterError(f"--out must be a file, which {self.name} is not")
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise TryAgainError(f"{self.name}: another process writes to it") from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+        self._file.close()
 
     def same_file(self, file: IO[bytes]) -> bool:
         """Whether an open file is this one."""
-        try:
-            return os.path.sameopenfile(self._descriptor, file.fileno())
-        except UnsupportedOperation:  # no file at all
-            return False
+        return self._file.same_file(file)
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append a line. StorageError when there is no room for it; then there is nothing of it."""
-        text = json.dumps(plain(entry), ensure_ascii=False, allow_nan=False)
-        data = text.encode("utf-8", "replace") + b"\n"
-        before = os.fstat(self._descriptor).st_size
-        with storage_errors(self._path, hint="the results so far are kept; go on with --resume"):
-            try:
-                while data:
-                    data = data[os.write(self._descriptor, data) :]
-            except BaseException:  # also Ctrl-C
-                os.ftruncate(self._descriptor, before)
-                raise
+        self._file.write(plain(entry), hint="the results so far are kept; go on with --resume")
 
     def sync(self) -> None:
         """See to it that the results last."""
-        with storage_errors(self._path):
-            os.fsync(self._descriptor)
+        self._file.sync()
 
     def _scan(self) -> bool:
         """Note what is there and cut off half a line. Whether there are errors."""
@@ -103,7 +73,7 @@ class Results:
                 if found is None:
                     if data.endswith(b"\n"):
                         raise DataError(f"line {number} is no result of kvik run --batch", path=self.name)
-                    os.ftruncate(self._descriptor, end)
+                    self._file.cut(end)
                     return errors
                 end += len(data)
                 if "error" in found:
@@ -111,7 +81,7 @@ class Results:
                 else:
                     self.finished[id_mark(found["id"])] = int(found["request"], 16)
                 if not data.endswith(b"\n"):
-                    os.write(self._descriptor, b"\n")
+                    self._file.end_line()
                     break
         return errors
 
@@ -131,5 +101,5 @@ class Results:
             for data in old:
                 if "error" not in json.loads(data):
                     new.write(data)
-        old_descriptor, self._descriptor = self._descriptor, self._open()
-        os.close(old_descriptor)
+        old_file, self._file = self._file, LineFile(self._path, "--out")
+        old_file.close()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvik.cli.eval_perplexity import perplexity
 from kvik.cli.input import read_text
 from kvik.cli.options import EngineOptions, Json, ModelOptions, add_group, add_verb
 from kvik.cli.output import print_json, print_table, quoted, write
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs."""
     group = add_group(app, "eval", _group)
     add_verb(group, "logprobs", logprobs)
+    add_verb(group, "perplexity", perplexity)
 
 
 def _group() -> None:

@@ -38,6 +38,7 @@ _STAGES = {
     "pack": "Packing weights",
     "load": "Loading",
     "compare": "Comparing",
+    "score": "Scoring",
 }
 # Text of a model could steer the terminal (titles, cursor, colours): control characters become their pictures.
 _VISIBLE_CONTROLS = {

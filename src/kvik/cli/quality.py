@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kvik.cli import options
 from kvik.cli.input import read_text
 from kvik.cli.machine import memory
+from kvik.cli.model_spec import ROOM_BYTES
 from kvik.cli.output import Progress, amount, print_table, write
 from kvik.errors import DataError, ParameterError, TryAgainError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from kvik.evaluation.quality import Quality
+    from kvik.evaluation.divergence import Divergence
     from kvik.llm import LLM
     from kvik.models.facts import ModelFacts
     from kvik.weights.layouts import Weights
@@ -25,7 +26,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Measured", "measure", "print_quality"]
 
-_ROOM_BYTES = 300_000_000  # both executors' working memory and keys and values of a window, beside weights and logits
+_ROWS_BYTES = 8 * 64 * 4  # for each token of the vocabulary: both models' logits of 64 rows, and what is made of them
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of `Divergence`, what says most. base_perplexity: the reference's."""
+
+    tokens: int
+    kl_mean: float
+    kl_p99: float
+    same_top: float
+    perplexity: float
+    base_perplexity: float
+    perplexity_ratio: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,8 @@ def measure(path: Path, weights: Weights, store: ModelStore, tokens: int, text: 
     text: a file's name; None is what every Python has. Raises ParameterError where there is nothing to compare,
     TryAgainError where memory is short, DataError for a source that does not run.
     """
-    from kvik.evaluation.quality import TEXT_NAME, WINDOW, measure_quality, offline_text, text_windows
+    from kvik.evaluation.divergence import DEFAULT_WINDOW, divergence
+    from kvik.evaluation.offline import TEXT_NAME, offline_text
     from kvik.models.facts import read_facts
 
     if tokens < 1:
@@ -57,20 +72,24 @@ def measure(path: Path, weights: Weights, store: ModelStore, tokens: int, text: 
     if facts.refused is not None:
         raise DataError(facts.refused)
     assert facts.config is not None and facts.packed_bytes is not None  # as nothing is refused
-    window = min(WINDOW, facts.config.context_length)
-    logits = 4 * window * facts.config.vocab_size * 4  # of both models, and what they are made of
-    base, reason = _base(facts, facts.packed_bytes + logits + _ROOM_BYTES)
+    window = min(DEFAULT_WINDOW, facts.config.context_length)
+    base, reason = _base(facts, facts.packed_bytes + _ROWS_BYTES * facts.config.vocab_size + ROOM_BYTES)
     words = offline_text() if text is None else read_text(text)
     with _forgotten(store, facts, base):
         other, exact = _load(facts, facts.weights), _load(facts, base)
-        tokenizer = other.tokenizer
-        bos = tokenizer.bos_id if tokenizer.add_bos else None
-        windows = text_windows(
-            lambda part: tokenizer.encode(part, add_special=False), words, tokens, size=window, bos=bos
-        )
         with Progress(unit="tokens") as progress:
-            found = measure_quality(exact, other, windows, lambda done, total: progress("compare", done, total))
-    return Measured(facts.weights, base, reason, text or TEXT_NAME, window, found)
+            found = divergence(
+                other, exact, words, window=window, tokens=tokens, flips=0,
+                progress=lambda done: progress("compare", done, tokens),
+            )  # fmt: skip
+    return Measured(facts.weights, base, reason, text or TEXT_NAME, window, _quality(found))
+
+
+def _quality(found: Divergence) -> Quality:
+    return Quality(
+        found.tokens, found.kl_mean, found.kl_p99, found.same_top, found.perplexity, found.reference_perplexity,
+        found.perplexity_ratio,
+    )  # fmt: skip
 
 
 def _base(facts: ModelFacts, beside: int) -> tuple[Weights, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Literal
 
@@ -18,13 +19,13 @@ from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, sample_rows
 from kvik.engine.admission import Admission, Model
 from kvik.engine.beams import Beam, BeamGroup, beam_group, take_candidates
 from kvik.engine.request import Chunk, FinishReason, Request, ScoreRequest, Usage
-from kvik.engine.runner import RowLogits, run_step
+from kvik.engine.runner import RowLogits, StepResult, run_step
 from kvik.engine.scheduler import Scheduler, Step
 from kvik.engine.scoring import Reading, Scored, Scoring
 from kvik.engine.sequence import Generating, Group, Timeline
 from kvik.engine.stats import EngineStats, StepStats
 from kvik.errors import DataError, KvikError, TryAgainError
-from kvik.ops import Executor
+from kvik.ops import Executor, Reduced
 from kvik.params import AnyParams, BeamParams, EngineParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
@@ -189,9 +190,10 @@ class Engine:
             if group.times.started is None:
                 group.times.started = begun
         try:
-            logits, rows = run_step(self.executor, step)
+            result = run_step(self.executor, step)
             self.scheduler.commit(step)
-            generated = self._use(logits, rows)
+            self._note(result)
+            generated = self._use(result.logits, result.rows)
         except Exception as error:
             for _, _, group in step.work:
                 self._fail(group, error)
@@ -208,10 +210,7 @@ class Engine:
         drawing: list[tuple[Group, Generating, int]] = []
         searching = [row for row in rows if isinstance(row.sequence, Beam)]
         for row in rows:
-            if isinstance(row.sequence, Beam):
-                continue
-            if isinstance(row.sequence, Scored):
-                self._note(row, logits)
+            if isinstance(row.sequence, Beam | Scored):
                 continue
             drawing.append((row.group, row.sequence, row.first_row))  # type: ignore[arg-type]
             for other in row.group.sequences[1:]:  # samples draw their first token from the first one's logits
@@ -221,15 +220,24 @@ class Engine:
             self._draw(logits, drawing)
         return len(drawing) + (self._search(logits, searching) if searching else 0)
 
-    def _note(self, row: RowLogits, logits: NDArray[np.float32]) -> None:
-        sequence = row.sequence
-        assert isinstance(sequence, Scored)
+    def _note(self, result: StepResult) -> None:
+        """Give scored texts their rows."""
+        for row in result.rows:
+            if isinstance(row.sequence, Scored):
+                logits = result.logits[row.first_row : row.first_row + row.count]
+                self._scored_rows(row, partial(row.sequence.note, row.first, logits, self.executor.pool))
+        for row in result.reduced_rows:
+            assert isinstance(row.sequence, Scoring)
+            own = Reduced(*(figures[row.first_row : row.first_row + row.count] for figures in result.reduced))
+            self._scored_rows(row, partial(row.sequence.note_reduced, row.first, own))
+
+    def _scored_rows(self, row: RowLogits, note: Callable[[], None]) -> None:
         try:
-            sequence.note(row.first, logits[row.first_row : row.first_row + row.count])
-        except Exception as error:
+            note()
+        except Exception as error:  # of this text: the others go on
             self._fail(row.group, self._damaged(error) if isinstance(error, DataError) else error)
             return
-        if sequence.pending == 0:
+        if row.sequence.pending == 0:
             self.stats.finished += 1
             self.scheduler.end(row.group)
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvik.engine.scheduler import Step
+from kvik.engine.scoring import Reading, Scoring
 from kvik.engine.sequence import Group, Sequence
-from kvik.ops import Executor, Pass
+from kvik.ops import Executor, Pass, Reduced
 
-__all__ = ["RowLogits", "build_pass", "run_step"]
+__all__ = ["RowLogits", "StepResult", "build_pass", "run_step"]
 
 
 class RowLogits(NamedTuple):
-    """Rows of the step's logits that belong to a sequence: first_row to first_row + count.
+    """Rows of the step's logits, or of its reduced ones, that belong to a sequence: first_row to first_row + count.
 
     first: token index of the first. group: the sequence's.
     """
@@ -27,11 +29,22 @@ class RowLogits(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count
 
 
+class StepResult(NamedTuple):
+    """What a step computed, valid until the next one: logits [R, V] and what is left of reduced rows, and whose they are."""
+
+    logits: NDArray[np.float32]
+    rows: list[RowLogits]
+    reduced: Reduced
+    reduced_rows: list[RowLogits]
+
+
 def build_pass(step: Step) -> Pass:
     """The step as arrays: rows of each sequence one after another, position and slot counted from its start."""
     tokens: list[int] = []
     slots: list[int] = []
-    spans, logit_rows = [0], []
+    spans, logit_rows, top = [0], [], 0
+    reduce_rows: list[int] = []
+    targets: list[int] = []
     for sequence, count, _ in step.work:
         start, first_row = sequence.num_computed, len(tokens)
         if count == 1:
@@ -41,6 +54,10 @@ def build_pass(step: Step) -> Pass:
             tokens += sequence.tokens[start : start + count]
             slots += range(start, start + count)
         logit_rows += [first_row + r for r in sequence.logit_rows(count)]
+        if isinstance(sequence, Scoring) and (reduced := sequence.reduced_rows(count)):
+            reduce_rows += [first_row + r for r in reduced]
+            targets += sequence.targets(reduced)
+            top = max(top, sequence.top)
         spans.append(len(tokens))
     tables = [s.cache.tables for s, _, _ in step.work]
     blocks = [of[group].blocks for group in range(len(tables[0])) for of in tables]
@@ -50,17 +67,30 @@ def build_pass(step: Step) -> Pass:
     return Pass(
         np.array(tokens, np.int32), places, places, np.array(spans, np.int32),
         blocks[0] if len(blocks) == 1 else np.concatenate(blocks), block_spans, np.array(logit_rows, np.int32),
-        np.array(step.copies, np.int32).reshape(-1, 3),
+        np.array(step.copies, np.int32).reshape(-1, 3), np.array(reduce_rows, np.int32), np.array(targets, np.int32), top,
+        _memory(step),
     )  # fmt: skip
 
 
-def run_step(executor: Executor, step: Step) -> tuple[NDArray[np.float32], list[RowLogits]]:
-    """Compute the step: logits [R, V], valid until the next one, and whose they are."""
+def _memory(step: Step) -> NDArray[np.float32] | None:
+    """A reader's own, where all rows of logits are its."""
+    asking = [sequence for sequence, count, _ in step.work if sequence.logit_rows(count)]
+    return asking[0].memory if len(asking) == 1 and isinstance(asking[0], Reading) else None
+
+
+def run_step(executor: Executor, step: Step) -> StepResult:
+    """Compute the step."""
     logits = executor.run(build_pass(step))
+    rows = _rows(step, lambda sequence, count: sequence.logit_rows(count))
+    reduced_rows = _rows(step, lambda sequence, count: sequence.reduced_rows(count))
+    return StepResult(logits, rows, executor.reduced(), reduced_rows)
+
+
+def _rows(step: Step, wanted: Callable[[Sequence, int], range]) -> list[RowLogits]:
     rows, at = [], 0
     for sequence, count, group in step.work:
-        wanted = sequence.logit_rows(count)
-        if wanted:
-            rows.append(RowLogits(sequence, group, sequence.num_computed + wanted[0], at, len(wanted)))
-            at += len(wanted)
-    return logits, rows
+        own = wanted(sequence, count)
+        if own:
+            rows.append(RowLogits(sequence, group, sequence.num_computed + own.start, at, len(own)))
+            at += len(own)
+    return rows

@@ -16,13 +16,11 @@ from kvik.cache.blocks import BlockPool
 from kvik.cache.layout import BLOCK_TOKENS, blocks_for
 from kvik.cache.prefix import block_keys
 from kvik.cache.sequence_cache import BlockCopy
+from kvik.engine.scoring import SCORE_COST
 from kvik.engine.sequence import Group, Sequence
 from kvik.errors import KvikError
 
 __all__ = ["Scheduled", "Scheduler", "Step"]
-
-SCORE_ROWS = 64
-"""Rows of logits that scoring asks of a step at most: 64 x V floats, whatever the length and number of texts."""
 
 MOST_LOST_ALONE = 8
 """Times that a request may give up its blocks with nobody beside it: scattered prefix hits can make it do so."""
@@ -48,7 +46,7 @@ class Step:
     copies: list[BlockCopy] = field(default_factory=list)
     tokens: int = 0
     prompt_tokens: int = 0
-    score_rows: int = 0
+    score_cost: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
@@ -133,7 +131,7 @@ class Scheduler:
             is_prompt = sequence.pending > 1
             if is_prompt:
                 count = min(count, prompts - step.prompt_tokens)
-            count = min(count, sequence.within(SCORE_ROWS - step.score_rows))
+            count = min(count, sequence.within(SCORE_COST - step.score_cost))
             if count <= 0:
                 continue
             while not sequence.cache.can_append(count):
@@ -147,7 +145,7 @@ class Scheduler:
             step.work.append(Scheduled(sequence, count, group))
             step.tokens += count
             step.prompt_tokens += count if is_prompt else 0
-            step.score_rows += sequence.score_rows(count)
+            step.score_cost += sequence.score_cost(count)
 
     def _admit(self, group: Group, step: Step) -> bool:
         """Let the first waiting request run if its blocks are there, and one more for every running sequence."""

@@ -7,17 +7,28 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik._native import Pool
 from kvik.decoding.sampler import TokenLogprob
 from kvik.engine.request import LogitRows, ScoreRequest, ScoreResult
 from kvik.engine.sequence import Sequence
 from kvik.errors import DataError
+from kvik.ops import Reduced
+from kvik.ops.reduction import empty_reduced, reduce_logits
 
-__all__ = ["Reading", "Scored", "Scoring"]
+__all__ = ["READ_ROWS", "SCORE_COST", "Reading", "Scored", "Scoring"]
+
+READ_ROWS = 64
+"""Rows of logits that exist at once where a text's are kept or read."""
+
+ROW_COST = 1024
+SCORE_COST = READ_ROWS * ROW_COST
+"""What scoring may leave to be kept in a step, whatever the length and number of texts: a row of logits that is kept costs
+1,024, a best token that is noted 1, what is only reduced nothing."""
 
 
 @dataclass(eq=False)
 class Scored(Sequence):
-    """A sequence each of whose rows from the one before token `request.first` on needs logits, once.
+    """A sequence whose rows from the one before token `request.first` on are wanted, each once.
 
     next_row: token index of the first row that is still wanted; it stays where the sequence has to begin again.
     """
@@ -30,6 +41,11 @@ class Scored(Sequence):
         self.next_row = self.request.first - 1
 
     @property
+    def reduces(self) -> bool:
+        """Whether its rows are only reduced."""
+        return False
+
+    @property
     def unscored(self) -> int:
         """Rows that are still wanted."""
         return max(0, len(self.tokens) - self.next_row)
@@ -38,23 +54,32 @@ class Scored(Sequence):
     def cacheable(self) -> int:
         return self.next_row
 
-    def logit_rows(self, count: int) -> range:
+    def _rows(self, count: int) -> range:
         return range(min(count, max(0, self.next_row - self.num_computed)), count)
 
-    def score_rows(self, count: int) -> int:
-        return len(self.logit_rows(count))
+    def logit_rows(self, count: int) -> range:
+        return range(0) if self.reduces else self._rows(count)
 
-    def within(self, rows: int) -> int:
-        return max(0, self.next_row - self.num_computed) + rows
+    def reduced_rows(self, count: int) -> range:
+        return self._rows(count) if self.reduces else range(0)
 
-    def note(self, first: int, logits: NDArray[np.float32]) -> None:
+    @property
+    def _cost(self) -> int:
+        return self.request.top if self.reduces else ROW_COST
+
+    def score_cost(self, count: int) -> int:
+        return self._cost * len(self._rows(count))
+
+    def within(self, cost: int) -> int:
+        return max(0, self.next_row - self.num_computed) + cost // self._cost if self._cost else self.pending
+
+    def note(self, first: int, logits: NDArray[np.float32], pool: Pool | None) -> None:
         """Rows of logits from token index `first` on, which is next_row."""
-        assert first == self.next_row
-        self._note(first, logits)
-        self.next_row += len(logits)
-
-    def _note(self, first: int, logits: NDArray[np.float32]) -> None:
         raise NotImplementedError
+
+    def _went_on(self, first: int, rows: int) -> None:
+        assert first == self.next_row
+        self.next_row += rows
 
 
 @dataclass(eq=False)
@@ -65,35 +90,55 @@ class Scoring(Scored):
         super().__post_init__()
         request = self.request
         count = len(request.token_ids) - request.first
-        self._logprobs, self._logsumexp = np.empty(count, np.float64), np.empty(count, np.float64)
+        self.top = min(request.top, self.vocab_size)
+        self._figures = empty_reduced(count, self.top)
         self._logits = None if request.reduce else np.empty((count + 1, self.vocab_size), np.float32)
-        self._top: list[tuple[TokenLogprob, ...]] = [()] * count
 
-    def _note(self, first: int, logits: NDArray[np.float32]) -> None:
-        """DataError where a row is not finite."""
+    @property
+    def reduces(self) -> bool:
+        return self.request.reduce
+
+    def targets(self, rows: range) -> tuple[int, ...]:
+        """What follows these of the next rows."""
+        start = self.num_computed + 1
+        return self.request.token_ids[start + rows.start : start + rows.stop]
+
+    def note(self, first: int, logits: NDArray[np.float32], pool: Pool | None) -> None:
+        assert self._logits is not None
         place = first + 1 - self.request.first
-        if self._logits is not None:
-            self._logits[place : place + len(logits)] = logits
-        targets = np.array(self.request.token_ids[first + 1 : first + 1 + len(logits)], np.int64)
-        rows = logits[: len(targets)]
-        if not len(rows):
-            return
-        top = rows.max(axis=1)
-        total = top + np.log(np.exp(rows - top[:, None]).sum(axis=1, dtype=np.float64))
-        if not np.isfinite(total).all():
-            raise DataError(f"the logits after token {first + int(np.isfinite(total).argmin())} are not finite")
-        chosen = rows[np.arange(len(rows)), targets].astype(np.float64)
-        self._logsumexp[place : place + len(rows)] = total
-        self._logprobs[place : place + len(rows)] = chosen - total
-        if self.request.top:
-            for at, row in enumerate(rows):
-                self._top[place + at] = _best(row, self.request.top, float(total[at]))
+        self._logits[place : place + len(logits)] = logits
+        targets = np.array(self.request.token_ids[first + 1 : first + 1 + len(logits)], np.int32)
+        self._note(first, reduce_logits(logits[: len(targets)], targets, self.top, pool))
+        self._went_on(first, len(logits))
+
+    def note_reduced(self, first: int, figures: Reduced) -> None:
+        """Figures of the rows from token index `first` on, which is next_row. DataError where a row is not finite."""
+        self._note(first, figures)
+        self._went_on(first, len(figures.logsumexp))
+
+    def _note(self, first: int, figures: Reduced) -> None:
+        good = np.isfinite(figures.logsumexp)
+        if not good.all():
+            raise DataError(f"the logits after token {first + int(good.argmin())} are not finite")
+        place, count = first + 1 - self.request.first, len(good)
+        for own, found in zip(self._figures, figures, strict=True):
+            own[place : place + count] = found[:, : self.top] if found.ndim == 2 else found
 
     def result(self) -> ScoreResult:
         """All log-probabilities; valid once the sequence is computed."""
-        request = self.request
-        top = tuple(self._top) if request.top else ()
-        return ScoreResult(request.token_ids, request.first, self._logprobs, self._logsumexp, top, self._logits)
+        request, found = self.request, self._figures
+        logprobs = found.target_logits.astype(np.float64) - found.logsumexp
+        return ScoreResult(request.token_ids, request.first, logprobs, found.logsumexp, self._best(), self._logits)
+
+    def _best(self) -> tuple[tuple[TokenLogprob, ...], ...]:
+        if not self.request.top:
+            return ()
+        found = self._figures
+        logprobs = found.top_logits.astype(np.float64) - found.logsumexp[:, None]
+        return tuple(
+            tuple(map(TokenLogprob, ids, each))
+            for ids, each in zip(found.top_ids.tolist(), logprobs.tolist(), strict=True)
+        )
 
 
 @dataclass(eq=False)
@@ -102,7 +147,7 @@ class Reading(Scored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._rows: NDArray[np.float32] = np.empty((0, self.vocab_size), np.float32)
+        self._memory: NDArray[np.float32] | None = None
         self._unread: LogitRows | None = None
         self._read = True
 
@@ -110,12 +155,19 @@ class Reading(Scored):
     def ready(self) -> bool:
         return self._read
 
-    def _note(self, first: int, logits: NDArray[np.float32]) -> None:
-        if len(self._rows) < len(logits):
-            self._rows = np.empty_like(logits)
-        rows = self._rows[: len(logits)]
-        rows[:] = logits
+    @property
+    def memory(self) -> NDArray[np.float32]:
+        """Of the rows that are read, as many as a step makes."""
+        if self._memory is None:
+            self._memory = np.empty((READ_ROWS, self.vocab_size), np.float32)
+        return self._memory
+
+    def note(self, first: int, logits: NDArray[np.float32], pool: Pool | None) -> None:
+        rows = self.memory[: len(logits)]
+        if not np.may_share_memory(rows, logits):
+            rows[:] = logits
         self._unread, self._read = LogitRows(first + 1, rows), False
+        self._went_on(first, len(logits))
 
     def take(self) -> LogitRows | None:
         """The rows that wait, if any; they are valid until `go_on`."""
@@ -125,12 +177,3 @@ class Reading(Scored):
     def go_on(self) -> None:
         """What was taken is read."""
         self._read = self._unread is None
-
-
-def _best(row: NDArray[np.float32], count: int, total: float) -> tuple[TokenLogprob, ...]:
-    """The `count` best tokens of a row of logits, falling, ties to the lower id. total: logarithm of the sum of e^row."""
-    count = min(count, len(row))
-    least = np.partition(row, len(row) - count)[len(row) - count]
-    known = np.flatnonzero(row >= least)
-    order = known[np.argsort(-row[known], kind="stable")][:count]
-    return tuple(TokenLogprob(token, float(row[token]) - total) for token in order.tolist())

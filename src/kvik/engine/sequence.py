@@ -57,12 +57,16 @@ class Sequence:
         """Whether its next tokens may be computed now."""
         return True
 
-    def score_rows(self, count: int) -> int:
-        """How many of the next `count` tokens' rows of logits are of a text that is scored."""
+    def reduced_rows(self, count: int) -> range:
+        """Which of the next `count` rows' logits are only reduced."""
+        return range(0)
+
+    def score_cost(self, count: int) -> int:
+        """What the next `count` tokens of a text that is scored take of `scoring.SCORE_COST`."""
         return 0
 
-    def within(self, rows: int) -> int:
-        """Most of the next tokens that ask for no more than so many `score_rows`."""
+    def within(self, cost: int) -> int:
+        """Most of the next tokens whose `score_cost` is no more than that."""
         return self.pending
 
     def restart(self) -> None:

@@ -10,20 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from kvik.evaluation.metrics import determinism, distinct_n, repetition_rate, self_bleu, words
+from kvik.evaluation.model import Generator
 from kvik.params import AnyParams, SamplingParams
 
-__all__ = ["Measured", "Model", "Run", "compare_strategies"]
+__all__ = ["Measured", "Run", "compare_strategies"]
 
 REPETITION_ORDER = 4
-
-
-class Model(Protocol):
-    """What is asked of a model: kvik.LLM is one. An answer has `choices` with text, token_ids and cumulative_logprob."""
-
-    def generate(self, prompts: Any, params: Any) -> Sequence[Any]: ...
 
 
 class Run(NamedTuple):
@@ -63,7 +58,7 @@ class Measured(NamedTuple):
 
 
 def compare_strategies(
-    model: Model,
+    model: Generator,
     prompt: Sequence[int],
     strategies: Mapping[str, AnyParams],
     *,
@@ -91,7 +86,7 @@ def compare_strategies(
     return [measure(name, strategies[name], warm[name], runs[name]) for name in strategies]
 
 
-def _run(model: Model, prompt: Sequence[int], params: AnyParams, seed: int) -> Run:
+def _run(model: Generator, prompt: Sequence[int], params: AnyParams, seed: int) -> Run:
     if isinstance(params, SamplingParams):
         params = replace(params, seed=seed)
     begun = perf_counter()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kvik import _native
 
 __all__ = [
-    "Activation", "Config", "Executor", "Experts", "Ops", "Pass", "RopeTable", "Rounding", "Sizes",
+    "Activation", "Config", "Executor", "Experts", "Ops", "Pass", "Reduced", "RopeTable", "Rounding", "Sizes",
     "StepTimes", "fine_input",
 ]  # fmt: skip
 
@@ -26,6 +26,7 @@ Value = TypeVar("Value")
 
 
 _NO_COPIES = np.empty((0, 3), np.int32)
+_NO_ROWS = np.empty(0, np.int32)
 
 
 class Pass(NamedTuple):
@@ -48,6 +49,23 @@ class Pass(NamedTuple):
     ]  # [G * S + 1] blocks of table i = group * S + s: block_spans[i] to block_spans[i + 1]
     logit_rows: NDArray[np.int32]  # [R] rows that need logits, ascending
     copies: NDArray[np.int32] = _NO_COPIES  # [C, 3] group, block to copy, block that becomes the copy
+    reduce_rows: NDArray[np.int32] = _NO_ROWS  # [R'] rows whose logits are only reduced, ascending
+    targets: NDArray[np.int32] = _NO_ROWS  # [R'] the token of each whose logit is wanted
+    top: int = 0  # of how many best tokens of each of these rows
+    memory: NDArray[np.float32] | None = None  # [at least R, V] where the logits may be left; else they lie elsewhere
+
+
+class Reduced(NamedTuple):
+    """What is left of R' rows of logits that were reduced: [R', V] of them never exist.
+
+    logsumexp: the logarithm of the sum of e^logit over the vocabulary; NaN where a logit is NaN or +infinity, or all are
+    -infinity. target_logits: of `Pass.targets`. top_ids, top_logits: the best tokens, falling, ties to the lower id.
+    """
+
+    logsumexp: NDArray[np.float64]  # [R']
+    target_logits: NDArray[np.float32]  # [R']
+    top_ids: NDArray[np.int32]  # [R', top]
+    top_logits: NDArray[np.float32]  # [R', top]
 
 
 class StepTimes(NamedTuple):
@@ -165,7 +183,7 @@ class Ops(Protocol[Value]):
         ...
 
     def logits(self, x: Value, weight: str) -> None:
-        """The pass's logits: x @ weight.T for the rows that need them: [R, V]."""
+        """The pass's logits: x @ weight.T for the rows that need them: [R, V], and of `reduce_rows` what is left of them."""
         ...
 
 
@@ -202,6 +220,10 @@ class Executor(Protocol):
 
     def run(self, work: Pass) -> NDArray[np.float32]:
         """Compute the pass, append its keys and values, return logits [R, V] (valid until the next call)."""
+        ...
+
+    def reduced(self) -> Reduced:
+        """What is left of the last pass's `reduce_rows` (valid until the next `run`)."""
         ...
 
     def times(self) -> StepTimes:

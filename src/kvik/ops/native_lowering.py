@@ -217,7 +217,7 @@ class _Lowering:
 
     def _logits(self, node: Node) -> None:
         x = node.inputs[0]
-        self._program.logits(self._input(x), self._matrix(node.weight), fine_input(node.weight))
+        self._program.logits(self._input(x), self._matrix(node.weight), fine_input(node.weight), self._sizes.vocab_size)
         self._read(x)
 
     def _experts(self, node: Node) -> None:

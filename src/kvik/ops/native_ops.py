@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik import _native
-from kvik.ops import Config, Ops, Pass, StepTimes
+from kvik.ops import Config, Ops, Pass, Reduced, StepTimes
 from kvik.ops.native_lowering import lower
 from kvik.ops.native_recording import NativeOps, Node, Weight
+from kvik.ops.reduction import empty_reduced
 
 __all__ = ["NativeExecutor"]
 
@@ -53,6 +54,7 @@ class NativeExecutor:
         lower(self._program, config, weights, recorder.nodes)
         self._vocab_size = config.vocab_size
         self._logits = np.empty((1, self._program.logits_width), np.float32)
+        self._reduced = empty_reduced(0, 0)
 
     @property
     def isa(self) -> str:
@@ -66,10 +68,22 @@ class NativeExecutor:
 
     def run(self, work: Pass) -> NDArray[np.float32]:
         rows = len(work.logit_rows)
+        logits = self._room(rows, work.memory)
+        self._reduced = empty_reduced(len(work.reduce_rows), work.top)
+        *arrays, _, _ = work  # top is the width of its arrays
+        self._program.run(*arrays, logits, *self._reduced)
+        return logits[:rows, : self._vocab_size]
+
+    def _room(self, rows: int, offered: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Where the logits go: what is offered, where rows of the head fit it exactly."""
+        if offered is not None and len(offered) >= rows and offered.shape[1] == self._program.logits_width:
+            return offered
         if rows > len(self._logits):
             self._logits = np.empty((rows, self._program.logits_width), np.float32)
-        self._program.run(*work, self._logits)
-        return self._logits[:rows, : self._vocab_size]
+        return self._logits
+
+    def reduced(self) -> Reduced:
+        return self._reduced
 
     def times(self) -> StepTimes:
         return StepTimes(*self._program.times)

@@ -16,13 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvik.errors import ParameterError
-from kvik.ops import Activation, Config, Experts, Ops, Pass, RopeTable, Rounding, StepTimes
+from kvik.ops import Activation, Config, Experts, Ops, Pass, Reduced, RopeTable, Rounding, StepTimes
+from kvik.ops.reduction import empty_reduced
 from kvik.ops.torch_cache import PagedKV
 from kvik.ops.torch_rounding import round_input
 
 __all__ = ["TorchExecutor", "TorchOps"]
 
 Work = Literal["matrices", "attention", "rest"]
+
+REDUCE_ROWS = 64
+"""Rows whose logits exist at once where they are only reduced."""
 
 
 class TorchOps:
@@ -40,7 +44,9 @@ class TorchOps:
             self._index(work.blocks[slice(*work.block_spans[t : t + 2])]) for t in range(len(work.block_spans) - 1)
         ]
         self._logit_rows = self._index(work.logit_rows)
+        self._reduce_rows, self._targets = self._index(work.reduce_rows), self._index(work.targets)
         self.result: Tensor | None = None
+        self.reduced = empty_reduced(len(work.reduce_rows), work.top)
         self.seconds: dict[Work, float] = {"matrices": 0.0, "attention": 0.0, "rest": 0.0}
 
     def embed(self, weight: str, scale: float = 1.0) -> Tensor:
@@ -128,6 +134,22 @@ class TorchOps:
 
     def logits(self, x: Tensor, weight: str) -> None:
         self.result = self.linear(x[self._logit_rows], weight)
+        for start in range(0, len(self._reduce_rows), REDUCE_ROWS):
+            part = slice(start, start + REDUCE_ROWS)
+            self._reduce(self.linear(x[self._reduce_rows[part]], weight), part)
+
+    def _reduce(self, logits: Tensor, part: slice) -> None:
+        """Rows of logits to the figures of `part`."""
+        with self._timed("rest"):
+            found = self.reduced
+            wide = logits.double()
+            total = wide.logsumexp(-1).masked_fill(~((wide < torch.inf).all(-1)), torch.nan)  # NaN compares false
+            found.logsumexp[part] = total.masked_fill(total == -torch.inf, torch.nan).cpu().numpy()
+            found.target_logits[part] = logits.gather(-1, self._targets[part, None])[:, 0].cpu().numpy()
+            if self._work.top:
+                best, ids = logits.sort(dim=-1, descending=True, stable=True)
+                found.top_ids[part] = ids[:, : self._work.top].cpu().numpy()
+                found.top_logits[part] = best[:, : self._work.top].cpu().numpy()
 
     def _product(self, x: Tensor, weight: str, part: int = 0, parts: int = 1) -> Tensor:
         """x @ the weight's rows, or those of one of `parts` equal parts; the input as the weight's layout sees it."""
@@ -200,6 +222,7 @@ class TorchExecutor(Generic[Config]):
         self._rounding = dict(rounding or {})
         self.cache = PagedKV(config, kv, num_blocks, block_tokens, place, groups)
         self._times = StepTimes(0.0, 0.0, 0.0)
+        self._reduced = empty_reduced(0, 0)
 
     @property
     def isa(self) -> None:
@@ -221,9 +244,12 @@ class TorchExecutor(Generic[Config]):
             self._forward(ops, self._config)
         if ops.result is None:
             raise ParameterError("the model's definition computes no logits")
-        self._times = StepTimes(**ops.seconds)
+        self._times, self._reduced = StepTimes(**ops.seconds), ops.reduced
         logits: NDArray[np.float32] = ops.result.cpu().numpy()
         return logits
+
+    def reduced(self) -> Reduced:
+        return self._reduced
 
     def times(self) -> StepTimes:
         return self._times
@@ -239,6 +265,10 @@ def _check(work: Pass, vocab_size: int, cache: PagedKV) -> None:
     rows = len(work.tokens)
     _within("tokens", work.tokens, vocab_size)
     _within("logit_rows", work.logit_rows, rows)
+    _within("reduce_rows", work.reduce_rows, rows)
+    _within("targets", work.targets, vocab_size)
+    if len(work.targets) != len(work.reduce_rows) or not 0 <= work.top <= vocab_size:
+        raise ParameterError(f"pass: {len(work.reduce_rows)} reduce_rows, {len(work.targets)} targets, top {work.top}")
     if len(work.positions) != rows or len(work.slots) != rows:
         raise ParameterError(f"pass: {rows} tokens, {len(work.positions)} positions, {len(work.slots)} slots")
     for name, spans, end in (("spans", work.spans, rows), ("block_spans", work.block_spans, len(work.blocks))):

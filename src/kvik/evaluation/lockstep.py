@@ -1,0 +1,129 @@
+"""Two models over the same texts in lockstep: a few rows of logits of each at a time, compared and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvik.errors import DataError, ParameterError
+from kvik.evaluation.model import Info, Rows, RowScorer, TextTokens
+from kvik.evaluation.rows import Compare, RowFigures
+from kvik.evaluation.token_stream import token_stream
+from kvik.evaluation.windows import Size, Window, token_windows
+
+__all__ = ["Compared", "Distributions", "VocabularyTokens", "check_models", "compared_rows", "limited_windows"]
+
+Logits = NDArray[np.float32]
+
+
+class VocabularyTokens(TextTokens, Protocol):
+    """vocab_size: tokens that `piece` knows."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class VocabularyInfo(Info, Protocol):
+    """vocab_size: logits of a row; padding may make it more than the tokenizer's."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+@runtime_checkable
+class Distributions(RowScorer, Protocol):
+    """A model that gives whole distributions over its vocabulary: `kvik.LLM` is one."""
+
+    @property
+    def tokenizer(self) -> VocabularyTokens: ...
+
+    @property
+    def info(self) -> VocabularyInfo: ...
+
+
+class Compared(NamedTuple):
+    """Figures of some predictions of a window. first: index in it of the token that the first of them is of."""
+
+    first: int
+    figures: RowFigures
+
+
+def check_models(model: Distributions, reference: Distributions) -> None:
+    """Raise ParameterError, by name, for models without whole distributions or with two vocabularies."""
+    for one in (model, reference):
+        if not isinstance(one, Distributions):
+            name = getattr(getattr(one, "info", None), "name", type(one).__name__)
+            raise ParameterError(f"{name} does not give whole distributions over its vocabulary, which divergence needs")
+    names = f"{model.info.name} and {reference.info.name}"
+    sizes = model.info.vocab_size, reference.info.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ParameterError(f"{names} have vocabularies of {sizes[0]} and {sizes[1]} tokens and cannot be compared")
+    if model is reference or model.info.digest == reference.info.digest:
+        return
+    one, other = model.tokenizer, reference.tokenizer
+    for token in range(min(one.vocab_size, other.vocab_size)):
+        a, b = one.piece(token, token), other.piece(token, token)
+        if a != b:
+            raise ParameterError(
+                f"{names} have different vocabularies of {sizes[0]} tokens and cannot be compared: token {token} is "
+                f"{a.decode(errors='replace')!r} and {b.decode(errors='replace')!r}"
+            )
+
+
+def limited_windows(
+    tokenizer: TextTokens, texts: Iterable[Iterable[str]], size: Size, tokens: int | None
+) -> Iterator[tuple[int, Window]]:
+    """Each text's number and its windows, until so many tokens are predicted (None: all)."""
+    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    for index, text in enumerate(texts):
+        for window in token_windows(token_stream(tokenizer, text), size, bos):
+            if tokens is not None and len(window.sizes) >= tokens:
+                yield index, window._replace(ids=window.ids[: window.first + tokens], sizes=window.sizes[:tokens])
+                return
+            yield index, window
+            if tokens is not None:
+                tokens -= len(window.sizes)
+
+
+def compared_rows(
+    model: Distributions, reference: Distributions, window: Window, compare: Compare
+) -> Iterator[Compared]:
+    """The figures of a window's predictions, in order. DataError for logits that are not numbers."""
+    ids = np.array(window.ids, np.int32)
+    base = reference.score_rows(window.ids, first=window.first)
+    if model is reference:
+        pairs = ((rows.first, rows.logits, rows.logits) for rows in base)
+    else:
+        pairs = _aligned(base, model.score_rows(window.ids, first=window.first))
+    done = window.first
+    for first, of_reference, of_model in pairs:
+        figures = compare(of_reference, of_model, ids[first : first + len(of_reference)])
+        if np.isnan(figures.kl).any():
+            raise DataError(f"{model.info.name} or {reference.info.name} gives logits that are not numbers")
+        done = first + len(of_reference)
+        yield Compared(first, figures)
+    if done != len(ids):
+        raise DataError(f"rows of logits end before token {done} of a window of {len(ids)}")
+
+
+def _aligned(a: Iterator[Rows], b: Iterator[Rows]) -> Iterator[tuple[int, Logits, Logits]]:
+    """The rows of both that are of the same tokens; either may give more at a time than the other."""
+    first, one, other = 0, _NONE, _NONE
+    while True:
+        if not len(one):
+            rows = next(a, None)
+            first, one = (rows.first, rows.logits) if rows is not None else (first, _NONE)
+        if not len(other):
+            more = next(b, None)
+            other = more.logits if more is not None else _NONE
+        count = min(len(one), len(other))
+        if not count:
+            return
+        yield first, one[:count], other[:count]
+        first, one, other = first + count, one[count:], other[count:]
+
+
+_NONE: Logits = np.empty((0, 0), np.float32)

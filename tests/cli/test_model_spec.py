@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+from models.small_models import write_gguf
+
+from kvik.cli import model_spec
+from kvik.cli.machine import Memory
+from kvik.cli.model_spec import ModelSpec, load_models, parse_spec, parse_specs
+from kvik.errors import ParameterError, TryAgainError
+from kvik.params import EngineParams
+
+
+def test_a_setting_belongs_to_the_model_before_it() -> None:
+    found = parse_specs("--models", "A, weights=fp32,executor=torch,B,./c=d.gguf,kv=f32,http://host/v1?a=b")
+    assert found == [
+        ModelSpec("A", (("weights", "f32"), ("executor", "torch"))), ModelSpec("B"),
+        ModelSpec("./c=d.gguf", (("kv", "f32"),)), ModelSpec("http://host/v1?a=b"),
+    ]  # fmt: skip
+    assert str(found[0]) == "A,weights=f32,executor=torch" and found[0].get("kv", "f16") == "f16"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("A,weigths=int8", r"--model: a setting of A must be one of weights, kv, .* got 'weigths'; did you mean 'weights'"),
+        ("A,weights=int5", r"--model: weights must be one of auto, .* got 'int5'"),
+        ("A,kv=", "--model: kv must be one of"),
+        ("A,executor=cuda", "--model: executor must be one of"),
+        ("A,device=cuda", "--model: device must be 'cpu' with the native executor"),
+        ("A,kv=f16,kv=f32", "--model: kv of A is given twice"),
+        ("weights=int8,A", "--model begins with weights=int8, before which a model must stand"),
+        ("A,,B", "--model has an empty piece"),
+        ("", "--model has an empty piece"),
+        ("A,kv=f16,B", "--model takes one model, got 2: A,kv=f16, B"),
+    ],
+)
+def test_refusals(text: str, said: str) -> None:
+    with pytest.raises(ParameterError, match=said):
+        parse_spec("--model", text)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVIK_HOME", str(tmp_path / "store"))
+    return str(write_gguf(tmp_path / "small.gguf"))
+
+
+def test_models_beside_each_other(small, made) -> None:
+    specs = [ModelSpec(small, (("weights", "int8"),)), ModelSpec(small, (("kv", "f32"),)), ModelSpec(small, (("kv", "f32"),))]
+    first, second, third = load_models(specs, EngineParams(threads=1), tokens=64)
+    assert len(made) == 2 and second is third and first is not second
+    assert [m.settings.get("weights") for m in made] == ["int8", None]
+    one = 64 * 256  # bytes of f16 keys and values of a window
+    assert [m.settings["engine"].kv_bytes for m in made] == [4 * one, 8 * one]
+    assert made[0].settings["engine"].threads == made[1].settings["engine"].threads == 1
+
+
+def test_one_model_keeps_its_own_pool(made) -> None:
+    load_models([ModelSpec("any")] * 2, EngineParams())
+    assert len(made) == 1 and made[0].settings["engine"] == EngineParams()
+
+
+def test_memory_is_looked_at_before_anything_is_loaded(small, made, monkeypatch) -> None:
+    specs = [ModelSpec(small), ModelSpec(small, (("weights", "f32"),))]
+    monkeypatch.setattr(model_spec, "memory", lambda: Memory(10**9, 300_100_000))
+    with pytest.raises(TryAgainError, match="2 models beside each other need 300.* are free; close other programs"):
+        load_models(specs, EngineParams())
+    monkeypatch.setattr(model_spec, "memory", lambda: Memory(10**10, 400_000_000))
+    with pytest.raises(TryAgainError, match="2 models"):
+        load_models(specs, EngineParams(kv_bytes=200_000_000))
+    assert made == []
+    load_models(specs, EngineParams(kv_bytes=20_000_000))
+    assert [m.settings["engine"].kv_bytes for m in made] == [20_000_000] * 2
