@@ -148,9 +148,7 @@ def perplexity_llama(settings: Settings, inputs: Inputs, variant: str, flash: in
 
 def perplexity_transformers(settings: Settings, inputs: Inputs) -> Measurement:
     losses = inputs.folder / "losses.npy"
-    found, done = ask_transformers(
-        settings, "perplexity", tokens=str(inputs.tokens), first=FIRST, out=str(losses)
-    )
+    found, done = ask_transformers(settings, "perplexity", tokens=str(inputs.tokens), first=FIRST, out=str(losses))
     figures = rates(found["seconds"], inputs.windows * WINDOW, done, found["warm_up_s"])
     keep_losses(inputs, "transformers bf16", np.load(losses))
     return Measurement({**figures, "perplexity": found["perplexity"]}, found)
@@ -212,9 +210,7 @@ def plan(settings: Settings, inputs: Inputs) -> dict[str, Job]:
         return job._replace(needs=lambda: (peers.llama("llama-perplexity"), peers.variant(variant)))
 
     def plain(measure: Callable[[Settings, Inputs], Measurement]) -> Job:
-        return Job(
-            lambda block: measure(settings, inputs), lambda: (peers.python("transformers"), peers.bf16_folder())
-        )
+        return Job(lambda block: measure(settings, inputs), lambda: (peers.python("transformers"), peers.bf16_folder()))
 
     found = {"agreement kvik": ours(agreement_kvik), "perplexity kvik": ours(perplexity_kvik)}
     found |= {f"perplexity llama.cpp {name} fa={flash}": llama(name, flash) for name, flash in LLAMA}

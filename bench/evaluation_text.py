@@ -6,6 +6,7 @@ import ast
 import random
 import sysconfig
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 LINE_WORDS = (12, 20)
@@ -18,7 +19,7 @@ EDITED = 0.3
 def english(characters: int) -> str:
     """At least so many characters where this Python has them: pydoc's topics, then the docstrings of its library."""
     parts, length = [], 0
-    for part in (*topics(), *docstrings()):
+    for part in chain(topics(), docstrings()):
         if length >= characters:
             break
         parts.append(part)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -75,7 +76,7 @@ def piece(tokenizer: Any, ids: list[int], start: int, count: int) -> tuple[int, 
             continue
         if (text := kept(ids[at:end])) is not None:
             return at, text
-    raise SystemExit(f"the source has {len(ids)} tokens: no piece of {count} from token {start} on can be cut out")
+    raise SystemExit(f"the source has {len(ids)} tokens: no piece of {count} tokens from token {start} on can be cut")
 
 
 # --- evaluations
@@ -128,10 +129,20 @@ def longppl(request: Found) -> Found:
     short, slide = request["short"], request["slide"]
 
     def run(texts: list[str]) -> Any:
-        return evaluate(llm, texts, window=short, slide=slide)
+        return evaluate(llm, llm, texts, window=short, stride=slide)
 
     result, found = timed(lambda: run([one["text"] for one in texts]), lambda: llm.score([texts[-1]["ids"][-512:]]))
-    return {**found, "tokens": sum(len(one["ids"]) for one in texts), "value": result.value, "keys": result.keys}
+    keys: list[list[int]] = [[] for _ in texts]
+    starts = [places(llm.tokenizer, one["ids"]) for one in texts]
+    for key in result.keys:
+        keys[key.text].append(starts[key.text][key.offset])
+    return {**found, "tokens": sum(len(one["ids"]) for one in texts), "value": result.value, "keys": keys}
+
+
+def places(tokenizer: Any, ids: list[int]) -> dict[int, int]:
+    """Index of each token by the bytes before it."""
+    lengths = [len(tokenizer.decode_bytes([token])) for token in ids]
+    return {start: at for at, start in enumerate(accumulate(lengths[:-1], initial=0))}
 
 
 # --- metrics

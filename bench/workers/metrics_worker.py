@@ -36,7 +36,10 @@ def bleu() -> Callable[[Texts, Texts], Figures]:
 
     def work(predictions: Texts, references: Texts) -> Figures:
         corpus = sacrebleu.corpus_bleu(predictions, [references]).score
-        each = [sacrebleu.sentence_bleu(given, [wanted]).score for given, wanted in zip(predictions, references, strict=True)]
+        each = [
+            sacrebleu.sentence_bleu(given, [wanted]).score
+            for given, wanted in zip(predictions, references, strict=True)
+        ]
         return {"corpus": corpus, "mean": fmean(each)}
 
     return work

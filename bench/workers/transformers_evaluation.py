@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
 
 BATCHES = (1, 2, 4)
 ROWS = 512  # of logits that are in f32 at a time
@@ -26,7 +24,9 @@ ALPHA, BETA = 2.0, -2.0
 def losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """[rows] in f32, of bf16 logits [rows, V] and what came."""
     parts = zip(logits.split(ROWS), targets.split(ROWS), strict=True)
-    return torch.cat([torch.nn.functional.cross_entropy(part.float(), wanted, reduction="none") for part, wanted in parts])
+    return torch.cat(
+        [torch.nn.functional.cross_entropy(part.float(), wanted, reduction="none") for part, wanted in parts]
+    )
 
 
 def batch_losses(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
@@ -74,7 +74,7 @@ def longppl(model: Any, request: dict[str, Any]) -> dict[str, Any]:
         return -losses(logits[:-1], ids[-count:])
 
     begun = time.perf_counter()
-    last(torch.tensor(texts[0]["ids"][:512]), 256)
+    last(torch.tensor(texts[0]["ids"][:512]), 1)
     ready = time.perf_counter()
     keys, chosen = [], []
     for ids in (torch.tensor(one["ids"]) for one in texts):
@@ -97,9 +97,11 @@ def longppl(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    import transformers
+
     request = json.loads(sys.argv[1])
     torch.set_num_threads(request["threads"])
-    model: Any = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.bfloat16)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.bfloat16)
     model.eval()
     with torch.inference_mode():
         result = {"perplexity": perplexity, "longppl": longppl}[request["mode"]](model, request)
