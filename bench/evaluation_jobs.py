@@ -138,12 +138,12 @@ def perplexity_llama(settings: Settings, inputs: Inputs, variant: str, flash: in
     done = run_child(
         [settings.peers.llama("llama-perplexity"), "-m", settings.peers.variant(variant), "-f", inputs.text,
          "-c", str(WINDOW), "-t", str(settings.threads), "-fa", "on" if flash else "off",
-         "--chunks", str(inputs.windows)], timeout=TIMEOUT,
+         "--chunks", str(inputs.windows), "-lv", "4"], timeout=TIMEOUT,
     )  # fmt: skip
-    found = llama_perplexity.read(done.stdout + done.stderr, inputs.windows, SCORED)
+    found = llama_perplexity.read(done.stdout, done.stderr, inputs.windows, SCORED)
     keep_losses(inputs, f"llama.cpp {variant} fa={flash}", found.nll)
     figures = {"perplexity": found.perplexity, "standard_error": found.error}
-    return Measurement(rates(found.seconds, inputs.windows * WINDOW, done) | figures, {"said": done.stdout[-2000:]})
+    return Measurement(rates(found.seconds, inputs.windows * WINDOW, done) | figures, {"said": done.stderr[-1000:]})
 
 
 def perplexity_transformers(settings: Settings, inputs: Inputs) -> Measurement:

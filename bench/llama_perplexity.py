@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from bench import BenchError
 
 _RUNNING = re.compile(r"\[(\d+)\]([^,\s\[]+),")
-_BEGIN = re.compile(r"(calculating perplexity over)")
 _ESTIMATE = re.compile(r"Final estimate: PPL = (\S+) \+/- (\S+)")
 _TOKENIZATION = re.compile(r"tokenization took (\S+) ms")
 _TOTAL = re.compile(r"total time = +(\S+) ms")
@@ -32,16 +31,16 @@ class LlamaPerplexity(NamedTuple):
     nll: NDArray[np.float64]
 
 
-def read(text: str, windows: int, scored: int) -> LlamaPerplexity:
+def read(stdout: str, log: str, windows: int, scored: int) -> LlamaPerplexity:
     """scored: tokens of a window that count. Raises BenchError for output that does not tell all of it.
 
-    After each window comes the perplexity so far, of which the windows' own losses are taken apart.
+    After each window stdout has the perplexity so far, of which the windows' own losses are taken apart; the rest is in
+    the log, on stderr.
     """
-    perplexity, error = (number(part, "its final estimate") for part in one(_ESTIMATE, text, "final estimate"))
-    (total,) = (number(part, "its total time") for part in one(_TOTAL, text, "total time"))
-    (tokens,) = (number(part, "its tokenization") for part in one(_TOKENIZATION, text, "time of the tokenization"))
-    one(_BEGIN, text, "beginning")
-    seen = _RUNNING.findall(text, next(_BEGIN.finditer(text)).end())
+    perplexity, error = (number(part, "its final estimate") for part in one(_ESTIMATE, log, "final estimate"))
+    (total,) = (number(part, "its total time") for part in one(_TOTAL, log, "total time"))
+    (tokens,) = (number(part, "its tokenization") for part in one(_TOKENIZATION, log, "time of the tokenization"))
+    seen = _RUNNING.findall(stdout)
     if [int(at) for at, _ in seen] != list(range(1, windows + 1)):
         raise BenchError(f"llama-perplexity told of {len(seen)} windows, not of {windows} in order")
     so_far = np.array([number(value, f"the perplexity after window {at}") for at, value in seen])
