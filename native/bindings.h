@@ -21,7 +21,7 @@ void bind_scoring(nanobind::module_&);
 // Rows one by one, or spread over the pool's threads.
 template <class Work>
 void each_row(kvik::Pool* pool, size_t rows, Work& work) {
-    if (!pool || pool->threads() == 1 || rows == 1) {
+    if (!pool || pool->threads() == 1 || rows <= 1) {
         for (size_t r = 0; r < rows; ++r) work(r);
         return;
     }

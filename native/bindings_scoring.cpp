@@ -28,7 +28,7 @@ void require(bool condition, const char* message) {
 
 void check_rows(const Rows& logits, const Targets& targets) {
     require(logits.shape(1) >= 1 && logits.shape(1) <= 1 << 26, "scoring: vocabulary must be in [1, 2^26]");
-    require(logits.shape(1) == 1 || logits.stride(1) == 1, "scoring: a row of logits must be contiguous");
+    require(logits.shape(0) == 0 || logits.shape(1) == 1 || logits.stride(1) == 1, "scoring: a row of logits must be contiguous");
     require(targets.size() == logits.shape(0), "scoring: targets must have one entry a row");
     for (size_t r = 0; r < targets.size(); ++r)
         require(targets.data()[r] >= 0 && size_t(targets.data()[r]) < logits.shape(1), "scoring: a target is outside the vocabulary");

@@ -84,7 +84,7 @@ class Program {
     // Up to this many rows each thread prepares the whole input itself: cheaper than one more meeting of all threads.
     static constexpr int32_t kLazyRows = 2;
     static constexpr int32_t kPrepareRows = 8;  // rows of one tile of a phase of rows
-    static constexpr int32_t kReduceRows = 64;  // rows whose part of the logits a thread makes before it reduces them
+    static constexpr int32_t kReduceRows = 128;  // rows whose part of the logits a thread makes before it reduces them
     struct Phase {
         enum Work { rows, rotate, attend, linear, join };
         Work work;

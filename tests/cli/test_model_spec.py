@@ -22,7 +22,10 @@ def test_a_setting_belongs_to_the_model_before_it() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("A,weigths=int8", r"--model: a setting of A must be one of weights, kv, .* got 'weigths'; did you mean 'weights'"),
+        (
+            "A,weigths=int8",
+            r"--model: a setting of A must be one of weights, kv, .* got 'weigths'; did you mean 'weights'",
+        ),
         ("A,weights=int5", r"--model: weights must be one of auto, .* got 'int5'"),
         ("A,kv=", "--model: kv must be one of"),
         ("A,executor=cuda", "--model: executor must be one of"),
@@ -46,7 +49,11 @@ def small(tmp_path, monkeypatch):
 
 
 def test_models_beside_each_other(small, made) -> None:
-    specs = [ModelSpec(small, (("weights", "int8"),)), ModelSpec(small, (("kv", "f32"),)), ModelSpec(small, (("kv", "f32"),))]
+    specs = [
+        ModelSpec(small, (("weights", "int8"),)),
+        ModelSpec(small, (("kv", "f32"),)),
+        ModelSpec(small, (("kv", "f32"),)),
+    ]
     first, second, third = load_models(specs, EngineParams(threads=1), tokens=64)
     assert len(made) == 2 and second is third and first is not second
     assert [m.settings.get("weights") for m in made] == ["int8", None]
@@ -63,7 +70,7 @@ def test_one_model_keeps_its_own_pool(made) -> None:
 def test_memory_is_looked_at_before_anything_is_loaded(small, made, monkeypatch) -> None:
     specs = [ModelSpec(small), ModelSpec(small, (("weights", "f32"),))]
     monkeypatch.setattr(model_spec, "memory", lambda: Memory(10**9, 300_100_000))
-    with pytest.raises(TryAgainError, match="2 models beside each other need 300.* are free; close other programs"):
+    with pytest.raises(TryAgainError, match=r"2 models beside each other need 300.* are free; close other programs"):
         load_models(specs, EngineParams())
     monkeypatch.setattr(model_spec, "memory", lambda: Memory(10**10, 400_000_000))
     with pytest.raises(TryAgainError, match="2 models"):

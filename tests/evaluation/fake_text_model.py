@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-BOS = 255 + 3 * 256  # no token of a text
+BOS = 1  # no token of a text
 
 
 class Scored(NamedTuple):
@@ -24,7 +25,7 @@ class Info:
 
 
 class ByteTokens:
-    """Each token is `width` bytes of the text, the last one what is left; ids are made of the first byte and the width."""
+    """Each token is `width` bytes of the text, the last one what is left; ids are their checksums."""
 
     def __init__(self, width: int = 1, add_bos: bool = False) -> None:
         self.width, self.add_bos, self.bos_id = width, add_bos, BOS if add_bos else None
@@ -35,7 +36,7 @@ class ByteTokens:
         ids = []
         for start in range(0, len(data), self.width):
             piece = data[start : start + self.width]
-            ids.append(1000 + int.from_bytes(piece) * 8 + len(piece))
+            ids.append(1000 + zlib.crc32(piece))
             self._pieces[ids[-1]] = piece
         return ids
 
@@ -65,7 +66,9 @@ class FakeModel:
             raise self.fails_at[1]
         firsts = [first] * len(inputs) if isinstance(first, int) else list(first)
         self.calls.append([list(ids) for ids in inputs])
-        assert all(len(ids) <= self.info.context_length and 1 <= f < len(ids) for ids, f in zip(inputs, firsts, strict=True))
+        assert all(
+            len(ids) <= self.info.context_length and 1 <= f < len(ids) for ids, f in zip(inputs, firsts, strict=True)
+        )
         return [
             Scored(f, np.array([logprob(ids[i - 1], ids[i]) + self.shift for i in range(f, len(ids))]))
             for ids, f in zip(inputs, firsts, strict=True)

@@ -17,18 +17,18 @@ from kvik.evaluation.token_stream import token_stream
 from kvik.text.tokenizer import Tokenizer
 
 LONG = [
-    "a" * 3000,
-    "ab" * 1200 + "\n" * 700 + " " * 900 + "end",
-    "0123456789" * 250,
-    "hello world hello hello " * 120,
-    "👩‍👩‍👧‍👦🏳️‍🌈✨👍🏽" * 150,
-    "中文字符日本語テキスト한국어" * 120,
-    "e\u0301\u0323" * 700 + " \u0301" * 300,
-    "\n\n\n \t \r\n" * 300,
-    "<left>  word  <right>  hello w é\n\n<both> <s> hell" * 60,
-    " ".join(CORPUS * 3),
+    "a" * 2000,
+    "ab" * 700 + "\n" * 400 + " " * 500 + "end",
+    "0123456789" * 150,
+    "hello world hello hello " * 60,
+    "👩‍👩‍👧‍👦🏳️‍🌈✨👍🏽" * 80,
+    "中文字符日本語テキスト한국어" * 80,
+    "e\u0301\u0323" * 400 + " \u0301" * 200,
+    "\n\n\n \t \r\n" * 150,
+    "<left>  word  <right>  hello w é\n\n<both> <s> hell" * 30,
+    " ".join(CORPUS * 2),
 ]
-OTHERS = ("sentencepiece", "sentencepiece without a space in front", "smollm's own")
+OTHERS = ("sentencepiece", "sentencepiece without a space in front")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def cut(text: str, random: random.Random) -> list[str]:
     return [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS[:2]])
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
 def test_long_texts_without_an_easy_place_to_cut(family: str, folder: Path) -> None:
     tokenizer = tokenizer_of(family, folder)
     rng = random.Random(family)
@@ -66,13 +66,13 @@ def test_long_texts_without_an_easy_place_to_cut(family: str, folder: Path) -> N
         assert ids == whole, text[:20]
         assert sum(sizes) == len(tokenizer.decode_bytes(whole))
         parts += count
-    assert parts >= 3 * len(LONG), "most texts come in several parts"
+    assert parts >= 2 * len(LONG), "most texts come in several parts"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_random_mixtures(folder: Path, data: st.DataObject, seed: int) -> None:
-    tokenizer = tokenizer_of(data.draw(st.sampled_from([*FAMILIES, *OTHERS[:2]])), folder)
+    tokenizer = tokenizer_of(data.draw(st.sampled_from([*FAMILIES, *OTHERS])), folder)
     rng = random.Random(seed)
     words = [piece for text in HARD_TEXTS for piece in (text, text.upper(), *text.split())]
     text = "".join(rng.choice([w + " ", w, w * rng.randint(1, 40)]) for w in rng.choices(words, k=rng.randint(0, 60)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from kvik.evaluation.perplexity import difference, perplexity
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 SHAPE = next(shape for shape in SHAPES if shape.name == "untied")
-WORDS = "the thin one her in an error on there hint Ångström 中文 🥪".split()
+WORDS = ["the", "thin", "one", "her", "in", "an", "error", "on there", "hint", "Ångström", "中文", "🥪"]
 TEXTS = [" ".join(random.Random(seed).choices(WORDS, k=count)) for seed, count in ((1, 150), (2, 9), (3, 60))]
 
 
@@ -79,6 +78,8 @@ def test_the_same_whatever_runs_beside_it(llm: Any) -> None:
     """Grouping and batching change nothing, so that a difference of a model to itself is 0."""
     alone = [perplexity(llm, [text], window=50) for text in TEXTS]
     together = perplexity(llm, TEXTS, window=50)
-    assert math.fsum(p.nll * p.predictions for p in alone) / together.predictions == pytest.approx(together.nll, rel=1e-13)
+    assert math.fsum(p.nll * p.predictions for p in alone) / together.predictions == pytest.approx(
+        together.nll, rel=1e-13
+    )
     again = perplexity(llm, TEXTS, window=50)
     assert again == together and difference(again, together).bits_per_byte.value == 0

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvik.cli.eval_correlate import correlate
+from kvik.cli.eval_divergence import divergence
+from kvik.cli.eval_longppl import longppl
 from kvik.cli.eval_perplexity import perplexity
 from kvik.cli.input import read_text
 from kvik.cli.options import EngineOptions, Json, ModelOptions, add_group, add_verb
@@ -26,6 +29,9 @@ def register(app: typer.Typer) -> None:
     group = add_group(app, "eval", _group)
     add_verb(group, "logprobs", logprobs)
     add_verb(group, "perplexity", perplexity)
+    add_verb(group, "divergence", divergence)
+    add_verb(group, "longppl", longppl)
+    add_verb(group, "correlate", correlate)
 
 
 def _group() -> None:

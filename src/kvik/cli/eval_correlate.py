@@ -31,7 +31,9 @@ __all__ = ["correlate"]
 class CorrelateOptions:
     """Which columns."""
 
-    setting: Annotated[str, typer.Option("--setting", metavar="NAME", help="The column with the settings' names.")] = "setting"
+    setting: Annotated[str, typer.Option("--setting", metavar="NAME", help="The column with the settings' names.")] = (
+        "setting"
+    )
     measures: Annotated[
         str, typer.Option("--measures", metavar="NAME[,NAME…]", help="Columns of numbers that may foretell the score.")
     ] = "perplexity,longppl"

@@ -41,10 +41,16 @@ class DivergenceOptions:
     """Which two, on how much of the text, in which windows."""
 
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="REF[,key=value…]", show_default=False, help=f"What is judged: {SPEC_HELP}.")
+        str,
+        typer.Option(
+            "--model", "-m", metavar="REF[,key=value…]", show_default=False, help=f"What is judged: {SPEC_HELP}."
+        ),
     ]
     against: Annotated[
-        str, typer.Option("--against", metavar="REF[,key=value…]", show_default=False, help="The reference, named likewise.")
+        str,
+        typer.Option(
+            "--against", metavar="REF[,key=value…]", show_default=False, help="The reference, named likewise."
+        ),
     ]
     window: Annotated[
         int | None,
@@ -70,7 +76,10 @@ class DivergenceOptions:
     plot: Annotated[
         str | None,
         typer.Option(
-            "--plot", metavar="FILE", show_default=False, help="Draw it into a .png, .svg or .pdf (extra kvik\\[plots])."
+            "--plot",
+            metavar="FILE",
+            show_default=False,
+            help="Draw it into a .png, .svg or .pdf (extra kvik\\[plots]).",
         ),
     ] = None
 
@@ -131,12 +140,13 @@ def divergence(
         tokens = OFFLINE_TOKENS if options.tokens is None and not texts else options.tokens
         from kvik.evaluation.divergence import DEFAULT_WINDOW
         from kvik.evaluation.divergence import divergence as measure
+        from kvik.evaluation.rows import NativeCompare
 
         model, reference = load_models(specs, machine, tokens=options.window or DEFAULT_WINDOW)
         with Progress(unit="tokens") as progress, naming_options(DivergenceOptions):
             found = measure(
                 model, reference, words.pieces, window=options.window, stride=options.stride, tokens=tokens,
-                progress=lambda done: progress("compare", done, tokens or words.bytes),
+                compare=NativeCompare(machine.threads), progress=lambda done: progress("compare", done, tokens or words.bytes),
             )  # fmt: skip
     _report(Measured(str(specs[0]), str(specs[1]), words.name, found), options.plot, json=json)
 

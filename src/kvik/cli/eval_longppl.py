@@ -48,11 +48,14 @@ class LongPPLOptions:
         float, typer.Option("--beta", metavar="X", help="Log-probability that it is above in the long context.")
     ] = -2.0
     window: Annotated[
-        int, typer.Option("--window", metavar="N", help="Tokens of short context, at least 1, below the evaluator's context.")
+        int,
+        typer.Option(
+            "--window", metavar="N", help="Tokens of short context, at least 1, below the evaluator's context."
+        ),
     ] = 4096
-    stride: Annotated[
-        int, typer.Option("--stride", metavar="N", help="Tokens judged in each window, at least 1.")
-    ] = 1024
+    stride: Annotated[int, typer.Option("--stride", metavar="N", help="Tokens judged in each window, at least 1.")] = (
+        1024
+    )
     cut: Annotated[
         bool, typer.Option("--cut", help="Cut texts that are longer than a model's context, instead of refusing them.")
     ] = False

@@ -148,7 +148,7 @@ def _log(
     from kvik.cli.perplexity_log import PerplexityLog
 
     settings: dict[str, Any] = {
-        "TEXT": [f"{fact.texts} texts of {fact.bytes} bytes, {fact.digest}" for fact in texts.facts],
+        "TEXT": [f"{fact.bytes} bytes in {fact.texts}, digest {fact.digest}" for fact in texts.facts],
         "--models": [str(spec) for spec in specs],
         "--endpoint": endpoint.endpoint, "--endpoint-model": endpoint.endpoint_model, "--tokenizer": endpoint.tokenizer,
         "--window": options.window, "--stride": options.stride,

@@ -28,7 +28,9 @@ KEYS: dict[str, str] = {
 }
 """Settings of a model, arguments of `kvik.LLM`, with the values they take."""
 
-SPEC_HELP = "catalogue name, .gguf file, folder or hub id, with settings behind commas: weights=, kv=, executor=, device="
+SPEC_HELP = (
+    "catalogue name, .gguf file, folder or hub id, with settings behind commas: weights=, kv=, executor=, device="
+)
 
 ROOM_BYTES = 300_000_000  # the executors' working memory, beside weights, caches and logits
 _WINDOWS = 4  # sequences whose keys and values a pool holds at least
@@ -158,7 +160,9 @@ def _plan(spec: ModelSpec, tokens: int | None) -> _Plan:
     most = context if tokens is None else min(tokens, context)
     one = layout.slabs_for(layout.sequence_blocks(most, most)) * layout.slab_bytes
     floats = 4 * facts.parameters if spec.get("executor", "native") == "torch" else 0
-    return _Plan(path, facts.weights, facts.packed_bytes, floats, one if tokens is None else _WINDOWS * one, layout.slab_bytes)
+    return _Plan(
+        path, facts.weights, facts.packed_bytes, floats, one if tokens is None else _WINDOWS * one, layout.slab_bytes
+    )
 
 
 def _pools(plans: Sequence[_Plan], kv_bytes: int | None) -> list[int | None]:

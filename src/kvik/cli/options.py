@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from inspect import Parameter, Signature, cleandoc, signature
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -81,7 +81,8 @@ def _flowing(text: str) -> str:
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give each field of every options dataclass among the function's parameters an option of its own.
 
-    A field that the function has a parameter for itself (`serve MODEL`) gets what that is given.
+    A field that the function has a parameter for itself (`serve MODEL`) gets what that is given; one without a default has
+    to be given.
     """
     hints = get_type_hints(function, include_extras=True)
     own = {name for name in signature(function).parameters if not is_dataclass(hints[name])}
@@ -93,10 +94,13 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
             groups[name] = kind
             kinds = get_type_hints(kind, include_extras=True)
             parameters += [
-                Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name])
+                Parameter(
+                    f.name, Parameter.KEYWORD_ONLY, default=Parameter.empty if f.default is MISSING else f.default,
+                    annotation=kinds[f.name],
+                )
                 for f in fields(kind)
                 if f.name not in own
-            ]
+            ]  # fmt: skip
         else:
             parameters.append(parameter.replace(annotation=kind, kind=Parameter.KEYWORD_ONLY))
 

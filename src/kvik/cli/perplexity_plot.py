@@ -39,5 +39,5 @@ def draw_plot(found: Sequence[Measured], name: str) -> None:
         figure, name,
         f"{one.texts:,} {'text' if one.texts == 1 else 'texts'} of {one.bytes:,} bytes; windows of {one.window:,} tokens, "
         f"{one.stride:,} of them new" + ("" if same else "; the models' tokens differ"),
-        f"{found[0].name if len(found) == 1 else 'Models'}: loss by position in the window",
+        f"{found[0].name}: loss by position in the window" if len(found) == 1 else "Loss by position in the window",
     )  # fmt: skip

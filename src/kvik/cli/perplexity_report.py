@@ -22,7 +22,9 @@ def print_report(found: Sequence[Measured], differences: Sequence[Difference]) -
     one = found[0].perplexity
     texts = f"{one.texts:,} {'text' if one.texts == 1 else 'texts'}"
     write(f"{texts}, {one.bytes:,} bytes and {one.words:,} words predicted\n\n")
-    rows = [["model", "tokens", "perplexity", "95 % interval", "by byte", "by word", "bits/byte", "nats/token", "±", "band"]]
+    rows = [
+        ["model", "tokens", "perplexity", "95 % interval", "by byte", "by word", "bits/byte", "nats/token", "±", "band"]
+    ]
     rows += [_row(each) for each in found]
     print_table(rows, "<>>>>>>>><")
     for lines in _notes(found):
@@ -63,7 +65,9 @@ def _unpredicted(p: Perplexity) -> str:
     without = p.texts_without
     if not without:
         return ""
-    return f"{without:,} of {p.texts:,} texts {'has' if without == 1 else 'have'} nothing to predict: empty, or one token."
+    return (
+        f"{without:,} of {p.texts:,} texts {'has' if without == 1 else 'have'} nothing to predict: empty, or one token."
+    )
 
 
 def _figure(value: float | None) -> str:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -137,11 +137,13 @@ def opened_texts(names: Sequence[str]) -> Iterator[Texts]:
     with ExitStack() as stack:
         sources = []
         for name in names:
-            opened: AbstractContextManager[IO[bytes]] = (
-                _spooled() if name == "-" else open(open_regular(Path(name)), "rb")
-            )
-            sources.append(TextSource(name, stack.enter_context(opened), Path(name).suffix.lower() == ".jsonl"))
+            opened = stack.enter_context(_spooled() if name == "-" else _opened(name))
+            sources.append(TextSource(name, opened, Path(name).suffix.lower() == ".jsonl"))
         yield Texts(sources)
+
+
+def _opened(name: str) -> IO[bytes]:
+    return open(open_regular(Path(name)), "rb")
 
 
 @contextmanager

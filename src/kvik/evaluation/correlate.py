@@ -71,7 +71,9 @@ def _correlation(
     for one in settings:
         for column in (measure, score):
             if column not in one.values:
-                raise ParameterError(f"setting {one.name!r} has no {column!r}, only {', '.join(one.values) or 'nothing'}")
+                raise ParameterError(
+                    f"setting {one.name!r} has no {column!r}, only {', '.join(one.values) or 'nothing'}"
+                )
         a, b = one.values[measure], one.values[score]
         if a is None or b is None:
             left_out.append(one.name)

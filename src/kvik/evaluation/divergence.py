@@ -17,9 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.errors import DataError, ParameterError
-from kvik.evaluation.lockstep import Compared, Distributions, VocabularyTokens, check_models, compared_rows, limited_windows
+from kvik.evaluation.lockstep import (
+    Compared,
+    Distributions,
+    VocabularyTokens,
+    check_models,
+    compared_rows,
+    limited_windows,
+)
 from kvik.evaluation.perplexity import Text, as_texts, exp
-from kvik.evaluation.rows import Compare, compare_rows
+from kvik.evaluation.rows import Compare, NativeCompare
 from kvik.evaluation.statistics import Interval, bootstrap_sums
 from kvik.evaluation.window_scores import position_ranges
 from kvik.evaluation.windows import Size, Window, window_size
@@ -118,7 +125,7 @@ def divergence(
     stride: int | None = None,
     tokens: int | None = None,
     flips: int = 20,
-    compare: Compare = compare_rows,
+    compare: Compare | None = None,
     progress: Callable[[int], None] = _unwatched,
 ) -> Divergence:
     """The model against the reference, on the texts.
@@ -130,7 +137,7 @@ def divergence(
         stride: tokens that each window after the first predicts anew, 1 to window - 1; None is window - 1.
         tokens: predictions after which it ends, at least 1; None goes to the end of the texts.
         flips: most entries of `flipped`, at least 0.
-        compare: what compares rows of logits.
+        compare: what compares rows of logits; None is the native kernel on all cores.
         progress: called with the predictions done.
 
     Held are 8 bytes a prediction, for the quantiles. Raises ParameterError for settings out of range, for models without
@@ -143,6 +150,7 @@ def divergence(
     for name, value, low in (("tokens", 1 if tokens is None else tokens, 1), ("flips", flips, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ParameterError(f"{name} must be an integer of at least {low}, got {value!r}")
+    compare = NativeCompare() if compare is None else compare
     found = _Found(reference.tokenizer, size, flips)
     for text, part in limited_windows(reference.tokenizer, as_texts(texts), size, tokens):
         found.begin_window(text, part)

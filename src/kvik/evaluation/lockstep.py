@@ -19,18 +19,18 @@ __all__ = ["Compared", "Distributions", "VocabularyTokens", "check_models", "com
 Logits = NDArray[np.float32]
 
 
-class VocabularyTokens(TextTokens, Protocol):
+@runtime_checkable
+class _Sized(Protocol):
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class VocabularyTokens(TextTokens, _Sized, Protocol):
     """vocab_size: tokens that `piece` knows."""
 
-    @property
-    def vocab_size(self) -> int: ...
 
-
-class VocabularyInfo(Info, Protocol):
+class VocabularyInfo(Info, _Sized, Protocol):
     """vocab_size: logits of a row; padding may make it more than the tokenizer's."""
-
-    @property
-    def vocab_size(self) -> int: ...
 
 
 @runtime_checkable
@@ -54,18 +54,20 @@ class Compared(NamedTuple):
 def check_models(model: Distributions, reference: Distributions) -> None:
     """Raise ParameterError, by name, for models without whole distributions or with two vocabularies."""
     for one in (model, reference):
-        if not isinstance(one, Distributions):
+        if not isinstance(one, Distributions) or not isinstance(one.info, _Sized):
             name = getattr(getattr(one, "info", None), "name", type(one).__name__)
-            raise ParameterError(f"{name} does not give whole distributions over its vocabulary, which divergence needs")
+            raise ParameterError(
+                f"{name} does not give whole distributions over its vocabulary, which divergence needs"
+            )
     names = f"{model.info.name} and {reference.info.name}"
     sizes = model.info.vocab_size, reference.info.vocab_size
     if sizes[0] != sizes[1]:
         raise ParameterError(f"{names} have vocabularies of {sizes[0]} and {sizes[1]} tokens and cannot be compared")
     if model is reference or model.info.digest == reference.info.digest:
         return
-    one, other = model.tokenizer, reference.tokenizer
-    for token in range(min(one.vocab_size, other.vocab_size)):
-        a, b = one.piece(token, token), other.piece(token, token)
+    own, theirs = model.tokenizer, reference.tokenizer
+    for token in range(min(own.vocab_size, theirs.vocab_size)):
+        a, b = own.piece(token, token), theirs.piece(token, token)
         if a != b:
             raise ParameterError(
                 f"{names} have different vocabularies of {sizes[0]} tokens and cannot be compared: token {token} is "
@@ -94,6 +96,7 @@ def compared_rows(
     """The figures of a window's predictions, in order. DataError for logits that are not numbers."""
     ids = np.array(window.ids, np.int32)
     base = reference.score_rows(window.ids, first=window.first)
+    pairs: Iterator[tuple[int, Logits, Logits]]
     if model is reference:
         pairs = ((rows.first, rows.logits, rows.logits) for rows in base)
     else:

@@ -190,7 +190,9 @@ def _add(found: _Found, index: int, text: str, model: TextModel, evaluator: Text
     found.add(index, model, own, nll, judge, keys)
 
 
-def _evaluator_keys(evaluator: TextModel, text: TokenizedText, rule: KeyRule, *, everything: bool) -> tuple[Ints, Floats]:
+def _evaluator_keys(
+    evaluator: TextModel, text: TokenizedText, rule: KeyRule, *, everything: bool
+) -> tuple[Ints, Floats]:
     """Indices in `ids` of the evaluator's key tokens, and the log-probabilities in the long context: from the first judged
     token on, or of everything.
 
@@ -249,8 +251,10 @@ class _Found:
         spans = own.spans[unpredicted:]
         places = np.flatnonzero(inside(spans, joined(judge.spans[judge_keys - judge.front])))
         starts = spans[places, 0]
-        segments, inverse, counts = np.unique((self.bytes + starts) // SEGMENT_BYTES, return_inverse=True, return_counts=True)
-        self._segments.add(segments, np.bincount(inverse, nll[places]), counts, np.zeros_like(segments))
+        segments, inverse, counts = np.unique(
+            (self.bytes + starts) // SEGMENT_BYTES, return_inverse=True, return_counts=True
+        )
+        self._segments.add(segments, np.bincount(inverse, nll[places]).astype(np.float64), counts, np.zeros_like(segments))
         for place, offset in zip(places.tolist(), starts.tolist(), strict=True):
             token, before = own.ids[place + 1], own.ids[place]
             text = model.tokenizer.piece(token, before).decode(errors="replace")

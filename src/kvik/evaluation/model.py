@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Generator", "Info", "Rows", "RowScorer", "Scored", "Scorer", "TextModel", "TextTokens"]
+__all__ = ["Generator", "Info", "RowScorer", "Rows", "Scored", "Scorer", "TextModel", "TextTokens"]
 
 Ids = Sequence[int]
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from kvik.errors import DataError, ParameterError
 from kvik.evaluation.model import TextModel
-from kvik.evaluation.window_scores import GroupScores, Position, Totals, group_windows, score_group
 from kvik.evaluation.segments import Segments, paired
 from kvik.evaluation.statistics import LEVEL, RESAMPLES, Interval, block_bootstrap, paired_block_bootstrap
+from kvik.evaluation.window_scores import GroupScores, Position, Totals, group_windows, score_group
 from kvik.evaluation.windows import window_size
 
 __all__ = ["Difference", "Perplexity", "Text", "as_texts", "difference", "exp", "perplexity"]

@@ -1,19 +1,21 @@
 """How far one model's next-token distribution is from another's: pure functions of logits.
 
-What is here is the definition; `_native.compare_logits` is the same in one pass over both.
+`compare_rows` is the definition; `NativeCompare` is the same by the native kernel, in one pass over both.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvik.errors import ParameterError
+from kvik import _native
+from kvik.errors import ParameterError, TryAgainError
 
-__all__ = ["Compare", "RowFigures", "compare_rows", "kl_divergence", "log_softmax"]
+__all__ = ["Compare", "NativeCompare", "RowFigures", "compare_rows", "kl_divergence", "log_softmax"]
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.floating]
@@ -60,10 +62,7 @@ def compare_rows(base: Logits, other: Logits, targets: NDArray[np.integer]) -> R
 
     Raises ParameterError where the shapes disagree, as those of two vocabularies do.
     """
-    if base.shape != other.shape or base.ndim != 2 or targets.shape != base.shape[:1]:
-        raise ParameterError(
-            f"logits {list(base.shape)} and {list(other.shape)} with targets {list(targets.shape)} cannot be compared"
-        )
+    _check(base, other, targets)
     found = []
     step = max(1, _BLOCK_ELEMENTS // base.shape[1])
     for start in range(0, len(base), step):
@@ -73,3 +72,36 @@ def compare_rows(base: Logits, other: Logits, targets: NDArray[np.integer]) -> R
         best, other_best = p.argmax(axis=1).astype(np.int32), q.argmax(axis=1).astype(np.int32)
         found.append(RowFigures(kl_divergence(p, q), p[rows, wanted], q[rows, wanted], best, other_best))
     return RowFigures(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def _check(base: Logits, other: Logits, targets: NDArray[np.integer]) -> None:
+    if base.shape != other.shape or base.ndim != 2 or targets.shape != base.shape[:1]:
+        raise ParameterError(
+            f"logits {list(base.shape)} and {list(other.shape)} with targets {list(targets.shape)} cannot be compared"
+        )
+
+
+class NativeCompare:
+    """`compare_rows` by the native kernel. threads: None takes every core this process may run on.
+
+    Raises what `compare_rows` does, TryAgainError where the system gives no more threads. Figures of a row with NaN,
+    +infinity or nothing but -infinity are NaN.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        try:
+            self._pool = _native.Pool(threads or len(os.sched_getaffinity(0)))
+        except RuntimeError as error:
+            raise TryAgainError(f"{error}; fewer threads may do") from None
+
+    def __call__(self, base: Logits, other: Logits, targets: NDArray[np.integer]) -> RowFigures:
+        _check(base, other, targets)
+        rows = len(base)
+        found = RowFigures(
+            np.empty(rows), np.empty(rows), np.empty(rows), np.empty(rows, np.int32), np.empty(rows, np.int32)
+        )
+        _native.compare_logits(
+            self._pool, np.ascontiguousarray(base, np.float32), np.ascontiguousarray(other, np.float32),
+            np.ascontiguousarray(targets, np.int32), *found,
+        )  # fmt: skip
+        return found

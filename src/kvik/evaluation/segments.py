@@ -56,9 +56,7 @@ class SegmentSums:
         total = sizes.sum()
         if total and total != num_bytes:
             sizes = sizes * (num_bytes / total)
-        return Segments(
-            self._size, tuple(nll.tolist()), tuple(map(int, predictions.tolist())), tuple(sizes.tolist())
-        )
+        return Segments(self._size, tuple(nll.tolist()), tuple(map(int, predictions.tolist())), tuple(sizes.tolist()))
 
 
 def paired(a: Segments, b: Segments) -> tuple[Floats, Floats]:

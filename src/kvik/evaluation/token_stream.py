@@ -123,7 +123,9 @@ def _starts(left: _Encoded, overlap: int) -> Iterator[int]:
             return
         if exact:
             wanted = len(left.text[:at].encode())
-            at = len(data[: next((e for e in reversed(left.ends) if e <= wanted and not _inside(data, e)), wanted)].decode())
+            at = len(
+                data[: next((e for e in reversed(left.ends) if e <= wanted and not _inside(data, e)), wanted)].decode()
+            )
         yield from (at - back for back in _BACK if at - back > 0)
 
 

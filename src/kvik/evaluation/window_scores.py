@@ -112,7 +112,10 @@ class Totals:
         if [s for s, _ in scores.segments] != at.tolist() or [p for p, _ in scores.positions] != ranges.tolist():
             raise DataError(f"the figures of group {scores.number} of windows are of other tokens")
         self.segments.add(
-            at, np.array([nll for _, nll in scores.segments]), counts, np.bincount(inverse, group.sizes).astype(np.int64)
+            at,
+            np.array([nll for _, nll in scores.segments]),
+            counts,
+            np.bincount(inverse, group.sizes).astype(np.int64),
         )
         self._positions[ranges] += np.stack([range_counts, [nll for _, nll in scores.positions]], axis=1)
         for window in group.windows:
@@ -169,9 +172,7 @@ class CountedText:
         return self._hash.digest()
 
 
-def group_windows(
-    tokenizer: TextTokens, texts: Iterable[Iterable[str]], size: Size, totals: Totals
-) -> Iterator[Group]:
+def group_windows(tokenizer: TextTokens, texts: Iterable[Iterable[str]], size: Size, totals: Totals) -> Iterator[Group]:
     """The texts' windows, as many together as have 16,384 tokens. `totals` hears of each text as it ends.
 
     texts: the pieces of each.

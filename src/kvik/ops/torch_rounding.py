@@ -26,7 +26,7 @@ def round_to_int8(x: Tensor, *, fine: bool = False) -> Tensor:
     first leaves. The last group is as short as K leaves it.
     """
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % INT8_GROUP))
-    grouped = padded.reshape(*x.shape[:-1], -1, INT8_GROUP)
+    grouped = padded.reshape(*x.shape[:-1], padded.shape[-1] // INT8_GROUP, INT8_GROUP)
     largest = grouped.abs().amax(-1, keepdim=True)
     scaled = grouped * torch.where(largest > NOISE, 127.0 / largest, 0.0)
     integers, scale = torch.round(scaled), largest / 127.0
