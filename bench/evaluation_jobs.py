@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ FIRST = WINDOW // 2 + 1
 SCORED = WINDOW - FIRST
 """llama-perplexity scores a window's tokens from FIRST on."""
 LONG, SHORT, SLIDE = 8192, 4096, 1024
-LAYOUTS = ("auto", "int8")
+ECHO = 1024
+"""Tokens at the end of a long text that repeat its beginning: without, no token needs so long a context."""
+REFERENCE, LAYOUTS = "auto", {"divergence kvik": "int8", "divergence kvik bf16": "bf16"}
 LLAMA = (("Q4_1", 0), ("Q4_1", 1), ("Q8_0", 1), ("BF16", 1), ("Q4_0", 1))
 METRICS = {"rouge": "rouge-score", "bleu": "sacrebleu"}
 TIMEOUT = 3600
@@ -82,6 +85,7 @@ def make_inputs(settings: Settings, inputs: Inputs) -> dict[str, Any]:
     asked = {
         "source": str(source), "text": str(inputs.text), "tokens": str(inputs.tokens), "window": WINDOW,
         "windows": inputs.windows, "long": str(inputs.long), "long_tokens": LONG, "long_texts": inputs.long_texts,
+        "echo": ECHO,
     }  # fmt: skip
     found, _ = ask_kvik(settings, "cut", **asked)
     predictions, references = evaluation_text.pairs(inputs.samples, settings.seed)
@@ -157,9 +161,10 @@ def perplexity_transformers(settings: Settings, inputs: Inputs) -> Measurement:
 # --- divergence, LongPPL, metrics
 
 
-def divergence_kvik(settings: Settings, inputs: Inputs) -> Measurement:
-    """Two layouts in lockstep over the text of the perplexity."""
-    found, done = ask_kvik(settings, "divergence", text=str(inputs.text), window=WINDOW, layouts=LAYOUTS)
+def divergence_kvik(settings: Settings, inputs: Inputs, layout: str) -> Measurement:
+    """A layout against the file's own, in lockstep over the text of the perplexity."""
+    layouts = (REFERENCE, layout)
+    found, done = ask_kvik(settings, "divergence", text=str(inputs.text), window=WINDOW, layouts=layouts)
     figures = rates(found["seconds"], inputs.windows * WINDOW, done, found["warm_up_s"])
     return Measurement(figures | {name: found[name] for name in ("kl_mean", "same_top")}, found)
 
@@ -216,13 +221,13 @@ def plan(settings: Settings, inputs: Inputs) -> dict[str, Job]:
     found |= {f"perplexity llama.cpp {name} fa={flash}": llama(name, flash) for name, flash in LLAMA}
     found |= {
         "perplexity transformers bf16": plain(perplexity_transformers),
-        "divergence kvik": ours(divergence_kvik),
+        **{name: ours(partial(divergence_kvik, layout=layout)) for name, layout in LAYOUTS.items()},
         "longppl kvik": ours(longppl_kvik),
         "longppl plain": plain(longppl_plain),
     }
     for name, package in METRICS.items():
-        found[f"{name} kvik"] = ours(lambda s, i, name=name: metric(s, i, name, True))
+        found[f"{name} kvik"] = ours(partial(metric, name=name, kvik=True))
         found[f"{name} {package}"] = Job(
-            lambda block, name=name: metric(settings, inputs, name, False), lambda: peers.python("tools")
+            lambda block, name=name: metric(settings, inputs, name, kvik=False), lambda: peers.python("tools")
         )
     return found

@@ -16,7 +16,7 @@ from bench.common import (
     verdict,
     verdict_table,
 )
-from bench.evaluation_jobs import LLAMA, METRICS, SCORED, Inputs
+from bench.evaluation_jobs import LAYOUTS, LLAMA, METRICS, REFERENCE, SCORED, Inputs
 from bench.results import MB, Results, failed_table, fastest
 
 PERPLEXITY = "perplexity "
@@ -117,11 +117,14 @@ def other_table(results: Results, inputs: Inputs) -> str:
         ("perplexity of the whole text, Kvik's own windows", KVIK, "perplexity"),
         ("standard error of its mean loss (nats)", KVIK, "standard_error"),
         ("perplexity of the whole text, transformers", PERPLEXITY + TRANSFORMERS, "perplexity"),
-        ("divergence of two layouts (s)", "divergence kvik", "seconds"),
         ("one perplexity (s)", KVIK, "seconds"),
-        ("mean KL of the layouts (nats)", "divergence kvik", "kl_mean"),
-        ("same best token", "divergence kvik", "same_top"),
     ]
+    for job, layout in LAYOUTS.items():
+        wanted += [
+            (f"divergence of {layout} from {REFERENCE} (s)", job, "seconds"),
+            (f"mean KL of {layout} (nats)", job, "kl_mean"),
+            (f"same best token, {layout}", job, "same_top"),
+        ]
     for name, package in METRICS.items():
         for job in (f"{name} kvik", f"{name} {package}"):
             wanted.append((f"{job} (pairs/s)", job, "pairs_s"))

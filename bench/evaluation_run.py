@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bench import BenchError, contenders
 from bench.contenders import Settings
-from bench.evaluation_jobs import LAYOUTS, LONG, SHORT, SLIDE, WINDOW, Inputs, make_inputs, plan
+from bench.evaluation_jobs import ECHO, LAYOUTS, LONG, REFERENCE, SHORT, SLIDE, WINDOW, Inputs, make_inputs, plan
 from bench.evaluation_report import report
 from bench.jobs import check
 from bench.options import results_folder, run_parser
@@ -53,8 +53,8 @@ def context(settings: Settings, inputs: Inputs, options: argparse.Namespace) -> 
         **machine(), "blocks": options.blocks, "seed": settings.seed, "threads": settings.threads,
         "model": settings.model.name,
         "perplexity": f"{inputs.windows * WINDOW:,} tokens of English in windows of {WINDOW:,}",
-        "divergence": f"{LAYOUTS[1]} against {LAYOUTS[0]}, the same text",
-        "LongPPL": f"{inputs.long_texts} texts of {LONG:,} tokens, windows of {SHORT:,} slid by {SLIDE:,}",
+        "divergence": f"{' and '.join(LAYOUTS.values())} against {REFERENCE}, the same text",
+        "LongPPL": f"{inputs.long_texts} texts of {LONG:,} tokens, windows of {SHORT:,} slid by {SLIDE:,}; the last {ECHO:,} repeat the first",
         "metrics": f"{inputs.samples} pairs of texts of about 100 words, {settings.repeat} repeats in a measurement",
     }  # fmt: skip
 

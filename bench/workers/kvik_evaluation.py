@@ -1,8 +1,8 @@
 """Runs in Kvik's environment: times the library's evaluations; one JSON object on stdout.
 
 kvik_evaluation.py '{"mode": …, "model": …, "threads": 2, …}'
-    cut         "source", "windows", "window", "long_texts", "long_tokens": writes "text" of whole windows with their
-                "tokens", and "long" texts, cut where their tokens stay the same
+    cut         "source", "windows", "window", "long_texts", "long_tokens", "echo": writes "text" of whole windows with
+                their "tokens", and "long" texts that end as they begin, cut where their tokens stay the same
     perplexity  "text", "window": seconds, result
     losses      "tokens" [windows, window], "first", "out": each window's summed loss from token "first" on
     divergence  "text", "window", "layouts": two layouts of the model in lockstep
@@ -44,20 +44,20 @@ def cut(request: Found) -> Found:
     tokenizer = build(request).tokenizer
     ids = tokenizer.encode(Path(request["source"]).read_text(), add_special=False)
     count = request["windows"] * request["window"]
-    at, text = piece(tokenizer, ids, 0, count)
+    end, part, text = piece(tokenizer, ids, 0, count)
     Path(request["text"]).write_text(text)
-    np.save(request["tokens"], np.array(ids[at : at + count], np.int32).reshape(request["windows"], request["window"]))
-    texts, at = [], at + count
+    np.save(request["tokens"], np.array(part, np.int32).reshape(request["windows"], request["window"]))
+    texts = []
     for _ in range(request["long_texts"]):
-        at, long = piece(tokenizer, ids, at, request["long_tokens"])
-        texts.append({"text": long, "ids": ids[at : at + request["long_tokens"]]})
-        at += request["long_tokens"]
+        end, part, long = piece(tokenizer, ids, end, request["long_tokens"], request["echo"])
+        texts.append({"text": long, "ids": part})
     Path(request["long"]).write_text(json.dumps(texts))
     return {"sha256": hashlib.sha256(text.encode()).hexdigest(), "characters": len(text)}
 
 
-def piece(tokenizer: Any, ids: list[int], start: int, count: int) -> tuple[int, str]:
-    """The first piece of so many tokens from `start` on whose text alone has just these tokens, and where it begins.
+def piece(tokenizer: Any, ids: list[int], start: int, count: int, echo: int = 0) -> tuple[int, list[int], str]:
+    """The first piece of so many tokens from `start` on whose text alone has just these tokens: where it ends in ids, its
+    tokens, its text. echo: how many of its last tokens are its first ones again.
 
     It does not end in a line break, which llama-perplexity would take off.
     """
@@ -69,13 +69,14 @@ def piece(tokenizer: Any, ids: list[int], start: int, count: int) -> tuple[int, 
             return None
         return text if tokenizer.encode(text, add_special=False) == part else None
 
-    for at in range(start, len(ids) - count + 1):
-        end = at + count
-        head, tail = kept(ids[at : min(end, at + ENDS)]), kept(ids[max(at, end - ENDS) : end])
-        if head is None or tail is None or tail.endswith("\n"):
+    for end in range(start + count - echo, len(ids) + 1):
+        begin = end - count + echo
+        part = ids[begin:end] + ids[begin : begin + echo]
+        tail = kept(part[-ENDS:])
+        if tail is None or tail.endswith("\n") or kept(part[:ENDS]) is None:
             continue
-        if (text := kept(ids[at:end])) is not None:
-            return at, text
+        if (text := kept(part)) is not None:
+            return end, part, text
     raise SystemExit(f"the source has {len(ids)} tokens: no piece of {count} tokens from token {start} on can be cut")
 
 

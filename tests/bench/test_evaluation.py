@@ -250,8 +250,10 @@ def test_a_piece_has_just_its_tokens() -> None:
     worker, tokenizer = load("kvik_evaluation"), PairsOfLetters()
     ids = tokenizer.encode("the quick brown\nfox jumps over\nthe lazy dog and so on")
     for count in (4, 7, 11):
-        at, text = worker.piece(tokenizer, ids, 1, count)
-        assert at >= 1 and ids[at : at + count] == tokenizer.encode(text) and not text.endswith("\n")
+        end, part, text = worker.piece(tokenizer, ids, 1, count)
+        assert end > count and part == ids[end - count : end] == tokenizer.encode(text) and not text.endswith("\n")
+    end, part, text = worker.piece(tokenizer, ids, 1, 11, echo=3)
+    assert part == ids[end - 8 : end] + ids[end - 8 : end - 5] == tokenizer.encode(text)
     with pytest.raises(SystemExit, match="no piece of 99 tokens from token 0 on"):
         worker.piece(tokenizer, ids, 0, 99)
 
