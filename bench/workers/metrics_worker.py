@@ -32,12 +32,14 @@ def rouge() -> Callable[[Texts, Texts], Figures]:
 
 
 def bleu() -> Callable[[Texts, Texts], Figures]:
-    import sacrebleu
+    from sacrebleu.metrics import BLEU
+
+    whole, sentence = BLEU(), BLEU(effective_order=True)
 
     def work(predictions: Texts, references: Texts) -> Figures:
-        corpus = sacrebleu.corpus_bleu(predictions, [references]).score
+        corpus = whole.corpus_score(predictions, [references]).score
         each = [
-            sacrebleu.sentence_bleu(given, [wanted]).score
+            sentence.sentence_score(given, [wanted]).score
             for given, wanted in zip(predictions, references, strict=True)
         ]
         return {"corpus": corpus, "mean": fmean(each)}
