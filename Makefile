@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*) $(shell find src/kvik -name '*.py' -o -name '*.pyi' 2>/dev/null)
 PROMPT ?= Why is the sky blue?
 
-.PHONY: demo test test-all check core native-check bench bench-sizes bench-engine bench-decoding install clean
+.PHONY: demo test test-all check core native-check bench bench-sizes bench-engine bench-decoding bench-eval install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/kvik run "$(PROMPT)"
@@ -26,6 +26,11 @@ $(VENV)/.tested: $(VENV)/.installed pyproject.toml
 	@echo "installing the test extra"
 	$(PIP) install torch==2.13.0
 	$(PIP) install ".[test]"
+	@touch $@
+
+# Metrics need packages of their own.
+$(VENV)/.evaluating: $(VENV)/.installed pyproject.toml
+	$(PIP) install ".[eval]"
 	@touch $@
 
 check: $(VENV)/.tested
@@ -55,6 +60,10 @@ bench-engine: $(VENV)/.installed
 bench-decoding: $(VENV)/.installed
 	$(PYTHON) bench/setup_peers.py --only tools,llama.cpp,transformers
 	$(BIN)/python bench/decoding.py
+
+bench-eval: $(VENV)/.evaluating
+	$(PYTHON) bench/setup_peers.py --only tools,llama.cpp,transformers
+	$(BIN)/python bench/evaluation.py
 
 clean:
 	rm -rf $(VENV) build
