@@ -112,14 +112,14 @@ def test_without_max_tokens_a_small_pool_ends_a_generation(tokenizer: Tokenizer)
 
 def test_logits_that_are_not_finite_are_refused(tokenizer: Tokenizer) -> None:
     made, script = engine(tokenizer)
-    run = script.run
+    make = script.make
 
-    def poisoned(work):
-        logits = run(work)
+    def poisoned(work, rows):
+        logits = make(work, rows)
         logits[:, 7] = np.nan
         return logits
 
-    script.run = poisoned  # type: ignore[method-assign]
+    script.make = poisoned  # type: ignore[method-assign]
     made.model = replace(made.model, path=Path("m.gguf"))
     group = made.add(made.request((5,), SamplingParams(**GREEDY)), lambda chunk: None)
     run_out(made)

@@ -90,7 +90,10 @@ HEADS = [
 
 def reducing(work: Pass, rows: Any, targets: Any, top: int) -> Pass:
     return work._replace(
-        logit_rows=np.empty(0, np.int32), reduce_rows=np.array(rows, np.int32), targets=np.array(targets, np.int32), top=top
+        logit_rows=np.empty(0, np.int32),
+        reduce_rows=np.array(rows, np.int32),
+        targets=np.array(targets, np.int32),
+        top=top,
     )
 
 
@@ -210,7 +213,13 @@ def plainly_compared(base: np.ndarray, other: np.ndarray, targets: np.ndarray) -
 
     p, q = log_softmax(base), log_softmax(other)
     at = np.arange(len(base))
-    return [(np.exp(p) * (p - q)).sum(axis=1), p[at, targets], q[at, targets], base.argmax(axis=1), other.argmax(axis=1)]
+    return [
+        (np.exp(p) * (p - q)).sum(axis=1),
+        p[at, targets],
+        q[at, targets],
+        base.argmax(axis=1),
+        other.argmax(axis=1),
+    ]
 
 
 @settings(max_examples=25, deadline=None)

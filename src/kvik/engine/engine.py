@@ -25,7 +25,7 @@ from kvik.engine.scoring import Reading, Scored, Scoring
 from kvik.engine.sequence import Generating, Group, Timeline
 from kvik.engine.stats import EngineStats, StepStats
 from kvik.errors import DataError, KvikError, TryAgainError
-from kvik.ops import Executor, Reduced
+from kvik.ops import Executor
 from kvik.params import AnyParams, BeamParams, EngineParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
@@ -228,7 +228,7 @@ class Engine:
                 self._scored_rows(row, partial(row.sequence.note, row.first, logits, self.executor.pool))
         for row in result.reduced_rows:
             assert isinstance(row.sequence, Scoring)
-            own = Reduced(*(figures[row.first_row : row.first_row + row.count] for figures in result.reduced))
+            own = result.reduced.rows(row.first_row, row.count, row.sequence.top)
             self._scored_rows(row, partial(row.sequence.note_reduced, row.first, own))
 
     def _scored_rows(self, row: RowLogits, note: Callable[[], None]) -> None:

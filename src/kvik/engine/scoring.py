@@ -120,9 +120,7 @@ class Scoring(Scored):
         good = np.isfinite(figures.logsumexp)
         if not good.all():
             raise DataError(f"the logits after token {first + int(good.argmin())} are not finite")
-        place, count = first + 1 - self.request.first, len(good)
-        for own, found in zip(self._figures, figures, strict=True):
-            own[place : place + count] = found[:, : self.top] if found.ndim == 2 else found
+        self._figures.put(first + 1 - self.request.first, figures)
 
     def result(self) -> ScoreResult:
         """All log-probabilities; valid once the sequence is computed."""

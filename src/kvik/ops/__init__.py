@@ -67,6 +67,19 @@ class Reduced(NamedTuple):
     top_ids: NDArray[np.int32]  # [R', top]
     top_logits: NDArray[np.float32]  # [R', top]
 
+    def rows(self, begin: int, count: int, top: int) -> Reduced:
+        """Those of some of the rows, with no more than so many best tokens."""
+        part = slice(begin, begin + count)
+        return Reduced(
+            self.logsumexp[part], self.target_logits[part], self.top_ids[part, :top], self.top_logits[part, :top]
+        )
+
+    def put(self, begin: int, others: Reduced) -> None:
+        """Copy the figures of others over those of the rows from `begin` on."""
+        part = slice(begin, begin + len(others.logsumexp))
+        self.logsumexp[part], self.target_logits[part] = others.logsumexp, others.target_logits
+        self.top_ids[part], self.top_logits[part] = others.top_ids, others.top_logits
+
 
 class StepTimes(NamedTuple):
     """Seconds of the last pass by kind of work, as the executor measured them."""

@@ -70,8 +70,10 @@ class NativeExecutor:
         rows = len(work.logit_rows)
         logits = self._room(rows, work.memory)
         self._reduced = empty_reduced(len(work.reduce_rows), work.top)
-        *arrays, _, _ = work  # top is the width of its arrays
-        self._program.run(*arrays, logits, *self._reduced)
+        self._program.run(
+            work.tokens, work.positions, work.slots, work.spans, work.blocks, work.block_spans, work.logit_rows,
+            work.copies, work.reduce_rows, work.targets, logits, *self._reduced,
+        )  # fmt: skip
         return logits[:rows, : self._vocab_size]
 
     def _room(self, rows: int, offered: NDArray[np.float32] | None) -> NDArray[np.float32]:
