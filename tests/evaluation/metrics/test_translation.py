@@ -135,5 +135,7 @@ def test_long_texts():
     text = " ".join(f"w{draw.randrange(500)}" for _ in range(10_000))
     assert ter([text], [text]).unscored[0].reason == "10000 words are more than max_words 500"
     assert ter(["a b c", "a"], ["a b", "a"], max_words=2).per_sample == (None, 0.0)
-    assert ter(["一只猫"], ["一只狗"], max_words=2, normalized=True, asian_support=True).value is None  # three characters
+    assert (
+        ter(["一只猫"], ["一只狗"], max_words=2, normalized=True, asian_support=True).value is None
+    )  # three characters
     assert bleu([text], [text]).value == pytest.approx(100) and chrf([text], [text]).value == pytest.approx(100)
