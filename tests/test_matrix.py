@@ -166,7 +166,7 @@ def scored_beside(made: Engine, asked: dict[str, Any], mates: int) -> Any:
     return results[-1]
 
 
-@pytest.mark.parametrize(("how", "feature", "model", "kv"), itertools.product(SCORED, BESIDE, MODELS, FORMATS))
+@pytest.mark.parametrize(("how", "feature", "model", "kv"), [*itertools.product(SCORED, BESIDE, MODELS, FORMATS)])
 def test_scored_cell(tokenizer: Tokenizer, how: str, feature: str, model: str, kv: str) -> None:
     what, asked = FEATURES[feature], SCORED[how]
     alone = small_engine(tokenizer, model, kv=kv, prefix_sharing=False)
