@@ -230,8 +230,9 @@ def test_two_rows_compared(seed: int, columns: int, noise: float) -> None:
     other = (base + rng.normal(0, noise, base.shape)).astype(np.float32)
     targets = rng.integers(0, columns, 3).astype(np.int32)
     got, want = compared(base, other, targets), plainly_compared(base, other, targets)
-    assert np.abs(got[0] - want[0]).max() <= 1e-14 + 1e-10 * np.abs(want[0]).max()
-    assert np.abs(got[1] - want[1]).max() < 1e-13 and np.abs(got[2] - want[2]).max() < 1e-13
+    # a common error of the exponentials cancels; what differs weighs with log p - log q, whose square KL is like
+    assert (np.abs(got[0] - want[0]) <= 1e-13 + 1e-12 * np.sqrt(np.abs(want[0]))).all()
+    assert np.abs(got[1] - want[1]).max() < 2e-12 and np.abs(got[2] - want[2]).max() < 2e-12
     assert same(got[3:], want[3:])
     for isa in ISAS:
         assert same(compared(base, other, targets, 2, isa), got), isa
