@@ -275,7 +275,11 @@ class TestRefusals:
             divergence(Model(), Model(0.1), texts)
 
 
-def test_progress_counts_predictions() -> None:
-    seen: list[int] = []
-    found = divergence(Model(), Model(0.1), TEXTS, tokens=100, progress=seen.append)
-    assert seen == sorted(set(seen)) and seen[-1] == found.tokens == 100
+def test_progress_counts_predictions_and_bytes() -> None:
+    seen: list[tuple[int, int]] = []
+    found = divergence(Model(), Model(0.1), TEXTS, tokens=100, progress=lambda *done: seen.append(done))
+    done = [count for count, _ in seen]
+    assert done == sorted(set(done)) and done[-1] == found.tokens == 100
+    seen.clear()
+    divergence(Model(), Model(0.1), ["a b c", "", "d e", "f"], window=2, progress=lambda *done: seen.append(done))
+    assert [size for _, size in seen] == [1, 2, 3, 4, 6, 7]
