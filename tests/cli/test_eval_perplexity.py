@@ -305,3 +305,9 @@ def test_plot(kvik, text, tmp_path):
     picture = tmp_path / "loss.svg"
     ended = kvik("eval", "perplexity", text, "--models", "a,b", "--plot", str(picture))
     assert ended.code == 0 and b"</svg>" in picture.read_bytes()
+
+
+def test_figures_are_said_before_a_picture_fails(kvik, text, tmp_path):
+    (tmp_path / "file").write_text("")
+    ended = kvik("eval", "perplexity", text, "--plot", str(tmp_path / "file" / "loss.svg"))
+    assert ended.code == 74 and "bits/byte" in ended.out and ended.err.count("\n") == 1

@@ -65,10 +65,14 @@ class Model:
         assert 1 <= first < len(ids) <= self.info.context_length
         rows = self.table[list(ids[first - 1 : -1])]
         buffer = np.empty((self.chunk, rows.shape[1]), np.float32)  # what was given before is overwritten
-        for start in range(0, len(rows), self.chunk):
-            part = rows[start : start + self.chunk]
-            buffer[: len(part)] = part
-            yield Rows(first + start, buffer[: len(part)])
+        self.open += 1
+        try:
+            for start in range(0, len(rows), self.chunk):
+                part = rows[start : start + self.chunk]
+                buffer[: len(part)] = part
+                yield Rows(first + start, buffer[: len(part)])
+        finally:
+            self.open -= 1
 
 
 class Sure(Model):
@@ -273,6 +277,21 @@ class TestRefusals:
     def test_nothing_to_predict(self, texts: Any) -> None:
         with pytest.raises(DataError, match="the texts have no token to predict"):
             divergence(Model(), Model(0.1), texts)
+
+
+def test_readers_are_closed_whatever_ends_it() -> None:
+    model, reference = Model(), Model(0.1)
+
+    def stop(*done: int) -> None:
+        raise KeyboardInterrupt
+
+    def broken(*rows: Any) -> Any:
+        raise DataError("broken")
+
+    for asked, error in (({"progress": stop}, KeyboardInterrupt), ({"compare": broken}, DataError)):
+        with pytest.raises(error) as held:  # while the error, and with it every frame, is still there
+            divergence(model, reference, TEXTS, **asked)  # type: ignore[arg-type]
+        assert held.tb is not None and model.open == reference.open == 0
 
 
 def test_progress_counts_predictions_and_bytes() -> None:

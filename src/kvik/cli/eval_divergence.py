@@ -184,13 +184,13 @@ def _words(names: list[str] | None) -> Iterator[_Words]:
 
 
 def _report(found: Measured, plot: str | None, *, json: bool) -> None:
-    if plot is not None:
-        from kvik.cli.divergence_plot import draw_plot
-
-        draw_plot(found, plot)
     if json:
         print_json(found)
     else:
         from kvik.cli.divergence_report import print_report
 
         print_report(found)
+    if plot is not None:
+        from kvik.cli.divergence_plot import draw_plot
+
+        draw_plot(found, plot)

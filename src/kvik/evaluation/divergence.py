@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -154,9 +155,10 @@ def divergence(
     found = _Found(reference.tokenizer, size, flips)
     for text, part in limited_windows(reference.tokenizer, as_texts(texts), size, tokens):
         found.begin_window(text, part)
-        for rows in compared_rows(model, reference, part, compare):
-            found.add(rows)
-            progress(len(found.kl), found.bytes)
+        with closing(compared_rows(model, reference, part, compare)) as compared:
+            for rows in compared:
+                found.add(rows)
+                progress(len(found.kl), found.bytes)
     if not len(found.kl):
         raise DataError("the texts have no token to predict; give longer ones")
     return found.result()
