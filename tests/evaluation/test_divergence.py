@@ -279,6 +279,17 @@ class TestRefusals:
             divergence(Model(), Model(0.1), texts)
 
 
+def test_a_token_that_neither_model_expects() -> None:
+    """Both perplexities are infinite, and their ratio is no number; the distributions can be compared all the same."""
+    models = [Model(noise) for noise in (0.0, 0.1)]
+    for model in models:
+        model.table[:, ord("x") % VOCABULARY] = -np.inf
+    for compare in (None, compare_rows):
+        found = divergence(*models, "windows, x and more", window=8, compare=compare)
+        assert found.perplexity == found.reference_perplexity == np.inf and np.isnan(found.perplexity_ratio)
+        assert 0 < found.kl_mean < 1 and found.kl_interval is not None and found.ratio_interval is None
+
+
 def test_readers_are_closed_whatever_ends_it() -> None:
     model, reference = Model(), Model(0.1)
 

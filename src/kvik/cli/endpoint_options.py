@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from kvik.cli.strategy_options import option
 from kvik.errors import ParameterError
@@ -73,7 +73,7 @@ class EndpointOptions:
         assert self.endpoint is not None
         key = None if self.api_key_env is None else os.environ[self.api_key_env]
         tokenizer = None if self.tokenizer is None else load_tokenizer(self.tokenizer)
-        timeout = {} if self.endpoint_timeout is None else {"timeout": self.endpoint_timeout}
+        timeout: dict[str, Any] = {} if self.endpoint_timeout is None else {"timeout": self.endpoint_timeout}
         return Endpoint(
             self.endpoint, model=self.endpoint_model, api_key=key, tokenizer=tokenizer,
             context_length=self.endpoint_context, **timeout,

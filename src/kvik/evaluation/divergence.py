@@ -88,7 +88,7 @@ class Divergence:
         same_top: share of predictions whose most probable token is the same, of equals the one with the lowest id.
         num_flipped: predictions where it is another. flipped: those of the largest KL, the largest first.
         perplexity, reference_perplexity: of the texts, by the model and by the reference.
-        perplexity_ratio: the one over the other. ratio_interval: of it, as kl_interval, from the same drawn windows.
+        perplexity_ratio: the one over the other; NaN where both are infinite. ratio_interval: of it, as kl_interval, from the same drawn windows.
         window, stride: see `windows.Size`.
         by_position: by the number of tokens that came before in the window.
         kl_above: pairs of a share of the predictions and the KL that so many reach.
@@ -206,7 +206,7 @@ class _Found:
     def result(self) -> Divergence:
         kl, blocks = np.array(self.kl), np.stack(self._blocks)
         count, total, nll, reference_nll = blocks.sum(axis=0)
-        with np.errstate(over="ignore"):  # a perplexity beyond float64 is infinite
+        with np.errstate(over="ignore", invalid="ignore"):  # a perplexity beyond float64 is infinite
             return Divergence(
                 tokens=len(kl),
                 kl_mean=float(total / count), kl_interval=_interval(blocks, [_COUNT, _KL], _mean),
