@@ -34,6 +34,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[FakeLLM]:
         return models[-1]
 
     monkeypatch.setattr(options, "make_llm", make)
+    monkeypatch.setattr("kvik.cli.eval_perplexity.find_models", lambda specs: None)  # fakes have no files
     return models
 
 

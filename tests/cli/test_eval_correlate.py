@@ -116,4 +116,4 @@ def test_wrong_usage(kvik, file, lines, arguments, said):
 
 def test_too_few_settings(kvik, file, lines):
     ended = kvik("eval", "correlate", file(lines[:2]))
-    assert ended.code == 2 and "needs at least 3 settings, got 2" in ended.err
+    assert ended.code == 65 and "needs at least 3 settings, got 2" in ended.err

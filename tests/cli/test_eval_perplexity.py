@@ -121,6 +121,7 @@ def test_characters_across_pieces(kvik, tmp_path):
         ),
         (["--endpoint", "http://x", "--threads", "1"], "--threads is about a model run here, and --endpoint is not"),
         (["--endpoint", "http://x", "--endpoint-context", "1"], "--endpoint-context must be at least 2, got 1"),
+        (["--endpoint", "http://x", "--endpoint-timeout", "0"], "--endpoint-timeout must be in (0, 86400], got 0"),
     ],
 )
 def test_options_out_of_range(kvik, text, arguments, said):
@@ -146,11 +147,11 @@ def test_an_endpoint_is_measured_after_the_models(kvik, made, text, monkeypatch)
     monkeypatch.setenv("KVIK_TEST_KEY", "secret")
     ended = kvik(
         "eval", "perplexity", text, "--models", "a", "--endpoint", "http://x/v1", "--endpoint-model", "m", "--json",
-        "--endpoint-context", "512", "--api-key-env", "KVIK_TEST_KEY", "--tokenizer", "t",
+        "--endpoint-context", "512", "--endpoint-timeout", "300", "--api-key-env", "KVIK_TEST_KEY", "--tokenizer", "t",
     )  # fmt: skip
     report = json.loads(ended.out)
     assert [one["model"] for one in report["models"]] == ["a", "http://x/v1"] and "secret" not in ended.out
-    settings = {"model": "m", "api_key": "secret", "tokenizer": "tokens of t", "context_length": 512}
+    settings = {"model": "m", "api_key": "secret", "tokenizer": "tokens of t", "context_length": 512, "timeout": 300}
     assert asked == [("http://x/v1", settings), "closed"]
     made.clear()
     kvik("eval", "perplexity", text, "--endpoint", "http://x/v1")
@@ -305,3 +306,9 @@ def test_plot(kvik, text, tmp_path):
     picture = tmp_path / "loss.svg"
     ended = kvik("eval", "perplexity", text, "--models", "a,b", "--plot", str(picture))
     assert ended.code == 0 and b"</svg>" in picture.read_bytes()
+
+
+def test_figures_are_said_before_a_picture_fails(kvik, text, tmp_path):
+    (tmp_path / "file").write_text("")
+    ended = kvik("eval", "perplexity", text, "--plot", str(tmp_path / "file" / "loss.svg"))
+    assert ended.code == 74 and "bits/byte" in ended.out and ended.err.count("\n") == 1

@@ -5,7 +5,7 @@ from models.small_models import write_gguf
 
 from kvik.cli import model_spec
 from kvik.cli.machine import Memory
-from kvik.cli.model_spec import ModelSpec, load_models, parse_spec, parse_specs
+from kvik.cli.model_spec import ModelSpec, find_models, load_models, parse_spec, parse_specs
 from kvik.errors import ParameterError, TryAgainError
 from kvik.params import EngineParams
 
@@ -78,3 +78,11 @@ def test_memory_is_looked_at_before_anything_is_loaded(small, made, monkeypatch)
     assert made == []
     load_models(specs, EngineParams(kv_bytes=20_000_000))
     assert [m.settings["engine"].kv_bytes for m in made] == [20_000_000] * 2
+
+
+def test_wrong_names_are_said_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVIK_HOME", str(tmp_path / "store"))
+    small = write_gguf(tmp_path / "small.gguf")
+    find_models(parse_specs("--models", f"{small},weights=int8,{small}"))
+    with pytest.raises(ParameterError, match="model 'smollm' is unknown"):
+        find_models(parse_specs("--models", f"{small},smollm"))

@@ -280,3 +280,26 @@ def test_a_reading_without_rows_is_done_at_once(small_tokenizer: Tokenizer) -> N
     made = seeing(small_tokenizer)
     group = made.add_reading(made.score_request((4,)))
     assert group.done and isinstance(group.samples[0], Reading) and read(made, (4,)) == []
+
+
+@pytest.mark.parametrize("tight", [{"num_slabs": 10}, {"max_sequences": 1}])
+def test_readers_make_room_for_each_other(small_tokenizer: Tokenizer, tight: dict[str, Any]) -> None:
+    """Who waits for its reader gives its blocks to those that could go on, so that taking turns always comes to an end."""
+    made = seeing(small_tokenizer, max_batch_tokens=20, prefix_sharing=False, **tight)
+    llm = llm_of(made)
+    found: list[list[LogitRows]] = [[], []]
+    for each in zip(llm.score_rows(IDS), llm.score_rows(IDS), strict=True):
+        for rows, kept in zip(each, found, strict=True):
+            kept.append(rows._replace(logits=rows.logits.copy()))
+        assert len(llm_score(llm, IDS[:70])) == 69
+        made.scheduler.check_integrity()
+    for rows in found:
+        assert_whole(rows, 1, small_tokenizer)
+    assert made.stats.preemptions > 8
+    run_out(made)
+
+
+def llm_score(llm: LLM, ids: tuple[int, ...]) -> Any:
+    """As a caller scores something between two items that it reads."""
+    (found,) = llm.score([list(ids)])
+    return found.logprobs

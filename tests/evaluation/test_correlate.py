@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kvik.errors import ParameterError
+from kvik.errors import DataError, ParameterError
 from kvik.evaluation.correlate import Setting, correlate
 
 RNG = np.random.default_rng(3)
@@ -44,9 +44,9 @@ def test_a_constant_column_has_no_correlation(x, y, name: str) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ParameterError, match="of ppl with score needs at least 3 settings, got 2"):
+    with pytest.raises(DataError, match="of ppl with score needs at least 3 settings, got 2"):
         correlate(settings(ppl=[1, 2], score=[1, 2]), ["ppl"], "score")
-    with pytest.raises(ParameterError, match="got 2; s2, s3 lack one of the two"):
+    with pytest.raises(DataError, match="got 2; s2, s3 lack one of the two"):
         correlate(settings(ppl=[1, 2, None, 4], score=[1, 2, 3, None]), ["ppl"], "score")
     with pytest.raises(ParameterError, match="setting 's0' has no 'kl', only ppl, score"):
         correlate(settings(ppl=[1, 2, 3], score=[1, 2, 3]), ["kl"], "score")

@@ -65,10 +65,14 @@ class Model:
         assert 1 <= first < len(ids) <= self.info.context_length
         rows = self.table[list(ids[first - 1 : -1])]
         buffer = np.empty((self.chunk, rows.shape[1]), np.float32)  # what was given before is overwritten
-        for start in range(0, len(rows), self.chunk):
-            part = rows[start : start + self.chunk]
-            buffer[: len(part)] = part
-            yield Rows(first + start, buffer[: len(part)])
+        self.open += 1
+        try:
+            for start in range(0, len(rows), self.chunk):
+                part = rows[start : start + self.chunk]
+                buffer[: len(part)] = part
+                yield Rows(first + start, buffer[: len(part)])
+        finally:
+            self.open -= 1
 
 
 class Sure(Model):
@@ -275,7 +279,37 @@ class TestRefusals:
             divergence(Model(), Model(0.1), texts)
 
 
-def test_progress_counts_predictions() -> None:
-    seen: list[int] = []
-    found = divergence(Model(), Model(0.1), TEXTS, tokens=100, progress=seen.append)
-    assert seen == sorted(set(seen)) and seen[-1] == found.tokens == 100
+def test_a_token_that_neither_model_expects() -> None:
+    """Both perplexities are infinite, and their ratio is no number; the distributions can be compared all the same."""
+    models = [Model(noise) for noise in (0.0, 0.1)]
+    for model in models:
+        model.table[:, ord("x") % VOCABULARY] = -np.inf
+    for compare in (None, compare_rows):
+        found = divergence(*models, "windows, x and more", window=8, compare=compare)
+        assert found.perplexity == found.reference_perplexity == np.inf and np.isnan(found.perplexity_ratio)
+        assert 0 < found.kl_mean < 1 and found.kl_interval is not None and found.ratio_interval is None
+
+
+def test_readers_are_closed_whatever_ends_it() -> None:
+    model, reference = Model(), Model(0.1)
+
+    def stop(*done: int) -> None:
+        raise KeyboardInterrupt
+
+    def broken(*rows: Any) -> Any:
+        raise DataError("broken")
+
+    for asked, error in (({"progress": stop}, KeyboardInterrupt), ({"compare": broken}, DataError)):
+        with pytest.raises(error) as held:  # while the error, and with it every frame, is still there
+            divergence(model, reference, TEXTS, **asked)  # type: ignore[arg-type]
+        assert held.tb is not None and model.open == reference.open == 0
+
+
+def test_progress_counts_predictions_and_bytes() -> None:
+    seen: list[tuple[int, int]] = []
+    found = divergence(Model(), Model(0.1), TEXTS, tokens=100, progress=lambda *done: seen.append(done))
+    done = [count for count, _ in seen]
+    assert done == sorted(set(done)) and done[-1] == found.tokens == 100
+    seen.clear()
+    divergence(Model(), Model(0.1), ["a b c", "", "d e", "f"], window=2, progress=lambda *done: seen.append(done))
+    assert [size for _, size in seen] == [1, 2, 3, 4, 6, 7]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,24 @@ class TestRefusals:
         kept = text.encode()[:101].decode(errors="ignore")
         assert found.texts_cut == 1 and found.tokens == len(kept.encode()) - 1 + 2
         assert found.keys == longppl(model, judge, [kept, "abc"], window=8, stride=4).keys
+
+    def test_no_more_is_read_than_a_context(self) -> None:
+        model, judge = Memory(context=101), Memory(3, context=50)
+        text = some_text(40)
+        taken = 0
+
+        def endless() -> Iterator[str]:
+            nonlocal taken
+            yield text
+            while True:
+                taken += 1
+                yield "more and more "
+
+        with pytest.raises(DataError, match=r"text 0 has [\d,]+ tokens or more for the evaluator .* 50; .*--cut"):
+            longppl(model, judge, [endless()], window=8)
+        found = longppl(model, judge, [endless()], window=8, stride=4, cut=True)
+        assert found.texts_cut == 1 and taken < 1000
+        assert found.keys == longppl(model, judge, text, window=8, stride=4, cut=True).keys
 
     def test_tokenizers_that_read_other_characters(self) -> None:
         model, judge = Memory(name="one"), Memory(name="two")

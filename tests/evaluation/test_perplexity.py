@@ -260,7 +260,7 @@ class TestBadInput:
             perplexity(FakeModel(1), "some text", window=65)
         with pytest.raises(ParameterError, match=r"stride must be an integer in \[1, 63\]"):
             perplexity(FakeModel(1), "some text", stride=64)
-        for texts in (b"bytes", 3):
+        for texts in (b"bytes", 3, [b"bytes"], [3]):
             with pytest.raises(ParameterError, match="texts must be strings or pieces of them"):
                 perplexity(FakeModel(1), texts)  # type: ignore[arg-type]
 

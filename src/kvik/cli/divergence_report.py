@@ -28,13 +28,14 @@ def print_report(found: Measured) -> None:
         f"{d.stride:,} of them new, of {found.text}:"
     )
     write(textwrap.fill(what, 80, break_long_words=False, break_on_hyphens=False) + "\n\n")
+    times = "time" if d.num_flipped == 1 else "times"
     rows = [
         ["", "", "95 % interval", ""],
         ["KL, mean", _nats(d.kl_mean), _interval(d.kl_interval), "nats a prediction loses; 0 is the same distribution"],
         ["KL, median", _nats(d.kl_median), "", "half of the predictions lose less"],
         ["KL, 99 %", _nats(d.kl_p99), "", "99 of 100 predictions lose less"],
         ["KL, largest", _nats(d.kl_max), "", "the prediction that loses most"],
-        ["same best", f"{d.same_top:.2%}".replace("%", " %"), "", f"the most probable token changes {d.num_flipped:,} times"],
+        ["same best", f"{d.same_top:.2%}".replace("%", " %"), "", f"the most probable token changes {d.num_flipped:,} {times}"],
         [
             "perplexity", f"{d.perplexity_ratio:.4f}", _interval(d.ratio_interval, 4),
             f"{d.perplexity:.4g} of {d.reference_perplexity:.4g}; 1 is the same",

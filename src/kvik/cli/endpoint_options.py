@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from kvik.cli.strategy_options import option
 from kvik.errors import ParameterError
@@ -38,6 +38,11 @@ class EndpointOptions:
         option("--endpoint-context", "Tokens its model takes, at least 2.", ENDPOINT_PANEL, "what the server says",
                 metavar="N"),
     ] = None  # fmt: skip
+    endpoint_timeout: Annotated[
+        float | None,
+        option("--endpoint-timeout", "Seconds that one answer may take, above 0, at most 86400.", ENDPOINT_PANEL, "60",
+                metavar="X"),
+    ] = None  # fmt: skip
     api_key_env: Annotated[
         str | None,
         option("--api-key-env", "Environment variable that holds its key.", ENDPOINT_PANEL, "", metavar="VAR"),
@@ -56,6 +61,8 @@ class EndpointOptions:
                     raise ParameterError(f"--{field.name.replace('_', '-')} needs --endpoint, which says where it is")
         elif self.endpoint_context is not None and self.endpoint_context < 2:
             raise ParameterError(f"--endpoint-context must be at least 2, got {self.endpoint_context}")
+        elif self.endpoint_timeout is not None and not 0 < self.endpoint_timeout <= 86_400:
+            raise ParameterError(f"--endpoint-timeout must be in (0, 86400], got {self.endpoint_timeout:g}")
         elif self.api_key_env is not None and not os.environ.get(self.api_key_env):
             raise ParameterError(f"--api-key-env names {self.api_key_env}, which is not set")
 
@@ -66,9 +73,10 @@ class EndpointOptions:
         assert self.endpoint is not None
         key = None if self.api_key_env is None else os.environ[self.api_key_env]
         tokenizer = None if self.tokenizer is None else load_tokenizer(self.tokenizer)
+        timeout: dict[str, Any] = {} if self.endpoint_timeout is None else {"timeout": self.endpoint_timeout}
         return Endpoint(
             self.endpoint, model=self.endpoint_model, api_key=key, tokenizer=tokenizer,
-            context_length=self.endpoint_context,
+            context_length=self.endpoint_context, **timeout,
         )  # fmt: skip
 
 

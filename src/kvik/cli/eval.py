@@ -100,6 +100,7 @@ def _best(llm: LLM, scored: ScoreResult | None) -> list[str]:
 
 def _report(llm: LLM, ids: list[int], logprobs: list[float]) -> dict[str, Any]:
     from kvik.evaluation.metrics import mean_logprob
+    from kvik.evaluation.perplexity import exp
 
     total = math.fsum(logprobs)
     mean = mean_logprob(logprobs)
@@ -111,13 +112,9 @@ def _report(llm: LLM, ids: list[int], logprobs: list[float]) -> dict[str, Any]:
         "num_scored": len(logprobs),
         "total_logprob": total if logprobs else None,
         "mean_logprob": mean,
-        "perplexity": None if mean is None else _exp(-mean),
+        "perplexity": None if mean is None else exp(-mean),
         "model": llm.info,
     }
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
 
 
 def _totals(report: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ def correlate(
     "score": 0.61}. Null, or an empty cell of CSV, is what could not be measured: that setting is left out, and it is said.
 
     Pearson is the linear correlation, Spearman that of the ranks, both in [-1, 1]; intervals are at 95 %, by drawing
-    settings anew, and wide where these are few. A good measure of loss is near -1 where a high score is good.
+    settings anew: of a few settings they say little. A good measure of loss is near -1 where a high score is good.
 
     The figures in Kvik's guide, about 0.2 for perplexity and -0.96 for LongPPL, are those of the paper (Fang et al. 2024)
     over its own models and long-context tasks; yours are what is measured here.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -143,12 +143,22 @@ def divergence(
         from kvik.evaluation.rows import NativeCompare
 
         model, reference = load_models(specs, machine, tokens=options.window or DEFAULT_WINDOW)
-        with Progress(unit="tokens") as progress, naming_options(DivergenceOptions):
+        with _progress(tokens, words.bytes) as progress, naming_options(DivergenceOptions):
             found = measure(
                 model, reference, words.pieces, window=options.window, stride=options.stride, tokens=tokens,
-                compare=NativeCompare(machine.threads), progress=lambda done: progress("compare", done, tokens or words.bytes),
+                compare=NativeCompare(machine.threads), progress=progress,
             )  # fmt: skip
     _report(Measured(str(specs[0]), str(specs[1]), words.name, found), options.plot, json=json)
+
+
+@contextmanager
+def _progress(tokens: int | None, size: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the predictions that are asked for; over the bytes of the texts where it is all of them."""
+    with Progress(unit="bytes" if tokens is None else "tokens") as bar:
+        if tokens is None:
+            yield lambda done, read: bar("compare", read, size)
+        else:
+            yield lambda done, read: bar("compare", done, tokens)
 
 
 class _Words(NamedTuple):
@@ -174,13 +184,13 @@ def _words(names: list[str] | None) -> Iterator[_Words]:
 
 
 def _report(found: Measured, plot: str | None, *, json: bool) -> None:
-    if plot is not None:
-        from kvik.cli.divergence_plot import draw_plot
-
-        draw_plot(found, plot)
     if json:
         print_json(found)
     else:
         from kvik.cli.divergence_report import print_report
 
         print_report(found)
+    if plot is not None:
+        from kvik.cli.divergence_plot import draw_plot
+
+        draw_plot(found, plot)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from kvik.cli.endpoint_options import EndpointOptions, refuse_engine
-from kvik.cli.model_spec import SPEC_HELP, ModelSpec, load_models, parse_specs
+from kvik.cli.model_spec import SPEC_HELP, ModelSpec, find_models, load_models, parse_specs
 from kvik.cli.naming import naming_options
 from kvik.cli.options import EngineOptions, Json
 from kvik.cli.output import Progress, note, print_json
@@ -129,6 +129,7 @@ def perplexity(
         refuse_engine(machine)
     with opened_texts(texts) as opened:
         opened.read()
+        find_models(specs)
         with _log(options, endpoint, specs, opened) as log, _going_on(options.out):
             found = list(_measured(options, endpoint, specs, machine, opened, log))
     _report(found, options, opened, json=json)
@@ -212,11 +213,11 @@ def _report(found: list[Measured], options: PerplexityOptions, texts: Texts, *, 
 
     first, *others = found
     differences = [difference(first.perplexity, other.perplexity) for other in others]
-    if options.plot is not None:
-        from kvik.cli.perplexity_plot import draw_plot
-
-        draw_plot(found, options.plot)
     if json:
         print_json({"texts": texts.facts, "models": found, "differences": differences, "band_of": BANDS_OF})
     else:
         print_report(found, differences)
+    if options.plot is not None:
+        from kvik.cli.perplexity_plot import draw_plot
+
+        draw_plot(found, options.plot)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kvik.llm import LLM
 
-__all__ = ["KEYS", "ROOM_BYTES", "SPEC_HELP", "ModelSpec", "load_models", "parse_spec", "parse_specs"]
+__all__ = ["KEYS", "ROOM_BYTES", "SPEC_HELP", "ModelSpec", "find_models", "load_models", "parse_spec", "parse_specs"]
 
 KEYS: dict[str, str] = {
     "weights": "auto, f32, bf16, int8 or int4",
@@ -109,6 +109,18 @@ def _check_device(option: str, spec: ModelSpec) -> None:
         check_device(choose("executor", spec.get("executor", "native"), EXECUTORS), spec.get("device", "cpu"))
     except ParameterError as error:
         raise ParameterError(f"{option}: {error}") from None
+
+
+def find_models(specs: Sequence[ModelSpec]) -> None:
+    """Fetch those of several models that are not here, so that a wrong name is refused before the first is measured.
+
+    Raises what `ModelStore.resolve` does.
+    """
+    from kvik.weights.store import ModelStore
+
+    for spec in specs if len(specs) > 1 else ():
+        with Progress() as progress:
+            ModelStore().resolve(spec.ref, progress)
 
 
 def load_models(specs: Sequence[ModelSpec], engine: EngineParams, *, tokens: int | None = None) -> list[LLM]:

@@ -80,7 +80,7 @@ def measure(path: Path, weights: Weights, store: ModelStore, tokens: int, text: 
         with Progress(unit="tokens") as progress:
             found = divergence(
                 other, exact, words, window=window, tokens=tokens, flips=0,
-                progress=lambda done: progress("compare", done, tokens),
+                progress=lambda done, _: progress("compare", done, tokens),
             )  # fmt: skip
     return Measured(facts.weights, base, reason, text or TEXT_NAME, window, _quality(found))
 

@@ -84,8 +84,17 @@ class Scheduler:
         self.waiting.append(group)
 
     def schedule(self) -> Step:
-        """The step's work. Without any when nothing is left to do."""
+        """The step's work. Without any when nothing is left to do, or all that is left is being read."""
         step = Step()
+        self._fill(step)
+        if not step.work and not step.hopeless and any(_ready(group) for group in (*self.running, *self.waiting)):
+            self._make_way(step)
+            self._fill(step)
+            if not step.work and not step.hopeless:
+                raise KvikError(f"the pool of {self.pool.num_slabs} slabs cannot hold a request it has accepted")
+        return step
+
+    def _fill(self, step: Step) -> None:
         decoding = sum(s.pending == 1 and s.ready for group in self.running for s in group.sequences)
         prompts = min(prompt_tokens_beside(decoding) if decoding else self.max_batch_tokens, self.max_batch_tokens)
         at = 0
@@ -102,14 +111,12 @@ class Scheduler:
             self._advance(group, step, prompts)
             if not step.work:
                 break
-        if not step.work and not step.hopeless and (self.running or self.waiting) and not self._read:
-            raise KvikError(f"the pool of {self.pool.num_slabs} slabs cannot hold a request it has accepted")
-        return step
 
-    @property
-    def _read(self) -> bool:
-        """Whether somebody reads rows of logits: what holds back is then neither a defect nor for ever."""
-        return any(not s.ready for group in (*self.running, *self.waiting) for s in group.sequences)
+    def _make_way(self, step: Step) -> None:
+        """What waits for its reader goes behind what could go on: that reader may wait for it."""
+        for group in [group for group in self.running if not _ready(group)]:
+            self._restart(group, step)
+        self.waiting = deque(sorted(self.waiting, key=lambda group: not _ready(group)))
 
     def _advance(self, group: Group, step: Step, prompts: int) -> None:
         """The group's next tokens into the step, as far as its budget goes."""
@@ -206,16 +213,19 @@ class Scheduler:
                 cache.evict_unseen()
 
     def _preempt(self, group: Group, step: Step) -> None:
+        if len(self.running) == 1:
+            group.lost_alone += 1
+        self._restart(group, step)
+        if group.lost_alone > MOST_LOST_ALONE:  # a defect of what `Engine.request` accepts; nobody may wait for it
+            step.hopeless.append(group)
+
+    def _restart(self, group: Group, step: Step) -> None:
         group.note_bytes()
         group.restart()
         group.times.preemptions += 1
         step.preemptions += 1
-        if len(self.running) == 1:
-            group.lost_alone += 1
         self.running.remove(group)
         self.waiting.appendleft(group)
-        if group.lost_alone > MOST_LOST_ALONE:  # a defect of what `Engine.request` accepts; nobody may wait for it
-            step.hopeless.append(group)
 
     def end(self, group: Group) -> None:
         """Forget a request, finished or cancelled, and free its blocks."""
@@ -240,3 +250,8 @@ class Scheduler:
         """Raise KvikError unless every block is free, kept, or held by exactly the tables that list it."""
         sequences = [s for group in (*self.running, *self.waiting) for s in group.sequences]
         self.pool.check_integrity([s.cache.held() for s in sequences])
+
+
+def _ready(group: Group) -> bool:
+    """Whether its next tokens may be computed: nobody still reads what the last ones made."""
+    return all(sequence.ready for sequence in group.sequences)

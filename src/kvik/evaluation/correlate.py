@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kvik.errors import ParameterError
+from kvik.errors import DataError, ParameterError
 from kvik.evaluation.statistics import LEVEL, RESAMPLES, Interval, pearson, spearman
 
 __all__ = ["LEAST_SETTINGS", "Correlation", "Setting", "correlate"]
@@ -58,8 +58,8 @@ def correlate(
 ) -> tuple[Correlation, ...]:
     """The correlation of each measure with the score, over the settings that have both.
 
-    level, resamples, seed: of the bootstrap. Raises ParameterError for a column that a setting does not have and for fewer
-    than 3 settings with both.
+    level, resamples, seed: of the bootstrap. Raises ParameterError for a column that a setting does not have, DataError for
+    fewer than 3 settings with both.
     """
     return tuple(_correlation(settings, measure, score, level, resamples, seed) for measure in measures)
 
@@ -85,7 +85,7 @@ def _correlation(
         y.append(b)
     if len(x) < LEAST_SETTINGS:
         lacking = f"; {', '.join(left_out)} lack one of the two" if left_out else ""
-        raise ParameterError(
+        raise DataError(
             f"a correlation of {measure} with {score} needs at least {LEAST_SETTINGS} settings, got {len(x)}{lacking}"
         )
     constant = next((name for name, values in ((measure, x), (score, y)) if min(values) == max(values)), None)

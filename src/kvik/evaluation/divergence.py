@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ class Divergence:
         same_top: share of predictions whose most probable token is the same, of equals the one with the lowest id.
         num_flipped: predictions where it is another. flipped: those of the largest KL, the largest first.
         perplexity, reference_perplexity: of the texts, by the model and by the reference.
-        perplexity_ratio: the one over the other. ratio_interval: of it, as kl_interval, from the same drawn windows.
+        perplexity_ratio: the one over the other; NaN where both are infinite. ratio_interval: of it, as kl_interval, from the same drawn windows.
         window, stride: see `windows.Size`.
         by_position: by the number of tokens that came before in the window.
         kl_above: pairs of a share of the predictions and the KL that so many reach.
@@ -112,7 +113,7 @@ class Divergence:
     kl_above: tuple[tuple[float, float], ...]
 
 
-def _unwatched(done: int) -> None:
+def _unwatched(done: int, size: int) -> None:
     """Progress that nobody watches."""
 
 
@@ -126,7 +127,7 @@ def divergence(
     tokens: int | None = None,
     flips: int = 20,
     compare: Compare | None = None,
-    progress: Callable[[int], None] = _unwatched,
+    progress: Callable[[int, int], None] = _unwatched,
 ) -> Divergence:
     """The model against the reference, on the texts.
 
@@ -138,7 +139,7 @@ def divergence(
         tokens: predictions after which it ends, at least 1; None goes to the end of the texts.
         flips: most entries of `flipped`, at least 0.
         compare: what compares rows of logits; None is the native kernel on all cores.
-        progress: called with the predictions done.
+        progress: called with the predictions done, and the bytes of text before the window that is under way.
 
     Held are 8 bytes a prediction, for the quantiles. Raises ParameterError for settings out of range, for models without
     whole distributions and for two vocabularies, DataError for texts without a prediction and for logits that are not
@@ -154,9 +155,10 @@ def divergence(
     found = _Found(reference.tokenizer, size, flips)
     for text, part in limited_windows(reference.tokenizer, as_texts(texts), size, tokens):
         found.begin_window(text, part)
-        for rows in compared_rows(model, reference, part, compare):
-            found.add(rows)
-            progress(len(found.kl))
+        with closing(compared_rows(model, reference, part, compare)) as compared:
+            for rows in compared:
+                found.add(rows)
+                progress(len(found.kl), found.bytes)
     if not len(found.kl):
         raise DataError("the texts have no token to predict; give longer ones")
     return found.result()
@@ -166,6 +168,7 @@ class _Found:
     """What adds up over predictions and windows.
 
     kl: of each prediction. blocks [B, 4]: predictions, KL and both nll of each window, or of neighbouring ones together.
+    bytes: of the texts before the window.
     """
 
     def __init__(self, tokenizer: VocabularyTokens, size: Size, flips: int) -> None:
@@ -177,8 +180,12 @@ class _Found:
         self._starts = position_ranges(size.window)
         self._positions = np.zeros((len(self._starts), 3))  # predictions, KL, same best
         self._text, self._window = 0, Window([], 0, 0, np.empty(0, np.int64))
+        self._base = self.bytes = 0
 
     def begin_window(self, text: int, window: Window) -> None:
+        if text != self._text:
+            self._base += self._window.start + int(self._window.sizes.sum())
+        self.bytes = self._base + window.start
         self._text, self._window = text, window
         if self._windows // self._merged == _MOST_BLOCKS:
             self._blocks = [a + b for a, b in zip(self._blocks[::2], self._blocks[1::2], strict=True)]
@@ -199,7 +206,7 @@ class _Found:
     def result(self) -> Divergence:
         kl, blocks = np.array(self.kl), np.stack(self._blocks)
         count, total, nll, reference_nll = blocks.sum(axis=0)
-        with np.errstate(over="ignore"):  # a perplexity beyond float64 is infinite
+        with np.errstate(over="ignore", invalid="ignore"):  # a perplexity beyond float64 is infinite
             return Divergence(
                 tokens=len(kl),
                 kl_mean=float(total / count), kl_interval=_interval(blocks, [_COUNT, _KL], _mean),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -92,22 +93,23 @@ def limited_windows(
 
 def compared_rows(
     model: Distributions, reference: Distributions, window: Window, compare: Compare
-) -> Iterator[Compared]:
+) -> Generator[Compared]:
     """The figures of a window's predictions, in order. DataError for logits that are not numbers."""
     ids = np.array(window.ids, np.int32)
-    base = reference.score_rows(window.ids, first=window.first)
-    pairs: Iterator[tuple[int, Logits, Logits]]
-    if model is reference:
-        pairs = ((rows.first, rows.logits, rows.logits) for rows in base)
-    else:
-        pairs = _aligned(base, model.score_rows(window.ids, first=window.first))
     done = window.first
-    for first, of_reference, of_model in pairs:
-        figures = compare(of_reference, of_model, ids[first : first + len(of_reference)])
-        if np.isnan(figures.kl).any():
-            raise DataError(f"{model.info.name} or {reference.info.name} gives logits that are not numbers")
-        done = first + len(of_reference)
-        yield Compared(first, figures)
+    with ExitStack() as reading:  # whatever ends it early, neither model goes on waiting for its reader
+        base = reading.enter_context(closing(reference.score_rows(window.ids, first=window.first)))
+        pairs: Iterator[tuple[int, Logits, Logits]]
+        if model is reference:
+            pairs = ((rows.first, rows.logits, rows.logits) for rows in base)
+        else:
+            pairs = _aligned(base, reading.enter_context(closing(model.score_rows(window.ids, first=window.first))))
+        for first, of_reference, of_model in pairs:
+            figures = compare(of_reference, of_model, ids[first : first + len(of_reference)])
+            if np.isnan(figures.kl).any():
+                raise DataError(f"{model.info.name} or {reference.info.name} gives logits that are not numbers")
+            done = first + len(of_reference)
+            yield Compared(first, figures)
     if done != len(ids):
         raise DataError(f"rows of logits end before token {done} of a window of {len(ids)}")
 

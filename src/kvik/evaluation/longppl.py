@@ -42,6 +42,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 ALPHA, BETA, WINDOW, STRIDE = 2.0, -2.0, 4096, 1024
+_CHARACTERS = 16  # more than a token has on average
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,9 @@ def longppl(
         )
     found = _Found(rule)
     for index, pieces in enumerate(as_texts(texts)):
-        whole = "".join(pieces)
-        text = _fitting(index, whole, model, evaluator, cut)
-        found.cut += len(text) < len(whole)
+        whole, ended = _beginning(pieces, (model, evaluator))
+        text = _fitting(index, whole, model, evaluator, ended=ended, cut=cut)
+        found.cut += len(text) < len(whole) or not ended
         _add(found, index, text, model, evaluator)
         progress(found.bytes)
     if not found.tokens:
@@ -162,7 +163,24 @@ def longppl(
     return found.result()
 
 
-def _fitting(index: int, text: str, model: TextModel, evaluator: TextModel, cut: bool) -> str:
+def _beginning(pieces: Iterable[str], models: tuple[TextModel, ...]) -> tuple[str, bool]:
+    """A text, or as much of one as is surely beyond a context: it may be larger than memory. And whether that is all."""
+    most = max(one.info.context_length for one in models)
+    text, wanted = "", _CHARACTERS * most
+    parts: list[str] = []
+    for piece in pieces:
+        parts.append(piece)
+        if (wanted := wanted - len(piece)) > 0:
+            continue
+        text = "".join([text, *parts])
+        parts, wanted = [], len(text)
+        # what follows changes the last few tokens only
+        if any(len(tokenized(one.tokenizer, text).ids) > one.info.context_length + _CHARACTERS for one in models):
+            return text, False
+    return "".join([text, *parts]), True
+
+
+def _fitting(index: int, text: str, model: TextModel, evaluator: TextModel, *, ended: bool, cut: bool) -> str:
     """The text, as much of it as is to be read."""
     for role, one in (("the evaluator", evaluator), ("the model", model)):
         most, count = one.info.context_length, len(tokenized(one.tokenizer, text).ids)
@@ -170,8 +188,8 @@ def _fitting(index: int, text: str, model: TextModel, evaluator: TextModel, cut:
             continue
         if not cut:
             raise DataError(
-                f"text {index} has {count:,} tokens for {role} {one.info.name}, whose context is {most:,}; LongPPL takes "
-                "texts within one context: cut it"
+                f"text {index} has {count:,} tokens{'' if ended else ' or more'} for {role} {one.info.name}, whose context is "
+                f"{most:,}; LongPPL takes texts within one context: cut it, or let it be cut (cut=True, --cut)"
             )
         text = shortened(one.tokenizer, text, most)
     return text

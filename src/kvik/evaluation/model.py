@@ -5,7 +5,8 @@ What a model cannot give (a logit, a log-probability of a given token) it refuse
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator as Yielding
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,9 +57,9 @@ class Rows(Protocol):
 
 
 class RowScorer(Protocol):
-    """Gives the logits before each of a text's tokens `first` to its last, a few rows at a time."""
+    """Gives the logits before each of a text's tokens `first` to its last, a few rows at a time; closing it ends that."""
 
-    def score_rows(self, ids: Ids, *, first: int = 1) -> Iterator[Rows]: ...
+    def score_rows(self, ids: Ids, *, first: int = 1) -> Yielding[Rows]: ...
 
 
 class TextTokens(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvik.errors import DataError, ParameterError
 from kvik.evaluation.model import TextModel
@@ -119,10 +119,14 @@ def perplexity(
 
 def as_texts(texts: str | Iterable[Text]) -> Iterator[Iterable[str]]:
     """Each text in pieces; a string is one text. ParameterError for what is neither."""
-    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise ParameterError(f"texts must be strings or pieces of them, got {type(texts).__name__}")
-    for text in (texts,) if isinstance(texts, str) else texts:
-        yield (text,) if isinstance(text, str) else text
+    for text in (texts,) if isinstance(texts, str) else _listed(texts):
+        yield (text,) if isinstance(text, str) else _listed(text)
+
+
+def _listed(found: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(found, bytes) or not isinstance(found, Iterable):
+        raise ParameterError(f"texts must be strings or pieces of them, got {type(found).__name__}")
+    return found
 
 
 def _result(totals: Totals) -> Perplexity:
@@ -147,7 +151,7 @@ def _result(totals: Totals) -> Perplexity:
 
 def exp(nats: float) -> float:
     """e to the power of nats; inf beyond float64."""
-    return math.exp(nats) if nats < 700 else math.inf
+    return math.inf if nats >= 700 else math.exp(nats)
 
 
 def _per(nats: float, count: int) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, Self
 
@@ -180,7 +180,7 @@ class Endpoint:
         found = dict(zip(asked, scores, strict=True))
         return [found[i] if i in found else _nothing(ids, firsts[i]) for i, ids in enumerate(many)]
 
-    def score_rows(self, ids: Sequence[int], *, first: int = 1) -> Iterator[NoReturn]:
+    def score_rows(self, ids: Sequence[int], *, first: int = 1) -> Generator[NoReturn]:
         """Refused: no server tells whole distributions."""
         refuse("score_rows")
 
