@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from kvik.errors import ParameterError
@@ -95,6 +94,8 @@ def parse(text: str, grammar: Grammar, shapes: Shapes) -> Source:
 
 def versions(grammar: Grammar) -> str:
     """What the trees depend on, like "tree-sitter:0.26.1|tree-sitter-java:0.23.5"."""
+    from importlib.metadata import version
+
     _parser(grammar.package)
     return "|".join(f"{name}:{version(name)}" for name in ("tree-sitter", grammar.package))
 
