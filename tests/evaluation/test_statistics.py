@@ -263,3 +263,12 @@ def test_agreement_is_symmetric_and_at_most_one(pairs):
 def test_what_cannot_be_computed_is_refused(call, said):
     with pytest.raises(ParameterError, match=said):
         call()
+
+
+def test_rounding_of_scores_breaks_no_tie():
+    """Differences of tenths are not tenths exactly; what is as far from 0 as the observed mean is still counted."""
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        a, b = random.integers(0, 11, size=(2, int(random.integers(2, 30))))
+        for test in (statistics.permutation_test, statistics.bootstrap_test):
+            assert test(a / 10, b / 10, resamples=300) == test(a, b, resamples=300)
