@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvik.errors import DataError, ParameterError, StorageError
+from kvik.errors import DataError, ParameterError
 from kvik.evaluation.metrics import METRICS
 from kvik.evaluation.metrics.execution import Outcome, execution_accuracy, pass_at_k, pass_rates
 from kvik.evaluation.metrics.sql import has_order
@@ -230,7 +230,7 @@ def test_a_database_a_sample(shop, tmp_path):
 
 
 def test_what_cannot_be_asked_is_refused(shop, tmp_path):
-    with pytest.raises(StorageError, match=r"nothing\.db: there is no such file"):
+    with pytest.raises(DataError, match=r"nothing\.db: no such file"):
         judged(tmp_path / "nothing.db", "SELECT 1", "SELECT 1")
     assert not (tmp_path / "nothing.db").exists()
     broken = tmp_path / "broken.db"
