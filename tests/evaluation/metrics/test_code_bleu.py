@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kvik
 from kvik.errors import ParameterError
 from kvik.evaluation.metrics import METRICS
 from kvik.evaluation.metrics.code_bleu import code_bleu
@@ -243,7 +244,7 @@ def test_weights_are_shares():
 def test_the_signature_says_how_to_repeat_it():
     signature = code_bleu(["x"], ["x"], language="java", weights=(1, 1, 2, 0)).signature
     assert signature.startswith("code_bleu|language:java|weights:0.25,0.25,0.5,0|tokens:space|tree-sitter:")
-    assert "|tree-sitter-java:" in signature
+    assert "|tree-sitter-java:" in signature and signature.endswith(f"|version:kvik-{kvik.__version__}")
 
 
 @pytest.mark.parametrize(
