@@ -120,12 +120,12 @@ def score(options: ScoreOptions, json: Json = False) -> None:
         given = _with_encoder(settings[name]) if name == "bertscore" else settings[name]
         found.append(score_samples(name, samples, given, level=options.level, seed=options.seed))
     report = _report(options, found, samples, references)
-    if options.output is not None:
-        _keep(Path(options.output), options, settings, found, samples, report)
     if json:
         print_json(report)
     else:
         _show(options, found, samples, references)
+    if options.output is not None:  # last: where there is no room, what was found is not lost
+        _keep(Path(options.output), options, settings, found, samples, report)
 
 
 def _read(options: ScoreOptions, metrics: tuple[str, ...]) -> tuple[SampleFile, SampleFile | None]:
