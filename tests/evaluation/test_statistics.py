@@ -100,6 +100,12 @@ def test_paired_blocks_see_what_both_have_in_common():
     assert ratio.interval == pytest.approx(tuple(np.exp(found.interval)), rel=1e-6)
 
 
+def test_both_ratios_of_a_resample_are_of_the_same_blocks():
+    tops, bottoms = RANDOM.exponential(size=(2, 30))
+    found = paired_block_bootstrap(tops, bottoms, tops, 2 * bottoms, compare=lambda a, b: b / a)
+    assert found.interval == pytest.approx((0.5, 0.5, 0.5), rel=1e-12)
+
+
 def test_resamples_without_a_denominator_do_not_count():
     found = block_bootstrap([1.0, 0.0, 0.0], [2.0, 0.0, 0.0])
     assert found.interval == Interval(0.5, 0.5, 0.5) and found.standard_error == 0.0
