@@ -125,6 +125,7 @@ def test_other_inputs_and_raters_are_refused(rate, files, kvik):
     [
         (["a.jsonl", "b.jsonl", "--rater", "x"], "--out is needed to rate"),
         (["a.jsonl", "b.jsonl", "--out", "r"], "--rater is needed to rate"),
+        (["a.jsonl", "b.jsonl", "--out", "r", "--rater", " "], "--rater is needed to rate"),
         (["a.jsonl", "--out", "r", "--rater", "x"], "two files of predictions are compared, got 1"),
         (["a.jsonl", "b.jsonl", "--json", "--out", "r", "--rater", "x"], "--json needs --report"),
         (["a.jsonl", "b.jsonl", "--seed", "-1", "--out", "r", "--rater", "x"], "--seed must be in [0, "),

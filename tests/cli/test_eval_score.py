@@ -100,6 +100,17 @@ def test_what_cannot_be_scored_is_named(score):
     assert "1 lines have several answers: the first of each is scored" in ended.err
 
 
+def test_figures_are_shown_also_where_they_cannot_be_kept(score, tmp_path):
+    (tmp_path / "file").touch()
+    ended = score("token_f1", "--output", "file/run")
+    assert ended.code == 74 and "cannot use file/run" in ended.err and "token_f1  0." in ended.out
+
+
+def test_choices_that_are_no_list_are_a_field_like_another(score):
+    ended = score("token_f1", predictions=[{"text": "a", "choices": 5}], references=[{"reference": "a"}])
+    assert ended.code == 0 and "several" not in ended.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

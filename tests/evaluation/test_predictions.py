@@ -106,6 +106,14 @@ def test_pairs_by_id(file):
     ]  # fmt: skip
 
 
+def test_what_both_files_say_is_taken_from_the_predictions_but_the_references(file):
+    both = {"id": 1, "prompt": "asked", "k": "P", "reference": "old", "prediction": "p"}
+    other = {"id": 1, "prompt": "other", "k": "R", "l": "R", "reference": "new"}
+    (joined,) = with_references(read_samples(file("p", [both])), read_samples(file("r", [other]), REFERENCE)).samples
+    assert (joined.prompt, joined.references) == ("asked", ("new",))
+    assert {name: joined.fields[name] for name in "kl"} == {"k": "P", "l": "R"}
+
+
 @pytest.mark.parametrize(("first", "second"), [(True, False), (False, True), (False, False)])
 def test_pairs_by_order_where_a_file_has_no_ids(file, first, second):
     def lines(named, field):

@@ -57,6 +57,14 @@ def test_bad_attempts_are_named(tmp_path, entry, words):
         problems(tmp_path / "p.jsonl", {"problem": "a", "passed": True}, entry)
 
 
+@pytest.mark.parametrize(("n", "c"), [(3, 4), (3, -1), (0, 0)])
+def test_numbers_that_cannot_be_are_named_by_their_line(tmp_path, n, c):
+    with pytest.raises(
+        DataError, match=rf"p.jsonl: line 2: n must be at least 1 and c in \[0, n\], got n {n} and c {c}"
+    ):
+        problems(tmp_path / "p.jsonl", {"n": 3, "c": 1}, {"n": n, "c": c})
+
+
 def test_the_command_counts_problems(tmp_path, capsys):
     attempts = [{"problem": name, "passed": i < c} for name, c in (("a", 3), ("b", 0)) for i in range(10)]
     file = lines(tmp_path / "p.jsonl", *attempts)

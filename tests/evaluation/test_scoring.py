@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import types
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -39,12 +37,9 @@ def alone(predictions, references=None, *, n: int):
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
     """Three metrics that can be looked through, among the real ones."""
-    module = types.ModuleType("kvik.evaluation.metrics.fake")
-    module.length, module.summed, module.alone = length, summed, alone
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(METRICS, "length", Metric("fake:length", "", by_sample=("weight",)))
-    monkeypatch.setitem(METRICS, "summed", Metric("fake:summed", "", pooled="sums"))
-    monkeypatch.setitem(METRICS, "alone", Metric("fake:alone", "", needs_references=False, pooled="set"))
+    monkeypatch.setitem(METRICS, "length", Metric(length, "", by_sample={"weight": int}))
+    monkeypatch.setitem(METRICS, "summed", Metric(summed, "", pooled="sums"))
+    monkeypatch.setitem(METRICS, "alone", Metric(alone, "", needs_references=False, pooled="set"))
 
 
 @pytest.fixture
@@ -62,13 +57,35 @@ def pairs(*texts, **more):
 
 def test_every_metric_of_the_table_is_there_and_says_what_it_takes():
     for name, metric in METRICS.items():
-        module = metric.place.partition(":")[0]
-        if module != "fake" and find_spec(f"kvik.evaluation.metrics.{module}") is None:
-            continue
         assert set(metric.by_sample) <= set(settings_of(metric)), name
-        assert metric.about or metric.place.startswith("fake:")
+        assert metric.about or name in ("length", "summed", "alone")
     for group, members in GROUPS.items():
         assert set(members) <= set(METRICS) and group not in METRICS
+
+
+def test_metrics_are_called_by_their_names():
+    for name in set(METRICS) - {"length", "summed", "alone", "pass_at_k"}:
+        assert getattr(metrics, name) is METRICS[name].function, name
+    assert metrics.rouge(["a cat"], ["a cat"], kind="rouge1").value == 1 and metrics.pass_at_k(2, 1, 1) == 0.5
+
+
+PACKAGES = ("sacrebleu", "nltk", "scipy", "tree_sitter", "torch", "transformers")
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "pass_at_k"])
+def test_a_metric_names_the_extra_it_needs_and_no_other_needs_one(name, monkeypatch):
+    from kvik.evaluation.metrics.code_bleu import trees
+
+    trees._parser.cache_clear()
+    for package in [module for module in sys.modules if module.split(".")[0] in PACKAGES] + list(PACKAGES):
+        monkeypatch.setitem(sys.modules, package, None)
+    metric = METRICS[name]
+    more = {"language": "python"} if name == "code_bleu" else {}
+    if metric.extra is None:
+        assert metric.function(["a b c d"], *([["a b c e"]] if metric.needs_references else []), **more).per_sample
+        return
+    with pytest.raises(ParameterError, match=rf'^{name} needs \w[\w-]*: pip install "kvik\[{metric.extra}\]"$'):
+        metric.function(["a"], ["a"], **more)
 
 
 def test_the_table_imports_no_package():
@@ -120,12 +137,36 @@ def test_samples_without_a_prediction_keep_their_place(samples):
 
 def test_settings_by_sample(samples):
     assert (
-        "[1.5, 2]"
-        in score_samples("length", samples([*pairs("a", weight=1.5), *pairs("b", weight=2)]), {}).result.signature
+        "[1, 2]"
+        in score_samples("length", samples([*pairs("a", weight=1), *pairs("b", weight=2)]), {}).result.signature
     )
-    assert "|3" in score_samples("length", samples(pairs("a", weight=1.5)), {"weight": 3}).result.signature
+    assert "|3" in score_samples("length", samples(pairs("a", weight=1)), {"weight": 3}).result.signature
     with pytest.raises(DataError, match='line 2: has no "weight", which other samples have'):
         score_samples("length", samples([*pairs("a", weight=1), *pairs("b")]), {})
+
+
+@pytest.mark.parametrize(
+    ("metric", "fields", "said"),
+    [
+        ("self_bleu", {"group": [1]}, r"line 2: group must be text or a whole number, got \[1\]"),
+        ("self_bleu", {"group": None}, "line 2: group must be text or a whole number, got null"),
+        ("execution_accuracy", {"database": 5}, "line 2: database must be text, got 5"),
+        ("pass_at_k", {"n": "3", "c": 1}, 'line 2: n must be a whole number, got "3"'),
+        ("pass_at_k", {"n": 3, "c": True}, "line 2: c must be a whole number, got true"),
+    ],
+)
+def test_a_setting_of_a_sample_has_its_type(samples, metric, fields, said):
+    fine = {"group": "g", "database": "d", "n": 3, "c": 1}
+    with pytest.raises(DataError, match=said):
+        score_samples(metric, samples([*pairs("a", **fine), *pairs("b", **fine | fields)]), {})
+
+
+def test_samples_without_a_score_are_not_drawn(samples):
+    texts = ["a b c d e", "a b c d f", "x a b c d", "q q q q q", "a b x x x"]
+    lines = [{"prediction": text, "reference": "a b c d e"} for text in texts]
+    whole = score_samples("bleu", samples(lines), {})
+    padded = score_samples("bleu", samples([*lines, *({"prediction": "a", "reference": ""} for _ in range(20))]), {})
+    assert padded.interval == whole.interval and padded.result.value == whole.result.value
 
 
 def test_settings_that_do_not_fit(samples):

@@ -100,6 +100,12 @@ def test_paired_blocks_see_what_both_have_in_common():
     assert ratio.interval == pytest.approx(tuple(np.exp(found.interval)), rel=1e-6)
 
 
+def test_both_ratios_of_a_resample_are_of_the_same_blocks():
+    tops, bottoms = RANDOM.exponential(size=(2, 30))
+    found = paired_block_bootstrap(tops, bottoms, tops, 2 * bottoms, compare=lambda a, b: b / a)
+    assert found.interval == pytest.approx((0.5, 0.5, 0.5), rel=1e-12)
+
+
 def test_resamples_without_a_denominator_do_not_count():
     found = block_bootstrap([1.0, 0.0, 0.0], [2.0, 0.0, 0.0])
     assert found.interval == Interval(0.5, 0.5, 0.5) and found.standard_error == 0.0
@@ -263,3 +269,12 @@ def test_agreement_is_symmetric_and_at_most_one(pairs):
 def test_what_cannot_be_computed_is_refused(call, said):
     with pytest.raises(ParameterError, match=said):
         call()
+
+
+def test_rounding_of_scores_breaks_no_tie():
+    """Differences of tenths are not tenths exactly; what is as far from 0 as the observed mean is still counted."""
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        a, b = random.integers(0, 11, size=(2, int(random.integers(2, 30))))
+        for test in (statistics.permutation_test, statistics.bootstrap_test):
+            assert test(a / 10, b / 10, resamples=300) == test(a, b, resamples=300)

@@ -59,7 +59,7 @@ class RateOptions:
         if len(files) != 2:
             raise ParameterError(f"two files of predictions are compared, got {len(files)}; --report reads ratings")
         for name in ("out", "rater"):
-            if not getattr(self, name):
+            if not (getattr(self, name) or "").strip():
                 raise ParameterError(f"--{name} is needed to rate")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise ParameterError(f"--seed must be in [0, {MAX_SEED}], got {self.seed}")

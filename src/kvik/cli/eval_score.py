@@ -12,7 +12,7 @@ import typer
 
 from kvik.cli.metric_settings import given_settings, settings_by_metric
 from kvik.cli.options import Json
-from kvik.cli.output import note, plain, print_json, print_table, write
+from kvik.cli.output import Progress, note, plain, print_json, print_table, write
 from kvik.errors import ParameterError
 from kvik.params import MAX_SEED
 
@@ -117,14 +117,15 @@ def score(options: ScoreOptions, json: Json = False) -> None:
     for name in metrics:
         if sys.stderr.isatty():
             note(f"{name}: {len(samples.samples)} samples", dim=True)
-        found.append(score_samples(name, samples, settings[name], level=options.level, seed=options.seed))
+        given = _with_encoder(settings[name]) if name == "bertscore" else settings[name]
+        found.append(score_samples(name, samples, given, level=options.level, seed=options.seed))
     report = _report(options, found, samples, references)
-    if options.output is not None:
-        _keep(Path(options.output), options, settings, found, samples, report)
     if json:
         print_json(report)
     else:
         _show(options, found, samples, references)
+    if options.output is not None:  # last: where there is no room, what was found is not lost
+        _keep(Path(options.output), options, settings, found, samples, report)
 
 
 def _read(options: ScoreOptions, metrics: tuple[str, ...]) -> tuple[SampleFile, SampleFile | None]:
@@ -133,9 +134,10 @@ def _read(options: ScoreOptions, metrics: tuple[str, ...]) -> tuple[SampleFile, 
     from kvik.evaluation.predictions import REFERENCE, read_samples, with_references
 
     samples = _read_predictions(options.predictions, metrics)
-    several = [sample for sample in samples.samples if len(sample.fields.get("choices") or ()) > 1]
+    choices = [sample.fields.get("choices") for sample in samples.samples]
+    several = sum(isinstance(one, list) and len(one) > 1 for one in choices)
     if several:
-        note(f"{len(several)} lines have several answers: the first of each is scored")
+        note(f"{several} lines have several answers: the first of each is scored")
     if options.references is None:
         wanting = [name for name in metrics if METRICS[name].needs_references]
         if wanting and all(sample.references is None for sample in samples.samples):
@@ -158,6 +160,14 @@ def _read_predictions(name: str, metrics: tuple[str, ...]) -> SampleFile:
     if others and problems is not attempts:
         raise ParameterError(f"pass_at_k counts problems and {others[0]} their attempts: score them apart")
     return problems
+
+
+def _with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
+    """BERTScore's settings with the encoder opened, so that a bar tells of one that is fetched."""
+    from kvik.evaluation.metrics.encoder import open_encoder
+
+    with Progress() as progress:
+        return {**settings, "encoder": open_encoder(settings.get("encoder"), settings.get("layer"), progress)}
 
 
 def _report(

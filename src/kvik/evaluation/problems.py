@@ -18,9 +18,15 @@ def by_problem(samples: SampleFile) -> SampleFile:
     """A sample a problem, with fields n and c, in the order in which problems come first; its id is the problem.
 
     Samples that have "n" and no "passed" are problems already and stay as they are. Raises DataError naming the line for one
-    without "problem" or "passed" among others that have them, and for a field of a wrong type.
+    without "problem" or "passed" among others that have them, for a field of a wrong type, and for more passed than there are.
     """
     if not any("passed" in sample.fields for sample in samples.samples):
+        for sample in samples.samples:
+            n, c = sample.fields.get("n"), sample.fields.get("c")
+            if isinstance(n, int) and isinstance(c, int) and not (n >= 1 and 0 <= c <= n):
+                raise DataError(
+                    f"line {sample.line}: n must be at least 1 and c in [0, n], got n {n} and c {c}", path=samples.name
+                )
         return samples
     first: dict[Id, Sample] = {}
     counts: dict[Id, tuple[int, int]] = {}

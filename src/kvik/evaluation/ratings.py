@@ -216,7 +216,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How much raters agree beyond chance, on items that nobody skipped and whose answers differ.
+    """How much raters agree beyond chance, over items whose answers differ; a skipped one has no label of who skipped it.
 
     Attributes:
         measure: Cohen's kappa for two raters, Krippendorff's alpha for more.

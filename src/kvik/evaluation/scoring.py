@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
+from types import UnionType
 from typing import Any
 
 from kvik.errors import DataError, ParameterError
 from kvik.evaluation.metrics import GROUPS, METRICS, Metric, MetricResult, Unscored
 from kvik.evaluation.predictions import Sample, SampleFile, need_references
 from kvik.evaluation.statistics import LEVEL, RESAMPLES, Interval, bootstrap_mean, bootstrap_sums
+from kvik.jsonl import shown
 from kvik.params import choose
 
 __all__ = ["NO_INTERVAL", "Scored", "metric_names", "score_samples", "settings_of"]
@@ -20,6 +22,8 @@ NO_INTERVAL = {
     "sums": "it kept nothing that could be added up again",
 }
 """Why a metric has no interval, by how it is pooled."""
+
+_KINDS: Mapping[type | UnionType, str] = {int: "a whole number", str: "text", str | int: "text or a whole number"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def _given(
     given = dict(settings)
     for setting in metric.by_sample:
         if setting not in given and any(setting in sample.fields for sample in there):
-            given[setting] = [_field(samples, sample, setting) for sample in there]
+            given[setting] = [_field(samples, sample, setting, metric.by_sample[setting]) for sample in there]
     for setting, parameter in known.items():
         if parameter.default is Parameter.empty and setting not in given:
             by = ", or a field of each sample" if setting in metric.by_sample else ""
@@ -105,10 +109,13 @@ def _given(
     return given
 
 
-def _field(samples: SampleFile, sample: Sample, name: str) -> Any:
+def _field(samples: SampleFile, sample: Sample, name: str, kind: type | UnionType) -> Any:
     if name not in sample.fields:
         raise DataError(f'line {sample.line}: has no "{name}", which other samples have', path=samples.name)
-    return sample.fields[name]
+    value = sample.fields[name]
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise DataError(f"line {sample.line}: {name} must be {_KINDS[kind]}, got {shown(value)}", path=samples.name)
+    return value
 
 
 def _interval(
@@ -122,7 +129,8 @@ def _interval(
         return drawn._replace(value=result.value), None
     if metric.pooled == "set" or result.sums is None:
         return None, NO_INTERVAL[metric.pooled]
-    sums = bootstrap_sums(result.sums.counts, result.sums.value, level=level, resamples=resamples, seed=seed)
+    rows = result.sums.counts[[score is not None for score in result.per_sample]]
+    sums = bootstrap_sums(rows, result.sums.value, level=level, resamples=resamples, seed=seed)
     return sums.interval._replace(value=result.value), None
 
 

@@ -38,7 +38,7 @@ Equivalence = Literal["equivalent", "different", "undecided"]
 
 LEVEL, RESAMPLES, PERMUTATIONS = 0.95, 2000, 10_000
 _DRAWN_AT_ONCE = 1 << 18  # indices held at a time: they stay in the cache, and memory does not grow with resamples
-_TIE = 1e-12  # permuted sums this near to the observed one, relatively, count as equal to it
+_TIE = 1e-12  # sums this near to the observed one, relative to what is added, count as equal to it
 
 
 class Interval(NamedTuple):
@@ -161,8 +161,7 @@ def bootstrap_test(a: ArrayLike, b: ArrayLike, *, resamples: int = RESAMPLES, se
     if not gaps.any() or len(gaps) == 1:  # of one pair nothing is known about the spread
         return 1.0
     sums = np.concatenate([found[:, 0] for found in _resampled(gaps[:, None], resamples, seed)])
-    observed = abs(gaps.sum())
-    far = np.count_nonzero(np.abs(sums - gaps.sum()) >= observed * (1 - _TIE))
+    far = np.count_nonzero(np.abs(sums - gaps.sum()) >= _as_far(gaps))
     return (far + 1) / (resamples + 1)
 
 
@@ -180,7 +179,7 @@ def permutation_test(a: ArrayLike, b: ArrayLike, *, resamples: int = PERMUTATION
         return 1.0
     exact = len(gaps) < 63 and 1 << len(gaps) <= resamples
     flips = _all_flips(len(gaps)) if exact else _random_flips(len(gaps), resamples, seed)
-    bound = abs(gaps.sum()) * (1 - _TIE)
+    bound = _as_far(gaps)
     far = sum(int(np.count_nonzero(np.abs(2 * (part @ gaps) - gaps.sum()) >= bound)) for part in flips)
     return far / (1 << len(gaps)) if exact else (far + 1) / (resamples + 1)
 
@@ -275,6 +274,11 @@ def _random_flips(n: int, resamples: int, seed: int) -> Iterator[Floats]:
         count = min(step, resamples - start)
         octets = np.frombuffer(random.bytes(count * (n + 7 >> 3)), np.uint8).reshape(count, -1)
         yield np.unpackbits(octets, axis=1, count=n).astype(np.float64)
+
+
+def _as_far(gaps: Floats) -> float:
+    """From where on a sum counts as far from 0 as that of the gaps, whatever order they are added in."""
+    return float(abs(gaps.sum()) - _TIE * np.abs(gaps).sum())
 
 
 def _random(seed: int) -> np.random.Generator:

@@ -3,6 +3,7 @@
 ::
 
     <root>/models/<name>/<file>.gguf      a model of the catalogue, whole and checked
+    <root>/encoders/<name>/               an encoder of `encoders.py`, its files checked
     <root>/packed/<stem>-<key>/           packed weights, tokenizer and config of one source
     <root>/partial/<name>/                a download under way; emptied by the next one
     <root>/locks/<name>.lock              held while a model is fetched or removed

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from evaluation.metrics.small_encoders import LONGEST, by_definition, write_bert, write_roberta
 
+from kvik.cli.app import main
+from kvik.cli.output import Progress
 from kvik.errors import DataError, KvikError, ParameterError
 from kvik.evaluation.metrics import METRICS, MetricResult
 from kvik.evaluation.metrics.bertscore import bertscore
@@ -208,3 +210,19 @@ def test_bad_settings(folder: Path, small: Encoder) -> None:
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     fails(ParameterError, rf'bertscore needs {name}: pip install "kvik\[bertscore\]"', lambda: bertscore(["a"], ["a"]))
+
+
+def test_the_command_shows_what_it_fetches(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[object] = []
+
+    def fetch(entry: object, progress: Progress) -> Path:
+        told.append(progress)
+        return folder
+
+    monkeypatch.setattr("kvik.evaluation.metrics.encoder.encoder_folder", fetch)
+    file = tmp_path / "P.jsonl"
+    file.write_text('{"prediction": "the cat", "reference": "the cat"}\n')
+    assert main(["eval", "score", "--metric", "bertscore", "--predictions", str(file), "--setting", "layer=1"]) == 0
+    assert isinstance(told[0], Progress) and "bertscore: bertscore|encoder:MiniLM" in capsys.readouterr().out

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kvik
 from kvik.errors import ParameterError
 from kvik.evaluation.metrics import METRICS
 from kvik.evaluation.metrics.code_bleu import code_bleu
@@ -184,6 +185,23 @@ def test_data_flow_of_an_example():
     assert (3, "computed from", (1,)) in flow("for x in y:\n    a = x\nelse:\n    b = x")
 
 
+def test_a_value_reaches_past_an_if_unless_there_is_an_else():
+    code = "def f(x):\n    if c:\n        x = 2\n{}    return x\n"
+    assert flow(code.format("")) == {
+        (0, "comes from", ()): 1,  # the parameter, which the last x may come from
+        (0, "computed from", (1,)): 1,
+        (1, "comes from", ()): 1,  # 2
+        (0, "comes from", (0,)): 1,
+    }
+    assert flow(code.format("    else:\n        x = 3\n")) == {
+        (0, "comes from", ()): 1,  # 2: nothing comes from the parameter
+        (1, "computed from", (0,)): 1,
+        (2, "comes from", ()): 1,  # 3
+        (1, "computed from", (2,)): 1,
+        (1, "comes from", (1,)): 1,
+    }
+
+
 def test_comments_and_docstrings_are_not_syntax():
     plain = "def f(a):\n    b = a\n    return b\n"
     told = '"""Module."""\n# one\ndef f(a):  # two\n    """Doc."""\n    b = a  # three\n    return b\n'
@@ -243,7 +261,7 @@ def test_weights_are_shares():
 def test_the_signature_says_how_to_repeat_it():
     signature = code_bleu(["x"], ["x"], language="java", weights=(1, 1, 2, 0)).signature
     assert signature.startswith("code_bleu|language:java|weights:0.25,0.25,0.5,0|tokens:space|tree-sitter:")
-    assert "|tree-sitter-java:" in signature
+    assert "|tree-sitter-java:" in signature and signature.endswith(f"|version:kvik-{kvik.__version__}")
 
 
 @pytest.mark.parametrize(

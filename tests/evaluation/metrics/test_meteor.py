@@ -176,13 +176,17 @@ def test_what_cannot_be_scored():
 def test_no_wordnet_folder(folder, tmp_path):
     with pytest.raises(DataError, match=r"nowhere: not a WordNet folder: index.noun is missing"):
         meteor(["a"], ["a"], wordnet=tmp_path / "nowhere")
-    for name, text, told in [
-        ("index.verb", "run x 1\n", "line 1 is no entry"),
-        ("index.noun", "man n many\n", "'man' is no entry"),
-        ("data.noun", "nonsense\n", "no synset of WordNet"),
-        ("adv.exc", "\udcff", "no UTF-8"),
-    ]:
-        broken = tmp_path / name
+    for case, (name, text, told) in enumerate(
+        [
+            ("index.verb", "run x 1\n", "line 1 is no entry"),
+            ("index.noun", "man n many\n", "'man' is no entry"),
+            ("data.noun", "nonsense\n", "no synset of WordNet"),
+            ("data.noun", "é" * 300, "no synset of WordNet"),
+            ("data.noun", "x" + "é" * 300, "no synset of WordNet"),  # one of both is entered within a character
+            ("adv.exc", "\udcff", "no UTF-8"),
+        ]
+    ):
+        broken = tmp_path / str(case)
         broken.mkdir()
         for path in folder.iterdir():
             (broken / path.name).write_bytes(path.read_bytes())

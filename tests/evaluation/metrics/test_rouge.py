@@ -84,6 +84,11 @@ def test_what_cannot_be_scored():
     assert rouge2(["x"], ["x"]).value == 0  # no pair of words on either side: rouge-score's 0
 
 
+def test_words_of_three_letters_are_not_stemmed():
+    assert rouge(["was"], ["wa"], kind="rouge1", stem=True).value == 0  # Porter would make "wa" of it
+    assert rouge(["cats"], ["cat"], kind="rouge1", stem=True).value == 1
+
+
 def test_wrong_arguments(monkeypatch):
     with pytest.raises(ParameterError, match=r"must be one of rouge1.*did you mean 'rougeL"):
         rouge(["a"], ["a"], kind="rougel")

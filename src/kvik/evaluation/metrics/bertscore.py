@@ -86,7 +86,8 @@ def bertscore(
         idf: weigh a token log((M + 1) / (m + 1)), m of all M references having it.
         batch_size: texts embedded at once, 1 to 4,096; those of like length together.
 
-    In [-1, 1]; 1 for equal texts. value: the mean over samples. A sample is not scored where the prediction or all its
+    Precision and recall are in [-1, 1], and so is F1 unless one of them is negative and the other not; 1 for equal texts.
+    value: the mean over samples. A sample is not scored where the prediction or all its
     references are empty or weigh nothing. parts: precision and recall, means; truncated, the number of different texts that
     were cut. Raises ParameterError where torch or transformers are missing, DataError for a folder that is no such model.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvik.errors import ParameterError
-from kvik.evaluation.metrics.result import MetricResult, References, Unscored, check_pairs, mean_of
+from kvik.evaluation.metrics.result import MetricResult, References, Unscored, check_pairs, mean_of, signature
 from kvik.evaluation.metrics.sql import QueryError, QueryLimits, has_order, open_database, run_query, same_rows
 from kvik.params.checks import integer
 
@@ -77,8 +77,8 @@ def pass_rates(
         one: tuple(None if made < largest else pass_at_k(made, passed, one) for made, passed in counts) for one in ks
     }
     parts = {f"pass@{one}": mean for one in ks if (mean := mean_of(scores[one])) is not None}
-    signature = f"pass_at_k|k:{','.join(map(str, ks))}|estimator:unbiased|version:1"
-    return MetricResult(mean_of(scores[ks[0]]), scores[ks[0]], unscored, signature, parts)
+    signed = signature("pass_at_k", k=",".join(map(str, ks)), estimator="unbiased")
+    return MetricResult(mean_of(scores[ks[0]]), scores[ks[0]], unscored, signed, parts)
 
 
 def _counts(problems: int, n: Sequence[int], c: Sequence[int]) -> list[tuple[int, int]]:
@@ -143,8 +143,8 @@ def execution_accuracy(
                 unscored.append(Unscored(index, reason or ""))
             elif reason is not None:
                 reasons[index] = reason
-    signature = f"execution_accuracy|{how}|version:1"
-    return MetricResult(mean_of(scores), tuple(scores), tuple(unscored), signature, reasons=reasons)
+    signed = signature("execution_accuracy", **how)
+    return MetricResult(mean_of(scores), tuple(scores), tuple(unscored), signed, reasons=reasons)
 
 
 def _judged(judge: Judge, index: int, prediction: str, golds: tuple[str, ...]) -> tuple[float | None, str | None]:
@@ -167,19 +167,25 @@ def _judge(
     run: Run | None,
     limits: QueryLimits,
     count: int,
-) -> Iterator[tuple[Judge, str]]:
+) -> Iterator[tuple[Judge, dict[str, object]]]:
+    """How samples are judged, and what the signature says of it."""
     if database is not None:
         paths = [Path(database)] * count if isinstance(database, str | Path) else [Path(path) for path in database]
         if len(paths) != count:
             raise ParameterError(f"there are {count} predictions and {len(paths)} databases")
         with ExitStack() as stack:
             connections = {path: stack.enter_context(open_database(path)) for path in dict.fromkeys(paths)}
-            how = f"sqlite:{sqlite3.sqlite_version}|seconds:{limits.seconds:g}|rows:{limits.rows}|bytes:{limits.bytes}"
+            how = {
+                "sqlite": sqlite3.sqlite_version,
+                "seconds": f"{limits.seconds:g}",
+                "rows": limits.rows,
+                "bytes": limits.bytes,
+            }
             yield _by_query([connections[path] for path in paths], limits), how
     elif run is not None:
-        yield _by_run(run), "run:given"
+        yield _by_run(run), {"run": "given"}
     else:
-        yield _by_output, "outputs:given"
+        yield _by_output, {"outputs": "given"}
 
 
 def _by_query(connections: Sequence[sqlite3.Connection], limits: QueryLimits) -> Judge:

@@ -7,6 +7,7 @@ functions and nothing else, so ATTACH, PRAGMA and every change are refused befor
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import time
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvik.errors import DataError, StorageError, one_line
+from kvik.errors import DataError, one_line
+from kvik.files import open_regular
 from kvik.params.checks import integer, real
 
 __all__ = ["QueryError", "QueryLimits", "Row", "has_order", "open_database", "run_query", "same_rows"]
@@ -55,9 +57,8 @@ class QueryError(Exception):
 
 @contextmanager
 def open_database(path: Path) -> Iterator[sqlite3.Connection]:
-    """The database, for reading only. Raises StorageError where it is missing, DataError where it is no SQLite database."""
-    if not path.is_file():
-        raise StorageError(f"{path}: there is no such file")
+    """The database, for reading only. Raises DataError where it is missing or no SQLite database."""
+    os.close(open_regular(path))
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
     try:
         try:

@@ -115,8 +115,8 @@ class _Part:
 
     def names(self, offset: int) -> list[str]:
         """The words of a synset: its line has their number (hexadecimal) and, for each, word and lexical id."""
-        line = self.data[offset : self.data.find(b"\n", offset)].decode().partition("|")[0].split()
         try:
+            line = self.data[offset : self.data.find(b"\n", offset)].decode().partition("|")[0].split()
             if int(line[0]) != offset:
                 raise ValueError
             return [name.partition("(")[0] for name in line[4 : 4 + 2 * int(line[3], 16) : 2]]

@@ -21,7 +21,7 @@ from kvik.evaluation.metrics.code_bleu.scoring import (
     score,
 )
 from kvik.evaluation.metrics.code_bleu.trees import versions
-from kvik.evaluation.metrics.result import MetricResult, References, Sums, Unscored, check_pairs
+from kvik.evaluation.metrics.result import MetricResult, References, Sums, Unscored, check_pairs, signature
 from kvik.params.checks import choose, real
 
 __all__ = ["LANGUAGES", "code_bleu"]
@@ -89,9 +89,9 @@ def code_bleu(
             per_sample[index] = float(found)
     value, parts = _whole(counts, shares, scored, broken)
     weighing = ",".join(f"{share:g}" for share in shares)
-    signature = f"code_bleu|language:{language}|weights:{weighing}|tokens:{tokens}|{grammar}|version:1"
+    signed = signature("code_bleu", language=language, weights=weighing, tokens=tokens, **grammar)
     reasons = tuple(Unscored(index, unscored[index]) for index in sorted(unscored))
-    return MetricResult(value, tuple(per_sample), reasons, signature, parts, Sums(counts, partial(score, shares)))
+    return MetricResult(value, tuple(per_sample), reasons, signed, parts, Sums(counts, partial(score, shares)))
 
 
 def _whole(counts: Floats, shares: Floats, scored: int, broken: int) -> tuple[float | None, dict[str, float]]:

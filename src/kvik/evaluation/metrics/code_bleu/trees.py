@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from kvik.errors import ParameterError
@@ -93,10 +92,12 @@ def parse(text: str, grammar: Grammar, shapes: Shapes) -> Source:
     return Source(builder.root, tuple(builder.atoms), Counter(builder.found), tree.root_node.has_error)
 
 
-def versions(grammar: Grammar) -> str:
-    """What the trees depend on, like "tree-sitter:0.26.1|tree-sitter-java:0.23.5"."""
+def versions(grammar: Grammar) -> dict[str, str]:
+    """What the trees depend on, like {"tree-sitter": "0.26.1", "tree-sitter-java": "0.23.5"}."""
+    from importlib.metadata import version
+
     _parser(grammar.package)
-    return "|".join(f"{name}:{version(name)}" for name in ("tree-sitter", grammar.package))
+    return {name: version(name) for name in ("tree-sitter", grammar.package)}
 
 
 @cache
