@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple, Self
 from kvik.errors import DataError, ParameterError, TryAgainError
 from kvik.files import open_regular, storage_errors
 
-__all__ = ["MAX_LINE_BYTES", "Entries", "LineFile", "parse_object", "read_entries", "read_lines", "shown"]
+__all__ = ["MAX_LINE_BYTES", "Entries", "LineFile", "WithLines", "parse_object", "read_entries", "read_lines", "shown"]
 
 MAX_LINE_BYTES = 64 << 20
 
@@ -175,3 +175,17 @@ class LineFile:
         """See to it that the lines last."""
         with storage_errors(self.path):
             os.fsync(self._descriptor)
+
+
+class WithLines:
+    """Closes the file that its lines are in at the end of a `with`."""
+
+    _file: LineFile
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()

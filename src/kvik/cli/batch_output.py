@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from kvik.cli.batch_input import id_mark
 from kvik.cli.output import plain
 from kvik.errors import DataError, ParameterError
 from kvik.files import atomic_write
-from kvik.jsonl import LineFile
+from kvik.jsonl import LineFile, WithLines
 
 __all__ = ["Results"]
 
 
-class Results:
+class Results(WithLines):
     """Results, appended a line each.
 
     What was written before a crash, a full disk or Ctrl-C is whole: half a last line is cut off by the next `--resume`,
@@ -43,14 +42,6 @@ class Results:
         except BaseException:
             self._file.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
 
     def same_file(self, file: IO[bytes]) -> bool:
         """Whether an open file is this one."""

@@ -14,7 +14,8 @@ from kvik.cli.naming import naming_options
 from kvik.cli.options import EngineOptions, Json
 from kvik.cli.output import Progress, print_json
 from kvik.cli.pictures import check_picture
-from kvik.cli.text_input import opened_texts
+from kvik.cli.text_input import TEXTS_HELP, opened_texts
+from kvik.cli.window_options import Stride, check_windows, window_option
 from kvik.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -52,20 +53,8 @@ class DivergenceOptions:
             "--against", metavar="REF[,key=value…]", show_default=False, help="The reference, named likewise."
         ),
     ]
-    window: Annotated[
-        int | None,
-        typer.Option(
-            "--window", metavar="N", show_default="512, or the model's context where that is less",
-            help="Most tokens of a window, at least 2.",
-        ),
-    ] = None  # fmt: skip
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            "--stride", metavar="N", show_default="the window less one",
-            help="Tokens that each window after the first predicts anew; the others are context.",
-        ),
-    ] = None  # fmt: skip
+    window: Annotated[int | None, window_option(512)] = None
+    stride: Stride = None
     tokens: Annotated[
         int | None,
         typer.Option(
@@ -85,12 +74,9 @@ class DivergenceOptions:
 
     def check(self) -> tuple[ModelSpec, ModelSpec]:
         """The model and the reference. Raises ParameterError naming the option and its range."""
-        for name, low in (("window", 2), ("stride", 1), ("tokens", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ParameterError(f"--{name} must be at least {low}, got {value}")
-        if self.window is not None and self.stride is not None and self.stride >= self.window:
-            raise ParameterError(f"--stride must be in [1, {self.window - 1}], below --window, got {self.stride}")
+        check_windows(self.window, self.stride)
+        if self.tokens is not None and self.tokens < 1:
+            raise ParameterError(f"--tokens must be at least 1, got {self.tokens}")
         if self.plot is not None:
             check_picture("--plot", self.plot)
         return _spec("--model", self.model), _spec("--against", self.against)
@@ -112,7 +98,7 @@ def divergence(
         list[str] | None,
         typer.Argument(
             metavar="[TEXT…]", show_default="the language reference inside Python",
-            help='Text files in UTF-8, .jsonl files with {"text": …} in each line, or - for standard input.',
+            help=TEXTS_HELP,
         ),
     ] = None,
     json: Json = False,
@@ -176,7 +162,7 @@ def _words(names: list[str] | None) -> Iterator[_Words]:
         from kvik.evaluation.offline import TEXT_NAME, offline_text
 
         text = offline_text()
-        yield _Words(TEXT_NAME, [text], len(text))
+        yield _Words(TEXT_NAME, [text], len(text.encode()))
         return
     with opened_texts(names) as opened:
         opened.read()

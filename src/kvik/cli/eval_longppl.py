@@ -14,7 +14,7 @@ from kvik.cli.model_spec import SPEC_HELP, ModelSpec, load_models, parse_spec
 from kvik.cli.naming import naming_options
 from kvik.cli.options import EngineOptions, Json
 from kvik.cli.output import Progress, plain, print_json, print_table, quoted, write
-from kvik.cli.text_input import opened_texts
+from kvik.cli.text_input import TEXTS_HELP, opened_texts
 from kvik.errors import ParameterError
 from kvik.params import EngineParams
 from kvik.weights.catalogue import DEFAULT_MODEL
@@ -93,7 +93,7 @@ def longppl(
         list[str],
         typer.Argument(
             metavar="TEXT…", show_default=False,
-            help='Text files in UTF-8, .jsonl files with {"text": …} in each line, or - for standard input.',
+            help=TEXTS_HELP,
         ),
     ],
     options: LongPPLOptions,

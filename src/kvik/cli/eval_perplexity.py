@@ -15,8 +15,9 @@ from kvik.cli.naming import naming_options
 from kvik.cli.options import EngineOptions, Json
 from kvik.cli.output import Progress, note, print_json
 from kvik.cli.pictures import check_picture
-from kvik.cli.text_input import Texts, opened_texts
-from kvik.errors import ParameterError, TryAgainError
+from kvik.cli.text_input import TEXTS_HELP, Texts, opened_texts
+from kvik.cli.window_options import Stride, check_windows, window_option
+from kvik.errors import TryAgainError
 from kvik.params import EngineParams
 from kvik.weights.catalogue import DEFAULT_MODEL
 
@@ -49,20 +50,8 @@ class PerplexityOptions:
             help=f"Models, separated by commas: {SPEC_HELP}.",
         ),
     ] = None  # fmt: skip
-    window: Annotated[
-        int | None,
-        typer.Option(
-            "--window", metavar="N", show_default="2048, or the model's context where that is less",
-            help="Most tokens of a window, at least 2.",
-        ),
-    ] = None  # fmt: skip
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            "--stride", metavar="N", show_default="the window less one",
-            help="Tokens that each window after the first predicts anew; the others are context.",
-        ),
-    ] = None  # fmt: skip
+    window: Annotated[int | None, window_option(2048)] = None
+    stride: Stride = None
     out: Annotated[
         str | None,
         typer.Option(
@@ -80,12 +69,7 @@ class PerplexityOptions:
 
     def check(self) -> None:
         """Raise ParameterError naming the option and its range."""
-        for name, low in (("window", 2), ("stride", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ParameterError(f"--{name} must be at least {low}, got {value}")
-        if self.window is not None and self.stride is not None and self.stride >= self.window:
-            raise ParameterError(f"--stride must be in [1, {self.window - 1}], below --window, got {self.stride}")
+        check_windows(self.window, self.stride)
         if self.plot is not None:
             check_picture("--plot", self.plot)
 
@@ -101,7 +85,7 @@ def perplexity(
         list[str],
         typer.Argument(
             metavar="TEXT…", show_default=False,
-            help='Text files in UTF-8, .jsonl files with {"text": …} in each line, or - for standard input.',
+            help=TEXTS_HELP,
         ),
     ],
     options: PerplexityOptions,

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from kvik.errors import DataError, ParameterError
 from kvik.evaluation.window_scores import GroupScores
-from kvik.jsonl import LineFile, parse_object
+from kvik.jsonl import LineFile, WithLines, parse_object
 
 __all__ = ["PerplexityLog"]
 
@@ -20,7 +19,7 @@ _HEAD = {"kvik": "eval perplexity", "format": 1}
 _HINT = "what is there is kept; the same command goes on"
 
 
-class PerplexityLog:
+class PerplexityLog(WithLines):
     """A file that goes on. A last line that was not finished is dropped.
 
     Args:
@@ -38,14 +37,6 @@ class PerplexityLog:
         except BaseException:
             self._file.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
 
     def begin(self, model: int, identity: Mapping[str, Any]) -> Iterator[GroupScores]:
         """What is known of the model's groups. identity: who it is, by what is shown of it; another one is refused."""

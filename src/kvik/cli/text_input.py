@@ -18,7 +18,9 @@ from kvik.errors import DataError, ParameterError
 from kvik.files import open_regular, storage_errors
 from kvik.jsonl import parse_object, read_lines
 
-__all__ = ["TextFacts", "TextSource", "Texts", "opened_texts"]
+__all__ = ["TEXTS_HELP", "TextFacts", "TextSource", "Texts", "opened_texts"]
+
+TEXTS_HELP = 'Text files in UTF-8, .jsonl files with {"text": …} in each line, or - for standard input.'
 
 _PIECE_BYTES = 1 << 16
 

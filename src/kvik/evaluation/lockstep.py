@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from kvik.errors import DataError, ParameterError
 from kvik.evaluation.model import Info, Rows, RowScorer, TextTokens
 from kvik.evaluation.rows import Compare, RowFigures
-from kvik.evaluation.token_stream import token_stream
-from kvik.evaluation.windows import Size, Window, token_windows
+from kvik.evaluation.windows import Size, Window, text_windows
 
 __all__ = ["Compared", "Distributions", "VocabularyTokens", "check_models", "compared_rows", "limited_windows"]
 
@@ -80,9 +79,8 @@ def limited_windows(
     tokenizer: TextTokens, texts: Iterable[Iterable[str]], size: Size, tokens: int | None
 ) -> Iterator[tuple[int, Window]]:
     """Each text's number and its windows, until so many tokens are predicted (None: all)."""
-    bos = tokenizer.bos_id if tokenizer.add_bos else None
     for index, text in enumerate(texts):
-        for window in token_windows(token_stream(tokenizer, text), size, bos):
+        for window in text_windows(tokenizer, text, size):
             if tokens is not None and len(window.sizes) >= tokens:
                 yield index, window._replace(ids=window.ids[: window.first + tokens], sizes=window.sizes[:tokens])
                 return

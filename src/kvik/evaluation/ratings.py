@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from kvik.evaluation.agreement import cohen_kappa, krippendorff_alpha, sign_test
 from kvik.evaluation.predictions import Id, Sample, SampleFile, pair
 from kvik.evaluation.statistics import LEVEL, Interval, bootstrap_mean
 from kvik.files import storage_errors
-from kvik.jsonl import LineFile, read_entries, shown
+from kvik.jsonl import LineFile, WithLines, read_entries, shown
 
 __all__ = [
     "Agreement",
@@ -102,7 +101,7 @@ class Ratings:
     first: Mapping[Id, str]
 
 
-class RatingsFile:
+class RatingsFile(WithLines):
     """Ratings, appended as they are given; it goes on where they end.
 
     Raises DataError for a file of other inputs, another rater or seed (named), TryAgainError while another process writes to
@@ -126,14 +125,6 @@ class RatingsFile:
         except BaseException:
             self._file.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
 
     def add(self, item: Item, answer: Answer, first: str) -> None:
         """Append an answer. first: "a" or "b"."""

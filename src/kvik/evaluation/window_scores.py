@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from kvik.errors import DataError
 from kvik.evaluation.model import Scorer, TextTokens
 from kvik.evaluation.segments import SEGMENT_BYTES, SegmentSums
-from kvik.evaluation.token_stream import token_stream
-from kvik.evaluation.windows import Size, Window, token_windows
+from kvik.evaluation.windows import Size, Window, text_windows
 
 __all__ = [
     "GROUP_TOKENS",
@@ -193,11 +192,10 @@ def _windows(
     tokenizer: TextTokens, texts: Iterable[Iterable[str]], size: Size, totals: Totals
 ) -> Iterator[tuple[Window, int]]:
     """Each window with the bytes of the texts before its own."""
-    bos = tokenizer.bos_id if tokenizer.add_bos else None
     base = 0
     for text in texts:
         read, count, unpredicted = CountedText(text), 0, 0
-        for window in token_windows(token_stream(tokenizer, read), size, bos):
+        for window in text_windows(tokenizer, read, size):
             unpredicted = window.start if not count else unpredicted
             count += 1
             yield window, base

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.errors import ParameterError
-from kvik.evaluation.token_stream import Tokens
+from kvik.evaluation.model import TextTokens
+from kvik.evaluation.token_stream import Tokens, token_stream
 
-__all__ = ["DEFAULT_WINDOW", "Size", "Window", "token_windows", "window_size"]
+__all__ = ["DEFAULT_WINDOW", "Size", "Window", "text_windows", "token_windows", "window_size"]
 
 DEFAULT_WINDOW = 2048
 
@@ -50,6 +51,12 @@ def window_size(window: int | None, stride: int | None, context: int) -> Size:
     if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride < window:
         raise ParameterError(f"stride must be an integer in [1, {window - 1}], below the window, got {stride!r}")
     return Size(window, stride)
+
+
+def text_windows(tokenizer: TextTokens, pieces: Iterable[str], size: Size) -> Iterator[Window]:
+    """The windows of one text that comes in pieces, begun as the model's texts are."""
+    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    return token_windows(token_stream(tokenizer, pieces), size, bos)
 
 
 def token_windows(tokens: Iterable[Tokens], size: Size, bos: int | None) -> Iterator[Window]:
