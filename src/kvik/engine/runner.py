@@ -82,8 +82,9 @@ def run_step(executor: Executor, step: Step) -> StepResult:
     """Compute the step."""
     logits = executor.run(build_pass(step))
     rows = _rows(step, lambda sequence, count: sequence.logit_rows(count))
-    reduced_rows = _rows(step, lambda sequence, count: sequence.reduced_rows(count))
-    return StepResult(logits, rows, executor.reduced(), reduced_rows)
+    reduced = executor.reduced()
+    reduced_rows = _rows(step, lambda sequence, count: sequence.reduced_rows(count)) if len(reduced.logsumexp) else []
+    return StepResult(logits, rows, reduced, reduced_rows)
 
 
 def _rows(step: Step, wanted: Callable[[Sequence, int], range]) -> list[RowLogits]:

@@ -15,6 +15,8 @@ from kvik.ops.reduction import empty_reduced
 
 __all__ = ["NativeExecutor"]
 
+_NOTHING = empty_reduced(0, 0)
+
 
 class NativeExecutor:
     """A model as a native program with its cache storage. Implements `kvik.ops.Executor`.
@@ -54,7 +56,7 @@ class NativeExecutor:
         lower(self._program, config, weights, recorder.nodes)
         self._vocab_size = config.vocab_size
         self._logits = np.empty((1, self._program.logits_width), np.float32)
-        self._reduced = empty_reduced(0, 0)
+        self._reduced = _NOTHING
 
     @property
     def isa(self) -> str:
@@ -69,7 +71,7 @@ class NativeExecutor:
     def run(self, work: Pass) -> NDArray[np.float32]:
         rows = len(work.logit_rows)
         logits = self._room(rows, work.memory)
-        self._reduced = empty_reduced(len(work.reduce_rows), work.top)
+        self._reduced = empty_reduced(len(work.reduce_rows), work.top) if len(work.reduce_rows) else _NOTHING
         self._program.run(
             work.tokens, work.positions, work.slots, work.spans, work.blocks, work.block_spans, work.logit_rows,
             work.copies, work.reduce_rows, work.targets, logits, *self._reduced,
