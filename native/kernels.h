@@ -82,32 +82,88 @@ struct Int8Rows {
     int32_t *isum, *fine_isum, *half_isum, *fine_half_isum;
 };
 
-enum class KV : int32_t { f32 = 0, f16 = 1 };
+// Formats of keys and values, as kvik.ops.pages numbers and describes them.
+enum class KV : int32_t { f32 = 0, f16 = 1, bf16 = 2, int8 = 3, int4 = 4 };
+constexpr int kKVFormats = 5;
+constexpr bool is_packed(KV t) { return t >= KV::int8; }
+constexpr int kv_bits(KV t) { return t == KV::f32 ? 32 : t == KV::int8 ? 8 : t == KV::int4 ? 4 : 16; }
 constexpr int kBlockTokens = 16;
-constexpr int kPartition = 64;  // tokens whose attention is summed before it joins the running sum
-constexpr size_t kv_element(KV t) { return t == KV::f32 ? 4 : 2; }
+constexpr int kPartition = 64;  // slots whose attention is summed before it joins the running sum
+constexpr size_t kAddressBytes = 64;
+constexpr int kRecent = 32;
+constexpr int kMaxGroupTokens = 128;  // of a packed page
 
-// Where one layer and KV head of a sequence's cache lie: block b at base + b * block_stride; keys [D][16], then values [16][D].
+// One layer and KV head's share of a page of `tokens` tokens: keys, values, then what their integers mean; every offset but
+// those a multiple of 64. Sub-blocks of 16 tokens, of keys [D / c][16][c], of values [16 / t][D][t]:
+//   f32, f16, bf16: c = t = 1.
+//   int8: c = t = 4: four consecutive channels (tokens) a 32-bit lane; keys q + 128, values q.
+//   int4: a 64-byte line has keys [16 tokens][4], byte i of line w: channel 8w + i in the low nibble, 8w + 4 + i in the high
+//         one; or values of 16 channels [16][4], lines [2][D / 16]: byte i of half h: token 8h + i, and 8h + 4 + i.
+// Then f16 scales of keys [D] (int8, int4), minimums [D] (int4), f16 scales of values [tokens], zeros u8 [tokens] (int4).
+struct PageShape {
+    KV k, v;
+    int32_t tokens, head_size;
+    constexpr size_t key_block() const { return size_t(head_size) * kBlockTokens * size_t(kv_bits(k)) / 8; }
+    constexpr size_t value_block() const { return size_t(head_size) * kBlockTokens * size_t(kv_bits(v)) / 8; }
+    constexpr size_t values() const { return size_t(tokens / kBlockTokens) * key_block(); }
+    constexpr size_t key_scales() const { return values() + size_t(tokens / kBlockTokens) * value_block(); }
+    constexpr size_t key_minimums() const { return key_scales() + (is_packed(k) ? 2 * size_t(head_size) : 0); }
+    constexpr size_t value_scales() const { return key_minimums() + (k == KV::int4 ? 2 * size_t(head_size) : 0); }
+    constexpr size_t value_zeros() const { return value_scales() + (is_packed(v) ? 2 * size_t(tokens) : 0); }
+    constexpr size_t share_bytes() const {
+        const size_t end = value_zeros() + (v == KV::int4 ? size_t(tokens) : 0);
+        return (end + kAddressBytes - 1) / kAddressBytes * kAddressBytes;
+    }
+};
+
+// Where one layer and KV head of a sequence's cache lie: full block b (16 slots) at base + blocks[b] * 64 + at, packed page g
+// at base + packed_blocks[g] * 64 + packed_at; -1 where no row of the pass looks. See kvik.ops.pages.CacheLayout.
 struct Cache {
     uint8_t* base;
-    size_t block_stride;
     const int32_t* blocks;
-    KV type;
-    int32_t head_size;
+    const int32_t* packed_blocks;  // null: nothing is packed
+    size_t at, packed_at;
+    PageShape full, packed;
+    int32_t shift;  // slots evicted: a row's slot in the table is its slot less this
+    int32_t keep;   // first slots that are read from full blocks, a multiple of 16
+    // slots from `keep` to this one are read packed by the row at `slot` of the table
+    int32_t packed_end(int32_t slot) const {
+        return packed_blocks && slot + 1 > kRecent ? (slot + 1 - kRecent) / packed.tokens * packed.tokens : 0;
+    }
 };
+
+// What a tile of rows (slots of the table) may see, in partitions of 64 slots: first those with sinks, then those from `begin`
+// to `end`. Each of the latter is computed from nothing twice, its packed slots and its full ones, and joined in that order.
+struct Partitions {
+    int32_t sinks, begin, end;
+    int32_t count() const { return sinks + end - begin; }
+};
+constexpr Partitions partitions_of(int32_t first_slot, int32_t last_slot, int32_t window, int32_t sinks) {
+    const int32_t start = window && first_slot + 1 > window ? first_slot + 1 - window : 0;
+    return {(sinks + kPartition - 1) / kPartition, start / kPartition, last_slot / kPartition + 1};
+}
+// states that a partition leaves in `partials`
+constexpr int32_t states_of(const Cache& c) { return c.packed_blocks ? 2 : 1; }
 
 // Queries of consecutive rows of one sequence on one KV head.
 struct Queries {
     const float* q;        // first row, first head of the group
+    const float* sink_q;   // the same rotated for the sinks (null: there are none), ld floats between rows too
     int32_t ld;            // floats between rows
     int32_t rows, group;   // rows; query heads a KV head
-    const int32_t* slots;  // [rows]
+    const int32_t* slots;  // [rows], not yet less Cache::shift
     int32_t window;        // 0: everything before
+    int32_t sinks;         // slots before it are seen whatever the window, through sink_q, and by no row through q
     float scale;           // of the scores
-    int32_t first_partition, last_partition;  // [first, last) of the partitions of 64 slots
+    int32_t first_partition, last_partition;  // [first, last) of those that partitions_of the rows counts
     float* scratch;        // attend_scratch() floats
     float* state;          // [rows * group][state_stride]: running over partitions
-    float* partials;       // null, or [partition - first][rows * group][state_stride]: kept apart, to be joined by `join`
+    float* partials;       // null, or [partition - first][states_of][rows * group][state_stride], to be joined in order
+    // Rows [observed_first, observed_end) of these: their probabilities are added to sums [slots of the table] (see
+    // kvik.ops.Observation), atomically. Never together with partials.
+    int64_t* sums;
+    int32_t observed_first, observed_end;
+    float* observed;       // scratch for the exponentials of these rows and what they are relative to: attend_observed() floats
 };
 
 enum class Activation : int32_t { silu = 0, gelu_tanh = 1 };
@@ -139,7 +195,14 @@ struct Kernels {
                     bool accumulate, float* out);
     void (*quantize)(const float* x, int32_t n, const Int8Rows& out);
     void (*rope)(float* x, int32_t heads, int32_t head_size, const float* cosine, const float* sine);
-    void (*append)(const Cache&, int32_t slot, const float* k, const float* v);
+    void (*hadamard)(float* x, int32_t heads, int32_t head_size);  // each head, in place; its own inverse
+    void (*append)(const Cache&, int32_t slot, const float* k, const float* v);  // slot of the table, into its full block
+    // packed page `group` from what lies in the full blocks of its slots
+    void (*pack_group)(const Cache&, int32_t group);
+    // packed page (its share) from k, v [tokens][D]
+    void (*pack_page)(const PageShape&, uint8_t* share, const float* k, const float* v);
+    // `slot` of the table as a row at `reader` would read it (packed or full): k, v [D], either may be null
+    void (*read_slot)(const Cache&, int32_t slot, int32_t reader, float* k, float* v);
     void (*attend)(const Queries&, const Cache&);
     // start or continue a running state with one partition's partial; finish divides by the sum
     void (*attend_reset)(float* state, int32_t queries, int32_t head_size);
@@ -159,6 +222,11 @@ constexpr size_t attend_scratch(int32_t head_size) {
     // scores of the queries, scaled queries, keys and values of one partition in f32
     return size_t(kMaxQueries) * kPartition + size_t(kMaxQueries) * size_t(head_size) +
            2 * size_t(kPartition) * size_t(head_size);
+}
+
+// queries: observed rows * group; partitions: of the tile
+constexpr size_t attend_observed(int32_t queries, int32_t partitions) {
+    return size_t(queries) * size_t(partitions) * 2 * (kPartition + 1);
 }
 
 const Kernels& portable_kernels();

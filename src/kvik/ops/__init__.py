@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik import _native
+from kvik.ops.pages import CacheLayout
 
 __all__ = [
-    "Activation", "Config", "Executor", "Experts", "Ops", "Pass", "Reduced", "RopeTable", "Rounding", "Sizes",
-    "StepTimes", "fine_input",
+    "Activation", "CacheView", "Config", "Executor", "Experts", "Observation", "Ops", "Pass", "Reduced", "RopeTable",
+    "Rounding", "Sizes", "StepTimes", "fine_input",
 ]  # fmt: skip
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -29,30 +30,58 @@ _NO_COPIES = np.empty((0, 3), np.int32)
 _NO_ROWS = np.empty(0, np.int32)
 
 
+class Observation(NamedTuple):
+    """What attention leaves of some rows of a sequence for the eviction policy, in memory that is the sequence's.
+
+    sequence: index in the pass. Rows at slots [first, end) of it are observed; those that the pass does not have are not.
+    sums: [L, H_kv, at least the slots of the table] int64, to which is added by slot in the table, over these rows and the
+    query heads of the KV head, round(2**24 * probability): integers, so that neither chunks nor threads change the sum.
+    queries: [L, end - first, H * D] float32, each row as it is before rotary embedding (after its norm).
+    """
+
+    sequence: int
+    first: int
+    end: int
+    sums: NDArray[np.int64] | None = None
+    queries: NDArray[np.float32] | None = None
+
+
 class Pass(NamedTuple):
     """One forward pass of one model: plain data, whatever mixture of prompts and single tokens it holds.
 
-    Rows of one sequence are consecutive, in order of slot. A token's *position* drives rotary embedding, its *slot*
-    drives attention and memory: row t attends to the slots up to its own (within the window).
+    Rows of one sequence are consecutive, in order of slot. A token's *position* drives rotary embedding; its *slot*, the
+    number of tokens before it, drives attention and memory: in a table of which some slots were evicted it lies
+    at slot - shift, and sees the slots of the table up to there (within the window).
 
-    Layers that forget alike are one of G groups, each with block tables of its own; -1 stands where no row of the pass
+    A sequence has the tables of its layout (`CacheLayout.num_tables`), one after another; -1 stands where no row of the pass
     looks any more. `copies` are made in order, before anything is computed.
     """
 
     tokens: NDArray[np.int32]  # [T]
     positions: NDArray[np.int32]  # [T]
-    slots: NDArray[np.int32]  # [T] index within the sequence's cache
+    slots: NDArray[np.int32]  # [T]
     spans: NDArray[np.int32]  # [S + 1] rows of sequence s: spans[s] to spans[s + 1]
-    blocks: NDArray[np.int32]  # block ids of all groups' sequences, one table after another
-    block_spans: NDArray[
-        np.int32
-    ]  # [G * S + 1] blocks of table i = group * S + s: block_spans[i] to block_spans[i + 1]
+    layouts: NDArray[np.int32]  # [S] of each sequence, as `Executor.register` numbers them
+    blocks: NDArray[np.int32]  # addresses of blocks, in steps of 64 bytes: sequence by sequence, table by table
+    block_spans: NDArray[np.int32]  # [N + 1] of the N tables of all sequences: blocks of table i
+    shifts: NDArray[np.int32]  # [N] slots that were evicted from the table
     logit_rows: NDArray[np.int32]  # [R] rows that need logits, ascending
-    copies: NDArray[np.int32] = _NO_COPIES  # [C, 3] group, block to copy, block that becomes the copy
+    copies: NDArray[np.int32] = _NO_COPIES  # [C, 3] address to copy from, address to copy to, steps of 64 bytes
     reduce_rows: NDArray[np.int32] = _NO_ROWS  # [R'] rows whose logits are only reduced, ascending
     targets: NDArray[np.int32] = _NO_ROWS  # [R'] the token of each whose logit is wanted
     top: int = 0  # of how many best tokens of each of these rows
     memory: NDArray[np.float32] | None = None  # [at least R, V] where the logits may be left; else they lie elsewhere
+    observations: tuple[Observation, ...] = ()
+
+
+class CacheView(NamedTuple):
+    """One sequence's cache outside a pass. blocks, block_spans, shifts as in `Pass`, of its tables only."""
+
+    layout: int
+    blocks: NDArray[np.int32]
+    block_spans: NDArray[np.int32]  # [tables + 1]
+    shifts: NDArray[np.int32]  # [tables]
+    num_tokens: int  # slots in use, evicted ones counted: table i has num_tokens - shifts[i]
 
 
 class Reduced(NamedTuple):
@@ -229,6 +258,34 @@ class Executor(Protocol):
     @property
     def pool(self) -> _native.Pool | None:
         """Threads that stand idle between passes, for what follows one on the processor."""
+        ...
+
+    def register(self, layout: CacheLayout) -> int:
+        """The number by which passes name the layout; the same for an equal one. ValueError where it has no kernels for it."""
+        ...
+
+    def evict(self, source: CacheView, target: CacheView, kept: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
+        """Copy the kept slots of each layer and KV head of the source to slots 0, 1, … of the target, whose blocks are others.
+
+        kept: [L, H_kv, most] slots of the source's table, ascending; counts: [L, H_kv] how many of them, as many as the
+        target's table has, or -1 where source and target have the same blocks and nothing is done. Numbers of equal format
+        are copied (values packed, too), others rounded again; whole groups up to
+        packed_end of the last slot are packed.
+        """
+        ...
+
+    def read(self, view: CacheView, layer: int, head: int, what: Literal["keys", "values"]) -> NDArray[np.float32]:
+        """Of one layer and KV head what a next row would read, [slots in the table, D]; keys with rotary embedding, without
+        the layout's `rotate`.
+        """
+        ...
+
+    def save(self, blocks: NDArray[np.int32], steps: int) -> NDArray[np.uint8]:
+        """Bytes [N, steps * 64] of blocks by address, a copy."""
+        ...
+
+    def restore(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
+        """Put saved bytes into other blocks of the same size."""
         ...
 
     def run(self, work: Pass) -> NDArray[np.float32]:
