@@ -3,7 +3,9 @@
 First come, first served: a step goes through the running requests, oldest first, then admits waiting ones while tokens,
 sequences and blocks allow; the first that does not fit holds up those behind it, so that none starves. When blocks run out
 the youngest request gives up its blocks and waits again, in front; what it had computed is computed again, with the same
-bits (recomputation of Kwon et al. 2023, section 4.5).
+bits (recomputation of Kwon et al. 2023, section 4.5), or, where tokens were evicted, its blocks are parked outside the pool.
+
+Tokens are evicted at fixed positions: no chunk crosses one, and the next row after it finds the others gone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from kvik.cache.blocks import BlockPool
 from kvik.cache.layout import BLOCK_TOKENS, blocks_for
 from kvik.cache.prefix import block_keys
 from kvik.cache.sequence_cache import BlockCopy
+from kvik.engine.moving import Eviction, Mover
 from kvik.engine.scoring import SCORE_COST
 from kvik.engine.sequence import Group, Sequence
 from kvik.errors import KvikError
@@ -45,7 +48,10 @@ class Scheduled(NamedTuple):
 
 @dataclass
 class Step:
-    """A step's work; block tables have room for it. copies come first, in order."""
+    """A step's work; block tables have room for it. copies come first, in order.
+
+    evictions, evicted_tokens, parked, restored: as in `StepStats`. failed: requests that cannot go on, and why.
+    """
 
     work: list[Scheduled] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
@@ -55,7 +61,11 @@ class Step:
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
-    hopeless: list[Group] = field(default_factory=list)  # that the pool cannot hold after all
+    evictions: int = 0
+    evicted_tokens: float = 0.0
+    parked: int = 0
+    restored: int = 0
+    failed: list[tuple[Group, Exception]] = field(default_factory=list)
 
 
 class Scheduler:
@@ -65,10 +75,11 @@ class Scheduler:
         pool: of blocks.
         max_batch_tokens: of a step.
         max_sequences: that run at once.
+        mover: of blocks between two passes.
     """
 
-    def __init__(self, pool: BlockPool, max_batch_tokens: int, max_sequences: int) -> None:
-        self.pool = pool
+    def __init__(self, pool: BlockPool, max_batch_tokens: int, max_sequences: int, mover: Mover) -> None:
+        self.pool, self.mover = pool, mover
         self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
         self.waiting: deque[Group] = deque()
         self.running: list[Group] = []
@@ -87,10 +98,10 @@ class Scheduler:
         """The step's work. Without any when nothing is left to do, or all that is left is being read."""
         step = Step()
         self._fill(step)
-        if not step.work and not step.hopeless and any(_ready(group) for group in (*self.running, *self.waiting)):
+        if not step.work and not step.failed and any(_ready(group) for group in (*self.running, *self.waiting)):
             self._make_way(step)
             self._fill(step)
-            if not step.work and not step.hopeless:
+            if not step.work and not step.failed:
                 raise KvikError(f"the pool of {self.pool.num_slabs} slabs cannot hold a request it has accepted")
         return step
 
@@ -115,17 +126,14 @@ class Scheduler:
     def _make_way(self, step: Step) -> None:
         """What waits for its reader goes behind what could go on: that reader may wait for it."""
         for group in [group for group in self.running if not _ready(group)]:
-            self._restart(group, step)
+            self._give_up_blocks(group, step, group.lasting)
         self.waiting = deque(sorted(self.waiting, key=lambda group: not _ready(group)))
 
     def _advance(self, group: Group, step: Step, prompts: int) -> None:
         """The group's next tokens into the step, as far as its budget goes."""
-        first_work, first_copy, tokens_before, prompt_before = (
-            len(step.work),
-            len(step.copies),
-            step.tokens,
-            step.prompt_tokens,
-        )
+        if group.evicts and not self._evict(group, step):
+            return
+        mark = (len(step.work), len(step.copies), step.tokens, step.prompt_tokens)
         for place, sequence in enumerate(group.sequences):
             if place and not sequence.num_computed:  # waits for the first to compute what they share
                 continue
@@ -136,20 +144,66 @@ class Scheduler:
             if is_prompt:
                 count = min(count, prompts - step.prompt_tokens)
             count = min(count, sequence.within(SCORE_COST - step.score_cost))
+            if sequence.evictor is not None:
+                count = sequence.before_event(count)
+                if not place and not group.forked:  # the others must find the scores of what they share
+                    count = min(count, group.shared_tokens - sequence.num_computed)
             if count <= 0:
                 continue
             while not sequence.cache.can_append(count):
                 victim = self.running[-1]
+                if victim is group:
+                    self._undo(group, step, *mark)
                 self._preempt(victim, step)
                 if victim is group:
-                    del step.work[first_work:], step.copies[first_copy:]
-                    step.tokens, step.prompt_tokens = tokens_before, prompt_before
                     return
             sequence.cache.append(count, step.copies)
             step.work.append(Scheduled(sequence, count, group))
             step.tokens += count
             step.prompt_tokens += count if is_prompt else 0
             step.score_cost += sequence.score_cost(count)
+
+    def _undo(self, group: Group, step: Step, work: int, copies: int, tokens: int, prompt_tokens: int) -> None:
+        """The group's part of the step does not happen. What it holds stays whole where that is to be moved."""
+        if group.lasting:
+            self.mover.copy(step.copies[copies:])
+            for sequence, _, _ in step.work[work:]:
+                sequence.cache.truncate(sequence.num_computed)
+        step.score_cost -= sum(sequence.score_cost(count) for sequence, count, _ in step.work[work:])
+        del step.work[work:], step.copies[copies:]
+        step.tokens, step.prompt_tokens = tokens, prompt_tokens
+
+    def _evict(self, group: Group, step: Step) -> bool:
+        """Sequences whose next row comes after an event give tokens up. False where the group had to give way, or fails.
+
+        Those that hold the very same blocks (samples, beams that were one) go on sharing what they keep.
+        """
+        due = [sequence for sequence in group.sequences if sequence.event_due and sequence.ready]
+        while due:
+            lead = due[0]
+            alike = [one for one in due if one is lead or one.cache.same_blocks(lead.cache)]
+            due = [one for one in due if one not in alike]
+            try:
+                eviction = self.mover.choose(lead)
+                while not lead.cache.can_evict(eviction.kept.counts):
+                    victim = self.running[-1]
+                    self._preempt(victim, step, lasting=victim is group)
+                    if victim is group:
+                        return False
+                self._evict_alike(group, alike, eviction)
+            except Exception as error:  # of this request: the others go on
+                step.failed.append((group, error))
+                return False
+            step.evictions += len(alike)
+            step.evicted_tokens += eviction.tokens * len(alike)
+        return True
+
+    def _evict_alike(self, group: Group, alike: list[Sequence], eviction: Eviction) -> None:
+        fresh = self.mover.evict(alike[0], eviction)
+        group.note_bytes(fresh)
+        for sequence in alike[1:]:
+            self.mover.take(sequence, fresh.fork(sequence.num_computed), eviction)
+        self.mover.take(alike[0], fresh, eviction)
 
     def _admit(self, group: Group, step: Step) -> bool:
         """Let the first waiting request run if its blocks are there, and one more for every running sequence."""
@@ -212,16 +266,23 @@ class Scheduler:
                 group.note_bytes()
                 cache.evict_unseen()
 
-    def _preempt(self, group: Group, step: Step) -> None:
+    def _preempt(self, group: Group, step: Step, lasting: bool = False) -> None:
+        """lasting: it keeps what it has computed in any case."""
         if len(self.running) == 1:
             group.lost_alone += 1
-        self._restart(group, step)
+        self._give_up_blocks(group, step, lasting or group.lasting)
         if group.lost_alone > MOST_LOST_ALONE:  # a defect of what `Engine.request` accepts; nobody may wait for it
-            step.hopeless.append(group)
+            message = f"the pool of {self.pool.num_slabs} slabs cannot hold this request"
+            step.failed.append((group, KvikError(message)))
 
-    def _restart(self, group: Group, step: Step) -> None:
+    def _give_up_blocks(self, group: Group, step: Step, lasting: bool) -> None:
+        """The group waits again, in front: to be computed again, or with its blocks outside the pool."""
         group.note_bytes()
-        group.restart()
+        if lasting:
+            self.mover.park(group)
+            step.parked += 1
+        else:
+            group.restart()
         group.times.preemptions += 1
         step.preemptions += 1
         self.running.remove(group)
@@ -237,7 +298,7 @@ class Scheduler:
             self.waiting.remove(group)
         for sequence in group.sequences:
             sequence.cache.free()
-        group.sequences = []
+        group.sequences, group.parked = [], None
 
     def end_sequence(self, group: Group, sequence: Sequence) -> None:
         """One of a request's sequences has ended."""

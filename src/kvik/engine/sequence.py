@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik.cache.eviction import Evictor
+from kvik.cache.parking import Parked
 from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.sampler import Drawn, DrawRequest, Sampler
@@ -31,12 +33,19 @@ __all__ = ["Generating", "Group", "Sequence", "Timeline"]
 
 @dataclass(eq=False)
 class Sequence:
-    """A sequence has `tokens` it should have computed and `num_computed` it has; a step lets them catch up."""
+    """A sequence has `tokens` it should have computed and `num_computed` it has; a step lets them catch up.
+
+    layout: the executor's number of the layout of its cache. evictor: None where tokens are never given up at events.
+    evicted: some were; from then on what it holds can be moved, but not computed again.
+    """
 
     tokens: list[int]
     cache: SequenceCache
     num_computed: int = 0
     keys: list[BlockKey] = field(default_factory=list)  # of its first full blocks
+    layout: int = field(default=0, kw_only=True)
+    evictor: Evictor | None = field(default=None, kw_only=True)
+    evicted: bool = field(default=False, kw_only=True)
 
     @property
     def pending(self) -> int:
@@ -69,10 +78,30 @@ class Sequence:
         """Most of the next tokens whose `score_cost` is no more than that."""
         return self.pending
 
+    @property
+    def event_due(self) -> bool:
+        """Whether tokens must be given up before the next row."""
+        evictor, at = self.evictor, self.num_computed
+        return evictor is not None and at > 0 and evictor.next_event(at) == at and self.pending > 0
+
+    def before_event(self, count: int) -> int:
+        """How many of the next `count` tokens come before the next event."""
+        event = None if self.evictor is None else self.evictor.next_event(self.num_computed)
+        return count if event is None else min(count, event - self.num_computed)
+
+    def share(self, lead: Sequence, num_tokens: int) -> None:
+        """Hold the first `num_tokens` slots of the lead's cache too, and be computed as far."""
+        self.cache = lead.cache.fork(num_tokens)
+        self.num_computed, self.keys = num_tokens, lead.keys[: self.cache.num_full]
+        self.layout, self.evicted = lead.layout, lead.evicted
+        self.evictor = None if lead.evictor is None else lead.evictor.fork()
+
     def restart(self) -> None:
         """Give the cache back; everything is computed again."""
         self.cache.free()
         self.num_computed = 0
+        if self.evictor is not None:
+            self.evictor.restart()
 
 
 @dataclass(eq=False)
@@ -112,6 +141,7 @@ class Group:
     The samples of a prompt share it: the first computes it, the others fork its cache. sequences: those that have not
     ended, the first leads. root: the key before those of first blocks; None without an index. shared_tokens: what all have in common.
     peak_bytes, peak_unshared: most bytes its blocks took, and would have taken without sharing, as far as noted.
+    parked: where its blocks lie while it waits with what it has computed.
     """
 
     sequences: list[Any]
@@ -122,6 +152,7 @@ class Group:
     peak_bytes: int = 0
     peak_unshared: int = 0
     lost_alone: int = 0  # how often it gave up its blocks with nobody beside it
+    parked: Parked | None = None
 
     def __post_init__(self) -> None:
         self.samples = tuple(self.sequences)  # all of them, ended ones too
@@ -135,6 +166,21 @@ class Group:
         """Sequences that it may have at once."""
         return len(self.sequences)
 
+    @property
+    def evicts(self) -> bool:
+        """Whether its sequences give tokens up at events."""
+        return self.sequences[0].evictor is not None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether what it holds is moved, not computed again."""
+        return any(sequence.evicted or sequence.cache.streams for sequence in self.sequences)
+
+    @property
+    def forked(self) -> bool:
+        """Whether its sequences went their own ways."""
+        return all(sequence.num_computed for sequence in self.sequences[1:])
+
     def restart(self) -> None:
         """Give all blocks back; everything is computed again."""
         for sequence in self.sequences:
@@ -147,9 +193,7 @@ class Group:
             return
         for other in self.sequences[1:]:
             if not other.num_computed:
-                other.cache = lead.cache.fork(self.shared_tokens)
-                other.num_computed = self.shared_tokens
-                other.keys = lead.keys[: other.cache.num_full]
+                other.share(lead, self.shared_tokens)
 
     def held_bytes(self) -> int:
         """Bytes of the blocks the sequences hold, shared ones counted once."""
