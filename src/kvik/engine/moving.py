@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Sequences
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from kvik.cache.sequence_cache import BlockCopy, SequenceCache
 from kvik.engine.sequence import Group, Sequence
 from kvik.ops import Executor
 
-__all__ = ["Eviction", "LayoutNumbers", "Mover"]
+__all__ = ["LayoutNumbers", "Mover"]
 
 
 class LayoutNumbers:
@@ -32,13 +31,6 @@ class LayoutNumbers:
         return number
 
 
-class Eviction(NamedTuple):
-    """What a sequence is about to keep. tokens: that it gives up, the mean over layers and KV heads."""
-
-    kept: Kept
-    tokens: float
-
-
 class Mover:
     """Moves blocks between two passes, on an executor and its pool."""
 
@@ -46,47 +38,46 @@ class Mover:
         self._executor, self._pool = executor, pool
         self.numbers = LayoutNumbers(executor)
 
-    def choose(self, sequence: Sequence) -> Eviction:
+    def choose(self, sequence: Sequence) -> Kept:
         """What the sequence keeps at the event that is due."""
         assert sequence.evictor is not None
         view = sequence.cache.view(sequence.layout)
-        kept = sequence.evictor.choose(
+        return sequence.evictor.choose(
             sequence.num_computed, lambda layer, head, what: self._executor.read(view, layer, head, what)
         )
-        given_up = np.where(kept.counts < 0, 0, sequence.cache.tokens_held() - kept.counts)
-        return Eviction(kept, float(given_up.mean()))
 
-    def evict(self, sequence: Sequence, eviction: Eviction) -> SequenceCache:
-        """The cache that holds what is kept; the sequence's own is still there."""
-        fresh = sequence.cache.evict(eviction.kept.counts)
+    def evict(self, sequence: Sequence, kept: Kept) -> SequenceCache:
+        """A cache that holds what is kept; the sequence's own is still there."""
+        fresh = sequence.cache.evict(kept.counts)
         try:
             source = sequence.cache.view(sequence.layout)
-            target = fresh.view(self.numbers.of(fresh.layout))
-            self._executor.evict(source, target, eviction.kept.kept, eviction.kept.counts)
+            self._executor.evict(source, fresh.view(self.numbers.of(fresh.layout)), kept.kept, kept.counts)
         except BaseException:
             fresh.free()
             raise
         return fresh
 
-    def take(self, sequence: Sequence, fresh: SequenceCache, eviction: Eviction) -> None:
+    def take(self, sequence: Sequence, fresh: SequenceCache, kept: Kept) -> None:
         """The sequence goes on with what it kept."""
         assert sequence.evictor is not None
         sequence.cache.free()
-        sequence.cache, sequence.layout, sequence.evicted = fresh, self.numbers.of(fresh.layout), True
-        sequence.evictor.evicted(eviction.kept)
+        sequence.cache, sequence.layout = fresh, self.numbers.of(fresh.layout)
+        sequence.evictor.evicted(kept)
 
     def copy(self, copies: Sequences[BlockCopy]) -> None:
         """What a pass would copy first, at once."""
-        for one in copies:
-            data = self._executor.save(np.array([one.source], np.int32), one.steps)
-            self._executor.restore(np.array([one.target], np.int32), data)
+        for source, target, steps in copies:
+            data = self._executor.save(np.array([source], np.int32), steps)
+            self._executor.restore(np.array([target], np.int32), data)
 
     def park(self, group: Group) -> None:
         """Take the group's blocks out of the pool."""
-        group.parked = park([sequence.cache for sequence in group.sequences], self._executor)
+        group.parked = park([sequence.cache for sequence in group.sequences], self._executor, self._pool)
 
     def restore(self, group: Group) -> None:
-        """Bring them back; the pool has made sure of room."""
+        """Bring them back; the pool has room for them."""
         assert group.parked is not None
-        group.parked.restore(self._executor, self._pool)
+        caches = group.parked.restore(self._executor, self._pool)
+        for sequence, cache in zip(group.sequences, caches, strict=True):
+            sequence.cache = cache
         group.parked = None

@@ -10,15 +10,19 @@ Tokens are evicted at fixed positions: no chunk crosses one, and the next row af
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from kvik.cache.blocks import BlockPool
+from kvik.cache.eviction import Kept
 from kvik.cache.layout import BLOCK_TOKENS, blocks_for
 from kvik.cache.prefix import block_keys
 from kvik.cache.sequence_cache import BlockCopy
-from kvik.engine.moving import Eviction, Mover
+from kvik.engine.moving import Mover
 from kvik.engine.scoring import SCORE_COST
 from kvik.engine.sequence import Group, Sequence
 from kvik.errors import KvikError
@@ -83,7 +87,8 @@ class Scheduler:
         self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
         self.waiting: deque[Group] = deque()
         self.running: list[Group] = []
-        self._refused: tuple[Group, tuple[int, int]] | None = None  # who did not fit, into how many slabs beside whom
+        # who did not fit: into how many slabs, beside how many blocks and sequences
+        self._refused: tuple[Group, tuple[int, int, int]] | None = None
 
     @property
     def num_running(self) -> int:
@@ -181,41 +186,53 @@ class Scheduler:
         due = [sequence for sequence in group.sequences if sequence.event_due and sequence.ready]
         while due:
             lead = due[0]
-            alike = [one for one in due if one is lead or one.cache.same_blocks(lead.cache)]
+            alike = [one for one in due if one is lead or _same_blocks(one, lead)]
             due = [one for one in due if one not in alike]
             try:
-                eviction = self.mover.choose(lead)
-                while not lead.cache.can_evict(eviction.kept.counts):
+                kept = self.mover.choose(lead)
+                while not lead.cache.can_evict(kept.counts):
                     victim = self.running[-1]
                     self._preempt(victim, step, lasting=victim is group)
                     if victim is group:
                         return False
-                self._evict_alike(group, alike, eviction)
+                step.evicted_tokens += self._evict_alike(group, alike, kept)
             except Exception as error:  # of this request: the others go on
                 step.failed.append((group, error))
                 return False
             step.evictions += len(alike)
-            step.evicted_tokens += eviction.tokens * len(alike)
         return True
 
-    def _evict_alike(self, group: Group, alike: list[Sequence], eviction: Eviction) -> None:
-        fresh = self.mover.evict(alike[0], eviction)
+    def _evict_alike(self, group: Group, alike: list[Sequence], kept: Kept) -> float:
+        """Sequences with the same blocks go on with what is kept of them; tokens they give up, all together."""
+        before = alike[0].cache.tokens_kept
+        fresh = self.mover.evict(alike[0], kept)
         group.note_bytes(fresh)
         for sequence in alike[1:]:
-            self.mover.take(sequence, fresh.fork(sequence.num_computed), eviction)
-        self.mover.take(alike[0], fresh, eviction)
+            self.mover.take(sequence, fresh.fork(sequence.num_computed), kept)
+        self.mover.take(alike[0], fresh, kept)
+        return (before - fresh.tokens_kept) * len(alike)
 
     def _admit(self, group: Group, step: Step) -> bool:
         """Let the first waiting request run if its blocks are there, and one more for every running sequence."""
-        state = (self.pool.num_free_slabs, self.num_running)
-        if self.running and self._refused == (group, state):
+        free, held, running = state = (self.pool.num_free_slabs, self.pool.num_held, self.num_running)
+        if self.running and self._refused is not None and self._refused[0] is group:
+            then = self._refused[1]
+            if (free, running) == (then[0], then[2]) and held >= then[1]:
+                return False
+        if not (self._begin(group, step) if group.parked is None else self._restore(group, step)):
+            self._refused = (group, state)
             return False
+        self.waiting.popleft()
+        self.running.append(group)
+        return True
+
+    def _begin(self, group: Group, step: Step) -> bool:
+        """A request with nothing computed takes over what the cache has. False where others must go on first."""
         lead = group.sequences[0]
         hit = self._claim_prefix(lead, group)
         if not self._has_blocks(group, hit):
             lead.cache.free()
             if self.running:
-                self._refused = (group, state)
                 return False
             hit = 0  # what it could have shared lies scattered over slabs that it needs; by itself it fits
         lead.num_computed = hit
@@ -224,9 +241,18 @@ class Scheduler:
         step.prefix_hit_tokens += hit
         if not group.times.preemptions:
             group.times.cached_tokens = hit
-        self.waiting.popleft()
-        self.running.append(group)
         group.fork_ready()
+        return True
+
+    def _restore(self, group: Group, step: Step) -> bool:
+        """A parked request's blocks come back. False where others must go on first."""
+        assert group.parked is not None
+        if self.running:
+            needs = Counter(group.parked.needs) + _next_blocks([*self.running, group]) + _event_blocks(group)
+            if not self.pool.can_take(needs):
+                return False
+        self.mover.restore(group)
+        step.restored += 1
         return True
 
     def _has_blocks(self, group: Group, hit: int) -> bool:
@@ -238,15 +264,19 @@ class Scheduler:
             own = max(1, blocks_for(len(other.tokens)) - group.shared_tokens // BLOCK_TOKENS)
             needs = [need + min(own, each) for need, each in zip(needs, most, strict=True)]
         coming = group.width - len(group.sequences)
-        return self.pool.can_take([need + coming + self.num_running for need in needs])
+        layout = lead.cache.layout
+        taken = layout.by_size(need + coming for need in needs) + _next_blocks(self.running) + _event_blocks(group)
+        return self.pool.can_take(taken)
 
     def _claim_prefix(self, sequence: Sequence, group: Group) -> int:
         """Tokens the cache has already. Those from the first row whose logits are asked for on are always computed."""
         if self.pool.index is None or group.root is None:
             return 0
         tokens = sequence.cacheable
-        if len(group.sequences) > 1 and sequence.cache.forgets:  # the others must find the windows where they fork
-            tokens = min(tokens, group.shared_tokens)
+        if len(group.sequences) > 1 and (sequence.cache.forgets or group.evicts):
+            tokens = min(tokens, group.shared_tokens)  # the others must find windows and scores where they fork
+        if sequence.evictor is not None:
+            tokens = sequence.evictor.hits_allowed(tokens)
         count = tokens // BLOCK_TOKENS
         block_keys(self.pool.index, group.root, sequence.tokens, sequence.keys, count)
         return sequence.cache.claim_prefix(sequence.keys[:count])
@@ -264,7 +294,7 @@ class Scheduler:
                 cache.register(sequence.keys[:full])
             if cache.forgets:
                 group.note_bytes()
-                cache.evict_unseen()
+                cache.free_unseen()
 
     def _preempt(self, group: Group, step: Step, lasting: bool = False) -> None:
         """lasting: it keeps what it has computed in any case."""
@@ -311,6 +341,35 @@ class Scheduler:
         """Raise KvikError unless every block is free, kept, or held by exactly the tables that list it."""
         sequences = [s for group in (*self.running, *self.waiting) for s in group.sequences]
         self.pool.check_integrity([s.cache.held() for s in sequences])
+
+
+def _next_blocks(groups: Iterable[Group]) -> Counter[int]:
+    """A block more in each table of every sequence, by size."""
+    found = Counter[int]()
+    for group in groups:
+        tables = group.sequences[0].cache.layout.tables
+        for table in tables:
+            found[table.steps] += group.width
+    return found
+
+
+def _event_blocks(group: Group) -> Counter[int]:
+    """What the next event takes for what sequences keep, by size: of those that hold the same it is taken once."""
+    if group.copying is None:
+        return Counter()
+    count = sum(sequence.event_due for sequence in group.sequences) if group.parked is not None else 1
+    each = group.copying(max(len(sequence.tokens) for sequence in group.sequences))
+    return Counter({size: blocks * count for size, blocks in each.items()})
+
+
+def _same_blocks(one: Sequence, other: Sequence) -> bool:
+    """Whether two sequences hold the very same, and so were one until now."""
+    if one is other:
+        return True
+    mine, its = one.cache.arrays, other.cache.arrays
+    return (
+        one.num_computed == other.num_computed and mine[1:] == its[1:] and bool(np.array_equal(mine.blocks, its.blocks))
+    )
 
 
 def _ready(group: Group) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from kvik.cache.eviction import Evictor
 from kvik.cache.parking import Parked
 from kvik.cache.prefix import BlockKey
-from kvik.cache.sequence_cache import SequenceCache
+from kvik.cache.sequence_cache import SequenceCache, held_together
 from kvik.decoding.sampler import Drawn, DrawRequest, Sampler
 from kvik.decoding.state import DecodingState
 from kvik.decoding.trace import TokenTrace, trace_token
@@ -36,7 +37,6 @@ class Sequence:
     """A sequence has `tokens` it should have computed and `num_computed` it has; a step lets them catch up.
 
     layout: the executor's number of the layout of its cache. evictor: None where tokens are never given up at events.
-    evicted: some were; from then on what it holds can be moved, but not computed again.
     """
 
     tokens: list[int]
@@ -45,7 +45,6 @@ class Sequence:
     keys: list[BlockKey] = field(default_factory=list)  # of its first full blocks
     layout: int = field(default=0, kw_only=True)
     evictor: Evictor | None = field(default=None, kw_only=True)
-    evicted: bool = field(default=False, kw_only=True)
 
     @property
     def pending(self) -> int:
@@ -93,8 +92,7 @@ class Sequence:
         """Hold the first `num_tokens` slots of the lead's cache too, and be computed as far."""
         self.cache = lead.cache.fork(num_tokens)
         self.num_computed, self.keys = num_tokens, lead.keys[: self.cache.num_full]
-        self.layout, self.evicted = lead.layout, lead.evicted
-        self.evictor = None if lead.evictor is None else lead.evictor.fork()
+        self.layout, self.evictor = lead.layout, None if lead.evictor is None else lead.evictor.fork()
 
     def restart(self) -> None:
         """Give the cache back; everything is computed again."""
@@ -141,7 +139,8 @@ class Group:
     The samples of a prompt share it: the first computes it, the others fork its cache. sequences: those that have not
     ended, the first leads. root: the key before those of first blocks; None without an index. shared_tokens: what all have in common.
     peak_bytes, peak_unshared: most bytes its blocks took, and would have taken without sharing, as far as noted.
-    parked: where its blocks lie while it waits with what it has computed.
+    parked: where its blocks lie while it waits with what it has computed. copying: blocks, by size, that an event after so
+    many tokens takes for what a sequence keeps.
     """
 
     sequences: list[Any]
@@ -153,6 +152,7 @@ class Group:
     peak_unshared: int = 0
     lost_alone: int = 0  # how often it gave up its blocks with nobody beside it
     parked: Parked | None = None
+    copying: Callable[[int], Counter[int]] | None = None
 
     def __post_init__(self) -> None:
         self.samples = tuple(self.sequences)  # all of them, ended ones too
@@ -173,8 +173,10 @@ class Group:
 
     @property
     def lasting(self) -> bool:
-        """Whether what it holds is moved, not computed again."""
-        return any(sequence.evicted or sequence.cache.streams for sequence in self.sequences)
+        """Whether what it holds is moved, not computed again: tokens are gone, or it may be longer than any context."""
+        if self.sequences[0].cache.layout.executor.window:
+            return True
+        return any(sequence.cache.evicted_at for sequence in self.sequences)
 
     @property
     def forked(self) -> bool:
@@ -197,14 +199,14 @@ class Group:
 
     def held_bytes(self) -> int:
         """Bytes of the blocks the sequences hold, shared ones counted once."""
-        if len(self.sequences) == 1:
-            return int(self.sequences[0].cache.held_bytes)
-        cache: SequenceCache = self.sequences[0].cache
-        return cache.bytes_of({pair for sequence in self.sequences for pair in sequence.cache.held()})
+        return held_together([sequence.cache for sequence in self.sequences])
 
-    def note_bytes(self) -> int:
-        """`held_bytes`, which may be the most so far."""
-        held = self.held_bytes()
+    def note_bytes(self, besides: SequenceCache | None = None) -> int:
+        """`held_bytes`, which may be the most so far; besides: a cache that takes the place of one."""
+        if besides is None:
+            held = self.held_bytes()
+        else:
+            held = held_together([*(sequence.cache for sequence in self.sequences), besides])
         self.peak_bytes = max(self.peak_bytes, held)
         self.peak_unshared = max(self.peak_unshared, sum(sequence.cache.held_bytes for sequence in self.sequences))
         return held
