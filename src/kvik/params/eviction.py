@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvik.errors import ParameterError
 from kvik.params.checks import above, choose, integer, real
 
 __all__ = [
-    "H2O", "POLICIES", "TOVA", "ExpectedAttention", "KeyDiff", "Policy", "Scorer", "SnapKV", "StreamingLLM",
+    "H2O", "POLICIES", "TOVA", "ExpectedAttention", "KeyDiff", "Policy", "Protected", "Scorer", "SnapKV", "StreamingLLM",
     "parse_policy", "policy_name", "policy_of", "policy_text",
 ]  # fmt: skip
 
@@ -44,6 +44,13 @@ class StreamingLLM:
         """Any prompt will do."""
 
 
+class Protected(NamedTuple):
+    """First and last slots of a table that are kept whatever their score."""
+
+    first: int
+    last: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
     """What all policies have that rank slots and keep the best.
@@ -70,38 +77,60 @@ class Scorer:
             integer("at", self.at, 1, MAX_TOKENS)
         integer("every", self.every, 0, MAX_TOKENS)
 
-    def kept(self, seen: int, held: int) -> int:
-        """Slots kept of `held` at an event after `seen` tokens: the budget, at least 1, at most all."""
-        if isinstance(self.budget, int):
-            return min(self.budget, held)
-        return min(max(1, int(_exactly(self.budget) * seen)), held)
+    def kept(self, seen: int) -> int:
+        """The budget at an event after `seen` tokens, at least 1; slots that are kept, where there are so many."""
+        return self.budget if isinstance(self.budget, int) else max(1, int(_exactly(self.budget) * seen))
 
-    def protected(self, kept: int) -> int:
-        """Of the kept slots how many are the first or last ones whatever their score."""
-        return 0
+    def protected(self, kept: int) -> Protected:
+        """Of the kept slots those that are kept whatever their score."""
+        return Protected(0, 0)
+
+    def event(self, prompt_tokens: int | None, start: int, evicted: Fraction | int = 0) -> int | None:
+        """The first event at or after `start` tokens at which slots go, where `evicted` went before (mean of all tables).
+
+        Events are at `at`, or the prompt's length, and then every `every` tokens; without a prompt (None) and `at`, at the
+        multiples of `every`. None: there is none.
+        """
+        first = self.at or prompt_tokens or self.every
+        if isinstance(self.budget, int):
+            above = evicted + self.budget
+        elif self.budget < 1.0:
+            above = max(Fraction(evicted) / (1 - _exactly(self.budget)), evicted + 1)
+        else:
+            return None
+        start = max(start, int(above) + 1)  # the table holds more than the budget: tokens - evicted > kept(tokens)
+        if first and start <= first:
+            return first
+        return first + -(-(start - first) // self.every) * self.every if self.every else None
 
     def check(self, prompt_tokens: int | None) -> None:
-        """ParameterError where a prompt of so many tokens (None: no prompt, a text that is scored) leaves the budget without
-        sense: nothing to evict ever, or fewer slots than are always kept."""
-        first = self.at if self.at is not None else prompt_tokens
-        if first is None:
-            return
-        if isinstance(self.budget, int) and self.every == 0 and self.budget > first:
-            where = "the prompt's" if self.at is None else "at ="
+        """ParameterError where a prompt of so many tokens (None: no prompt, a text that is scored) leaves the policy without
+        sense: nothing to evict ever, or a budget below what is always kept."""
+        first = self.at or prompt_tokens
+        if self.every == 0 and first is None:
             raise ParameterError(
-                f"budget {self.budget} is above {where} {first} tokens: nothing would be evicted; give fewer, or every"
+                f"{policy_name(self)} evicts at the prompt's length, and a text has none: give at or every"
             )
-        if isinstance(self.budget, int):
-            first = max(first, self.budget)
-        self._check_protected(self.kept(first, first), first)
-
-    def _check_protected(self, kept: int, tokens: int) -> None:
-        if (least := self.protected(kept)) > kept:
+        if isinstance(self.budget, int) and self.every == 0 and first is not None and self.budget > first:
+            where = "the prompt's" if self.at is None else "at, which is"
             raise ParameterError(
-                f"budget {_budget_text(self.budget)} keeps {kept} of {tokens} tokens, "
-                f"{policy_name(self)} always keeps {least} ({self._always()}); give more, or fewer of these"
+                f"budget {self.budget} is above {where} {first} tokens, so that nothing would be evicted"
+            )
+        event = self.event(prompt_tokens, 0)
+        if event is not None:
+            self._check_protected(event)
+
+    def _check_protected(self, tokens: int | None = None) -> None:
+        """At an event after so many tokens; None: at any, for a budget in tokens."""
+        kept = self.kept(tokens or 0)
+        if (least := sum(self.protected(kept))) > kept:
+            keeps = "" if tokens is None else f" keeps {kept} of {tokens} tokens and"
+            raise ParameterError(
+                f"budget {_budget_text(self.budget)}{keeps} is below the {least} that {policy_name(self)} always keeps "
+                f"({self._always})"
             )
 
+    @property
     def _always(self) -> str:
         return ""
 
@@ -121,8 +150,8 @@ class H2O(Scorer):
         real("recent", self.recent, 0.0, 1.0)
         object.__setattr__(self, "recent", float(self.recent))
 
-    def protected(self, kept: int) -> int:
-        return int(_exactly(self.recent) * kept)
+    def protected(self, kept: int) -> Protected:
+        return Protected(0, int(_exactly(self.recent) * kept))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +170,15 @@ class SnapKV(Scorer):
         integer("kernel", self.kernel, 1, MAX_KERNEL)
         if self.kernel % 2 == 0:
             raise ParameterError(f"kernel must be odd, got {self.kernel}")
+        if 0 < self.every < self.window:
+            raise ParameterError(f"every must be 0 or at least window ({self.window}), got {self.every}")
+        if isinstance(self.budget, int):
+            self._check_protected()
 
-    def protected(self, kept: int) -> int:
-        return self.window
+    def protected(self, kept: int) -> Protected:
+        return Protected(0, self.window)
 
+    @property
     def _always(self) -> str:
         return f"window={self.window}"
 
@@ -180,10 +214,13 @@ class ExpectedAttention(Scorer):
         integer("window", self.window, 2, MAX_QUERIES)
         integer("future", self.future, 1, MAX_FUTURE)
         integer("sinks", self.sinks, 0, MAX_SINKS)
+        if isinstance(self.budget, int):
+            self._check_protected()
 
-    def protected(self, kept: int) -> int:
-        return self.sinks
+    def protected(self, kept: int) -> Protected:
+        return Protected(self.sinks, 0)
 
+    @property
     def _always(self) -> str:
         return f"sinks={self.sinks}"
 
