@@ -11,8 +11,8 @@ from typing import Any, TypeGuard, TypeVar
 
 from kvik import __version__
 from kvik.cache.layout import kv_layout
-from kvik.cache.storage import pool_size
-from kvik.engine.admission import Model, Pages
+from kvik.cache.storage import pool_size, usual_layouts
+from kvik.engine.admission import Model
 from kvik.engine.beams import BeamAnswer, BeamGroup
 from kvik.engine.engine import Engine
 from kvik.engine.executors import EXECUTORS, build_executor, check_device
@@ -129,10 +129,10 @@ class LLM:
         loaded = load_model(model, kept, report)
         config = loaded.config
         layout = kv_layout(config, own)
-        pages = Pages(*pool_size(config, layout, engine.max_sequences, engine.kv_bytes))
+        size = pool_size(layout, usual_layouts(config), config.context_length, engine.max_sequences, engine.kv_bytes)
         threads = engine.threads or len(os.sched_getaffinity(0))
         max_rows = min(engine.max_batch_tokens, config.context_length * engine.max_sequences)
-        built = build_executor(made_by, loaded, pages, threads=threads, max_rows=max_rows, device=device)
+        built = build_executor(made_by, loaded, size, threads=threads, max_rows=max_rows, device=device)
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.chat_template: ChatTemplate | None = ChatTemplate.of(loaded.tokenizer, loaded.path)
         self.identity = {
@@ -140,7 +140,7 @@ class LLM:
             "executor": executor, "device": device, "isa": built.isa,
         }  # fmt: skip
         rope = None if config.rope is None else rope_table(config.rope, config.head_size, config.context_length)
-        self.engine = Engine(built, Model(loaded.tokenizer, config, loaded.path, loaded.digest, rope), own, pages, engine)
+        self.engine = Engine(built, Model(loaded.tokenizer, config, loaded.path, loaded.digest, rope), own, size, engine)
         self._defaults = dict(loaded.defaults)
         self.info = ModelInfo(
             name=loaded.name, path=str(loaded.path), digest=loaded.digest, family=config.family,
@@ -148,7 +148,7 @@ class LLM:
             license=loaded.license, context_length=config.context_length, vocab_size=config.vocab_size,
             layouts=loaded.weights.bytes_by_layout(), weights=kept, weights_bytes=loaded.weights.nbytes,
             matrix_bytes=loaded.matrix_bytes, kv=own.kv, cache=own,
-            kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=pages.num_slabs * pages.slab_bytes,
+            kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=size.nbytes,
             executor=executor, isa=built.isa, threads=threads,
             load_seconds=perf_counter() - begun,
         )  # fmt: skip

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from kvik.cache.eviction import Evictor
 from kvik.cache.layout import CacheShape, KVLayout, kv_layout
+from kvik.cache.storage import PoolSize, check_slab
 from kvik.decoding.grammar import Grammars
 from kvik.decoding.history import Breakers
 from kvik.decoding.state import DecodingState, Words
@@ -18,12 +19,11 @@ from kvik.engine.request import Request, ScoreRequest
 from kvik.engine.room import Room
 from kvik.errors import ParameterError
 from kvik.ops import RopeTable
-from kvik.ops.pages import ADDRESS_BYTES
 from kvik.params import MAX_LOGPROBS, AnyParams, BeamParams, CacheParams, EngineParams, SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.text.words import Pieces, bad_word_ids, breaker_ids
 
-__all__ = ["Admission", "Model", "Pages", "scored_prompt"]
+__all__ = ["Admission", "Model", "scored_prompt"]
 
 MOST_LISTS = 16  # of bad_words, and of dry_breakers, that an engine remembers
 MOST_LAYOUTS = 4096
@@ -56,25 +56,18 @@ class Model:
         return self.shape.context_length
 
 
-class Pages(NamedTuple):
-    """The pool: num_slabs of slab_bytes each."""
-
-    num_slabs: int
-    slab_bytes: int
-
-
 class Admission:
     """Checks requests, once, before they are queued.
 
     Args:
         model: whose vocabulary and context they must fit.
         cache: of requests that do not say.
-        pages: of the pool.
+        pool: where it lies.
         params: the machine's share.
     """
 
-    def __init__(self, model: Model, cache: CacheParams, pages: Pages, params: EngineParams) -> None:
-        self.model, self.cache, self.pages, self.params = model, cache, pages, params
+    def __init__(self, model: Model, cache: CacheParams, pool: PoolSize, params: EngineParams) -> None:
+        self.model, self.cache, self.pool, self.params = model, cache, pool, params
         self._layouts: dict[CacheParams, KVLayout] = {}
         self.layout(cache)
         self._bad: dict[tuple[str, ...], Sequences] = {}
@@ -90,17 +83,9 @@ class Admission:
             if len(self._layouts) >= MOST_LAYOUTS:
                 raise ParameterError(f"cache: requests have asked for {MOST_LAYOUTS} different ones already; use one of them")
             layout = kv_layout(self.model.shape, cache)
-            self._check_slab(layout)
+            check_slab(layout, self.pool.slab_bytes)
             self._layouts[cache] = layout
         return layout
-
-    def _check_slab(self, layout: KVLayout) -> None:
-        most = max(table.steps for table in layout.tables) * ADDRESS_BYTES
-        if most > self.pages.slab_bytes:
-            raise ParameterError(
-                f"a block of {layout.format} takes {most} bytes; those of this engine's cache have up to "
-                f"{self.pages.slab_bytes}: raise kv_bytes"
-            )
 
     def _cache(self, cache: CacheParams | None, prompt_tokens: int | None) -> CacheParams:
         """The request's, which suits the model and the prompt."""
@@ -138,7 +123,8 @@ class Admission:
         if count > self.params.max_sequences:
             raise ParameterError(f"{name} is {count}; max_sequences allows {self.params.max_sequences} at once")
         # Without max_tokens an answer ends where the context or the pool does.
-        self._check_fits(cache, len(prompt), 1 if params.max_tokens is None else min(room, params.max_tokens), params)
+        answer = 1 if params.max_tokens is None else min(room, params.max_tokens)
+        self._check_fits(self.slabs(cache, len(prompt), answer, params.num_sequences), len(prompt) + answer, params)
         outside = [token for token in params.stop_token_ids if token >= self.model.vocab_size]
         if outside:
             raise ParameterError(f"stop_token_ids must be in [0, {self.model.vocab_size - 1}], got {outside[0]}")
@@ -221,7 +207,8 @@ class Admission:
         cache = self._cache(cache, scored_prompt(first))
         if len(token_ids) > self.context(cache):
             raise ParameterError(f"the text to score has {len(token_ids)} tokens; the context holds {self.context(cache)}")
-        self._check_fits(cache, len(token_ids), 0, None)
+        slabs = self.room(cache, scored_prompt(first)).slabs(0, len(token_ids), 1)
+        self._check_fits(slabs, len(token_ids), None)
         return ScoreRequest(token_ids, reduce, top, first, salt, cache)
 
     def _check_ids(self, ids: tuple[int, ...], what: str) -> None:
@@ -232,33 +219,31 @@ class Admission:
                 last = self.model.vocab_size - 1
                 raise ParameterError(f"{what} has token id {token} at index {place}, outside [0, {last}]")
 
+    def room(self, cache: CacheParams, prompt: int | None) -> Room:
+        """What a request with this cache takes; prompt: its tokens as a policy sees them."""
+        return Room(self.layout(cache), cache, prompt, self.params.max_batch_tokens, self.pool.slab_bytes)
+
     def slabs(self, cache: CacheParams, prompt: int, answer: int, n: int) -> int:
         """Most slabs that n samples or beams of a prompt hold at once: what they share, and the rest n times."""
-        return self.room(cache).slabs(prompt, prompt + answer, n)
+        return self.room(cache, prompt).slabs(prompt, prompt + answer, n)
 
-    def room(self, cache: CacheParams) -> Room:
-        """What requests with this cache take."""
-        return Room(self.layout(cache), cache, self.params.max_batch_tokens, self.pages.slab_bytes)
-
-    def _check_fits(self, cache: CacheParams, prompt: int, answer: int, params: AnyParams | None) -> None:
-        n = 1 if params is None else params.num_sequences
-        slabs = self.slabs(cache, prompt, answer, n)
-        have, each = self.pages
+    def _check_fits(self, slabs: int, tokens: int, params: AnyParams | None) -> None:
+        n, (have, each) = 1 if params is None else params.num_sequences, self.pool
         if slabs > have:
             samples = f" of {n} {'beams' if isinstance(params, BeamParams) else 'samples'}" if n > 1 else ""
             raise ParameterError(
-                f"{prompt + answer} tokens{samples} need {slabs * each} bytes of KV cache and kv_bytes "
+                f"{tokens} tokens{samples} need {slabs * each} bytes of KV cache and kv_bytes "
                 f"allows {have * each}; lower max_tokens or raise kv_bytes"
             )
 
     def most_tokens(self, cache: CacheParams, prompt: int, n: int) -> int:
         """Tokens a sample can have, by the context and the pool."""
         low, high = prompt + 1, self.context(cache)
-        if self.slabs(cache, prompt, high - prompt, n) <= self.pages.num_slabs:
+        if self.slabs(cache, prompt, high - prompt, n) <= self.pool.num_slabs:
             return high
         while low < high:  # the largest that fits; `request` has made sure of the first
             middle = (low + high + 1) // 2
-            fits = self.slabs(cache, prompt, middle - prompt, n) <= self.pages.num_slabs
+            fits = self.slabs(cache, prompt, middle - prompt, n) <= self.pool.num_slabs
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from kvik.cache.blocks import BlockPool
 from kvik.cache.prefix import PrefixIndex
 from kvik.cache.sequence_cache import SequenceCache
+from kvik.cache.storage import PoolSize
 from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, sample_rows
-from kvik.engine.admission import Admission, Model, Pages, scored_prompt
+from kvik.engine.admission import Admission, Model, scored_prompt
 from kvik.engine.beams import Beam, BeamGroup, beam_group, take_candidates
 from kvik.engine.moving import Mover
 from kvik.engine.request import Chunk, FinishReason, Request, ScoreRequest, Usage
@@ -42,21 +43,21 @@ class Engine:
         executor: computes passes.
         model: its sizes and its text side.
         cache: how keys and values are kept of requests that do not say.
-        pages: of the executor's storage.
+        size: of the pool, the executor's storage.
         params: the machine's share.
     """
 
     def __init__(
-        self, executor: Executor, model: Model, cache: CacheParams, pages: Pages, params: EngineParams
+        self, executor: Executor, model: Model, cache: CacheParams, size: PoolSize, params: EngineParams
     ) -> None:
         self.executor, self.model, self.params = executor, model, params
         index = PrefixIndex(model.identity.encode()) if params.prefix_sharing else None
-        pool = BlockPool(pages.num_slabs, pages.slab_bytes, index)
+        pool = BlockPool(size.num_slabs, size.slab_bytes, index)
         self.scheduler = Scheduler(pool, params.max_batch_tokens, params.max_sequences, Mover(executor, pool))
         self.stats = EngineStats()
         self.on_step: Callable[[StepStats], None] | None = None
         self._turn = threading.RLock()
-        self.admission = Admission(model, cache, pages, params)
+        self.admission = Admission(model, cache, size, params)
 
     # ---- requests
 
@@ -137,7 +138,7 @@ class Engine:
             sequence.layout = number
         group.sequences[0].evictor = self.admission.evictor(request.cache, prompt)
         if group.evicts:
-            group.copying = self.admission.room(request.cache).copying
+            group.copying = self.admission.room(request.cache, prompt).copying
         return group
 
     def _queue(self, group: Group) -> Group:

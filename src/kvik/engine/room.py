@@ -17,20 +17,22 @@ Blocks = Counter[int]
 class Room(NamedTuple):
     """Of n samples or beams of a prompt.
 
-    layout, cache: of the request. chunk: most tokens a step. slab_bytes: of the pool.
+    layout, cache: of the request; prompt: its tokens as the policy sees them. chunk: most tokens a step. slab_bytes: of the
+    pool.
     """
 
     layout: KVLayout
     cache: CacheParams
+    prompt: int | None
     chunk: int
     slab_bytes: int
 
-    def slabs(self, prompt: int, tokens: int, n: int) -> int:
-        """Most slabs held at once while each sample comes to `tokens` tokens, the prompt's included.
+    def slabs(self, shared: int, tokens: int, n: int) -> int:
+        """Most slabs held at once while each sample comes to `tokens` tokens, `shared` of them in common.
 
         Blocks of a size fill a slab before they take another. Those of a size that is not there later are back by then.
         """
-        stages = self._stages(prompt, tokens, n)
+        stages = self._stages(shared, tokens, n)
         most, before = 0, Counter[int]()
         for stage in stages:
             blocks = Counter({size: max(count, before[size]) for size, count in stage.items()})
@@ -40,20 +42,18 @@ class Room(NamedTuple):
     def copying(self, tokens: int) -> Blocks:
         """Blocks by size that an event takes for what is kept of a sequence of so many tokens."""
         assert self.cache.scorer is not None
-        return self._evicted(self.cache.scorer.kept(tokens, tokens), 1)
+        return self._evicted(self.cache.scorer.kept(tokens), 1)
 
-    def _stages(self, prompt: int, tokens: int, n: int) -> list[Blocks]:
+    def _stages(self, shared: int, tokens: int, n: int) -> list[Blocks]:
         """Most blocks by size: before anything is evicted, while the first event copies what is kept, and after it."""
         scorer = self.cache.scorer
-        first = tokens if scorer is None else scorer.at or prompt
-        begun = self._shared(min(prompt, first), min(tokens, first), n)
-        if scorer is None or tokens <= first:
-            return [begun]
-        last = first if not scorer.every else first + (tokens - 1 - first) // scorer.every * scorer.every
-        kept = scorer.kept(last, last)
-        fresh = self._evicted(kept, n)
-        grown = self._evicted(min(tokens, kept + (scorer.every or tokens - first)), n) + self._evicted(kept, 1)
-        return [begun, begun + fresh, grown]
+        first = None if scorer is None else scorer.event(self.prompt, 0)
+        if scorer is None or first is None or first >= tokens:
+            return [self._shared(shared, tokens, n)]
+        begun = self._shared(min(shared, first), first, n)
+        kept = min(tokens, scorer.kept(tokens))
+        held = min(tokens, kept + 1 + scorer.every if scorer.every else scorer.kept(first) + tokens - first)
+        return [begun, begun + self._evicted(scorer.kept(first), n), self._evicted(held, n) + self._evicted(kept, 1)]
 
     def _shared(self, shared: int, tokens: int, n: int) -> Blocks:
         """Of n samples that have `shared` tokens in common."""
