@@ -116,4 +116,4 @@ def _check_observation(observation: Observation, work: Pass, config: Sizes) -> N
 def within(name: str, values: NDArray[np.integer], end: int, low: int = 0) -> None:
     """ParameterError unless all values lie in [low, end)."""
     if values.size and (values.min() < low or values.max() >= end):
-        raise ParameterError(f"pass: {name} must lie in [{low}, {end}), got {values.min()} to {values.max()}")
+        raise ParameterError(f"{name} must lie in [{low}, {end}), got {values.min()} to {values.max()}")
