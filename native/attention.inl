@@ -5,6 +5,8 @@
 namespace KVIK_NS {
 using namespace kvik;
 
+static constexpr size_t kv_element(KV t) { return size_t(kv_bits(t)) / 8; }
+
 constexpr float kNothing = -3.0e38f;  // maximum of no scores
 
 static inline F load_kv(const uint8_t* p, size_t i, KV type) {
@@ -12,10 +14,10 @@ static inline F load_kv(const uint8_t* p, size_t i, KV type) {
 }
 
 static void append(const Cache& c, int32_t slot, const float* k, const float* v) {
-    uint8_t* block = c.base + size_t(c.blocks[slot / kBlockTokens]) * c.block_stride;
-    const int at = slot % kBlockTokens, d = c.head_size;
-    uint8_t* values = block + size_t(d) * kBlockTokens * kv_element(c.type);
-    if (c.type == KV::f16) {
+    uint8_t* block = c.base + size_t(c.blocks[slot / kBlockTokens]) * kAddressBytes + c.at;
+    const int at = slot % kBlockTokens, d = c.full.head_size;
+    uint8_t* values = block + c.full.values();
+    if (c.full.k == KV::f16) {
         uint16_t* keys = reinterpret_cast<uint16_t*>(block);
         uint16_t h[kLanes];
         for (int i = 0; i < d; i += kLanes) {
@@ -160,7 +162,7 @@ static inline void exponentials(const Pages& at, int slot, int window, float* s,
 // One partition for all queries: out [queries][state_stride] holds the weighted values, the maximum and the sum. The first
 // queries ask for what is read next: with the keys for the values, with the values for the next partition's keys.
 template <KV Type>
-static void partition(const Pages& at, const Queries& a, int d, const float* q, float* p, float* out) {
+static void partition(const Pages& at, const Queries& a, int shift, int d, const float* q, float* p, float* out) {
     const int queries = a.rows * a.group, stride = state_stride(d);
     for (int i = 0; i < queries; i += kQueryTile) {
         const int n = queries - i < kQueryTile ? queries - i : kQueryTile;
@@ -168,7 +170,7 @@ static void partition(const Pages& at, const Queries& a, int d, const float* q, 
                                     p + i * kPartition);
     }
     for (int i = 0; i < queries; ++i)
-        exponentials(at, a.slots[i / a.group], a.window, p + i * kPartition, out + i * stride + d);
+        exponentials(at, a.slots[i / a.group] - shift, a.window, p + i * kPartition, out + i * stride + d);
     for (int i = 0; i < queries; i += kQueryTile) {
         const int n = queries - i < kQueryTile ? queries - i : kQueryTile;
         weigh_of<kQueryTile, Type>(n, at.values, at.ahead && i == 0 ? at.next : nullptr, at.tokens, d, p + i * kPartition,
@@ -220,16 +222,16 @@ static void attend_finish(const float* state, int32_t rows, int32_t group, int32
 // The blocks of partition n from the first that some row sees: those before it may be gone.
 static inline Pages pages_of(const Queries& a, const Cache& c, int n) {
     Pages at;
-    const int last = a.slots[a.rows - 1], begin = n * kPartition;
-    const int unseen = a.window ? a.slots[0] + 1 - a.window - begin : 0;
+    const int last = a.slots[a.rows - 1] - c.shift, begin = n * kPartition;
+    const int unseen = a.window ? a.slots[0] - c.shift + 1 - a.window - begin : 0;
     const int skip = unseen > 0 ? unseen / kBlockTokens : 0;
     at.base = begin + skip * kBlockTokens;
     const int whole = begin + kPartition - at.base;
     at.tokens = last + 1 - at.base < whole ? last + 1 - at.base : whole;
     at.count = (at.tokens + kBlockTokens - 1) / kBlockTokens;
     for (int b = 0; b < at.count; ++b) {
-        at.keys[b] = c.base + size_t(c.blocks[at.base / kBlockTokens + b]) * c.block_stride;
-        at.values[b] = at.keys[b] + size_t(c.head_size) * kBlockTokens * kv_element(c.type);
+        at.keys[b] = c.base + size_t(c.blocks[at.base / kBlockTokens + b]) * kAddressBytes + c.at;
+        at.values[b] = at.keys[b] + c.full.values();
     }
     return at;
 }
@@ -240,7 +242,7 @@ static inline void ask(const Pages& at, size_t bytes) {
 }
 
 static void attend(const Queries& a, const Cache& c) {
-    const int d = c.head_size, queries = a.rows * a.group;
+    const int d = c.full.head_size, queries = a.rows * a.group;
     float* p = a.scratch;
     float* q = p + kMaxQueries * kPartition;
     float* wide = q + kMaxQueries * d;
@@ -250,12 +252,13 @@ static void attend(const Queries& a, const Cache& c) {
         for (int i = 0; i < a.group * d; i += kLanes)
             store(q + r * a.group * d + i, mul(load(a.q + size_t(r) * a.ld + i), scale));
     // Keys and values are widened to f32 once where many queries share them: the same numbers, fewer conversions.
-    const bool widened = c.type == KV::f16 && queries > 2 * kQueryTile;
-    const size_t page = size_t(d) * kBlockTokens, page_bytes = page * kv_element(c.type);
-    Pages at = pages_of(a, c, a.first_partition), next;
+    const bool widened = c.full.k == KV::f16 && queries > 2 * kQueryTile;
+    const size_t page = size_t(d) * kBlockTokens, page_bytes = page * kv_element(c.full.k);
+    const int32_t begin = partitions_of(a.slots[0] - c.shift, a.slots[0] - c.shift, a.window, 0).begin;
+    Pages at = pages_of(a, c, begin + a.first_partition), next;
     ask(at, widened ? 2 * page_bytes : page_bytes);
     for (int n = a.first_partition; n < a.last_partition; ++n, at = next) {
-        next = n + 1 < a.last_partition ? pages_of(a, c, n + 1) : at;
+        next = n + 1 < a.last_partition ? pages_of(a, c, begin + n + 1) : at;
         float* out = a.partials ? a.partials + size_t(n - a.first_partition) * queries * state_stride(d) : local;
         if (widened) {
             for (int b = 0; b < at.count; ++b) {
@@ -265,15 +268,15 @@ static void attend(const Queries& a, const Cache& c) {
                 at.values[b] = reinterpret_cast<const uint8_t*>(to + page);
             }
             if (n + 1 < a.last_partition) ask(next, 2 * page_bytes);
-            partition<KV::f32>(at, a, d, q, p, out);
+            partition<KV::f32>(at, a, c.shift, d, q, p, out);
         } else {
             at.ahead = true;
             // where the next partition has fewer blocks any other will do
             for (int b = 0; b < at.count; ++b) at.next[b] = next.keys[b < next.count ? b : 0];
-            if (c.type == KV::f16)
-                partition<KV::f16>(at, a, d, q, p, out);
+            if (c.full.k == KV::f16)
+                partition<KV::f16>(at, a, c.shift, d, q, p, out);
             else
-                partition<KV::f32>(at, a, d, q, p, out);
+                partition<KV::f32>(at, a, c.shift, d, q, p, out);
         }
         if (!a.partials) attend_join(a.state, out, queries, d);
     }

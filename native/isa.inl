@@ -11,6 +11,6 @@
 
 namespace KVIK_NS {
 static const kvik::Kernels kTable = {KVIK_ISA_NAME, matmul, round_bf16, embed, rms_norm, layer_norm, head_norm, activate,
-                                     add_rows, add_bias, route, combine, quantize, rope, append, attend, attend_reset,
+                                     add_rows, add_bias, route, combine, quantize, rope, nullptr, append, nullptr, nullptr, nullptr, attend, attend_reset,
                                      attend_join, attend_finish, checksum, read_all, &kSampler, &kReduction};
 }
