@@ -55,8 +55,12 @@ class Evictor:
         self.params, self.policy, self.prompt_tokens = params, params.scorer, prompt_tokens
         self._scoring = SCORINGS[type(self.policy)]
         self._shape, self._rope, self._scale = shape, rope, scale
+        self._last = 0  # tokens at the last event
+        self._evicted = Fraction(0)  # slots that went, mean of all tables
+        self._counts: NDArray[np.int64] | None = None  # [L', H_kv] kept at the last event; never written to
+        self._sums: NDArray[np.int64] | None = None  # [L, H_kv, slots of the table, or room for more]
+        self._queries: tuple[int, NDArray[np.float32]] | None = None  # slot of the first row; [L, rows, H * D]
         self.layers = tuple(layer for layer, window in enumerate(shape.windows) if not window)
-        self.restart()
 
     @classmethod
     def of(
@@ -139,7 +143,7 @@ class Evictor:
         """One in the same state."""
         other = Evictor(self.params, self._shape, self.prompt_tokens, self._rope, self._scale)
         other._last, other._evicted = self._last, self._evicted
-        other._counts = self._counts  # never written to
+        other._counts = self._counts
         other._sums = None if self._sums is None else self._sums.copy()
         other._queries = None if self._queries is None else (self._queries[0], self._queries[1].copy())
         return other
@@ -147,9 +151,7 @@ class Evictor:
     def restart(self) -> None:
         """Nothing is computed yet."""
         self._last, self._evicted = 0, Fraction(0)
-        self._counts: NDArray[np.int64] | None = None  # [L', H_kv] kept at the last event
-        self._sums: NDArray[np.int64] | None = None  # [L, H_kv, slots of the table, or room for more]
-        self._queries: tuple[int, NDArray[np.float32]] | None = None  # slot of the first row; [L, rows, H * D]
+        self._counts = self._sums = self._queries = None
 
     def most_kept(self, prompt: int | None, tokens: int) -> int:
         """Most slots that a layer and KV head keeps at any event of a sequence of `tokens` tokens; without one, all."""

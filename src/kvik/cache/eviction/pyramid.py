@@ -37,8 +37,8 @@ def _within(line: list[Fraction], least: Sequence[int], most: Sequence[int], tot
     """The line moved up or down and cut to the bounds, so that its sum is the total, which these allow."""
     found, free = list(line), list(range(len(line)))
     while free:
-        others = sum(found[layer] for layer in range(len(line)) if layer not in free)
-        move = (total - others - sum(line[layer] for layer in free)) / len(free)
+        others = sum(line[layer] if layer in free else found[layer] for layer in range(len(line)))
+        move = Fraction(total - others) / len(free)
         moved = {layer: line[layer] + move for layer in free}
         over = sum(max(moved[layer] - most[layer], 0) for layer in free)
         under = sum(max(least[layer] - moved[layer], 0) for layer in free)
