@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +118,12 @@ class Evictor:
         if self._scoring.asks == "queries":
             return Observation(sequence, begin, event, queries=self._queries_of(begin, event))
         return Observation(sequence, begin, event, sums=self._sums_of(first + count, event))
+
+    def scores(self, num_tokens: int, read: Read) -> NDArray[Any]:
+        """By what `choose` ranks the slots of the layers that evict, protected ones apart: [L', H_kv, n]."""
+        if self.next_event(num_tokens) != num_tokens:
+            raise KvikError(f"no eviction is due at {num_tokens} tokens")
+        return self._scoring.scores(self.policy, self._seen(num_tokens, read))
 
     def choose(self, num_tokens: int, read: Read) -> Kept:
         """Which slots stay at the event that is due after `num_tokens`. read: of the sequence's cache (`Executor.read`)."""
