@@ -224,15 +224,16 @@ class Seeing(Reducing):
         self.rows += len(work.tokens)
         return np.array([out[row] for row in rows.tolist()], np.float32).reshape(len(out), self.table.shape[2])
 
-    def _cells(self, layout: CacheLayout, unit: _Unit, table: _Tables, slot: int) -> tuple[Any, Any]:
+    def _cells(
+        self, layout: CacheLayout, unit: _Unit, table: _Tables, slot: int, packed_end: int
+    ) -> tuple[Any, Any]:
         """What a row at `slot` of the table sees before it: slots, and cells [units, slots]."""
         low = max(0, slot + 1 - unit.window) if unit.window else 0
         slots = np.arange(low, slot)
         if low > 0 and unit.sinks:
             slots = np.concatenate([np.arange(min(unit.sinks, low)), slots])
-        end = layout.packed_end(slot)
-        if end > layout.keep:
-            of_page = (slots >= layout.keep) & (slots < end)
+        if packed_end > layout.keep:
+            of_page = (slots >= layout.keep) & (slots < packed_end)
             full = table.full[slots]
             packed = np.full(len(slots), -1, np.int64)
             packed[of_page] = table.packed[slots[of_page]]
@@ -274,7 +275,7 @@ class Seeing(Reducing):
                     before = layout.packed_end(here - 1) if here else 0
                     for group in range(before // each, layout.packed_end(here) // each):
                         self._pack(layout, unit, table, group)
-                slots, cells = self._cells(layout, unit, table, here)
+                slots, cells = self._cells(layout, unit, table, here, layout.packed_end(here))
                 values = self.memory[cells]
                 looked.append((slots, values))
                 seen += (values * self.factors[slots] * unit.keys).sum()
@@ -307,12 +308,12 @@ class Seeing(Reducing):
         return layout, units, self._tables(layout, view.blocks, view.block_spans, view.shifts, 0)
 
     def _numbers(self, view: CacheView, layer: int, head: int) -> NDArray[np.uint64]:
-        """What the next row would read, were there no window."""
+        """As it lies there: what the next row is the first to read packed still is not."""
         layout, units, tables = self._viewed(view)
         group = layout.group_of[layer][head]
         unit, table = units[group], tables[group]
         count = view.num_tokens - table.shift
-        _, cells = self._cells(layout, unit, table, count)
+        _, cells = self._cells(layout, unit, table, count, layout.packed_end(count - 1))
         return self.memory[cells[unit.places.index((layer, head))]]
 
     def read(self, view: CacheView, layer: int, head: int, what: str) -> NDArray[np.float32]:
@@ -343,7 +344,7 @@ class Seeing(Reducing):
         self, layout: CacheLayout, unit: _Unit, table: _Tables, slots: Any, numbers: Any, held: int
     ) -> None:
         assert layout.packed is not None
-        each, packed = layout.packed.tokens, layout.packed_end(held)
+        each, packed = layout.packed.tokens, layout.packed_end(held - 1)
         for group in range(layout.packed_end(len(slots) - 1) // each):
             part = slice(group * each, (group + 1) * each)
             first = int(slots[part][0])
@@ -386,8 +387,8 @@ def seeing(
     any_format: bool = False, **params: object,
 ) -> Engine:  # fmt: skip
     """any_format: slabs serve blocks of all formats; else of f16, as tightly as can be."""
-    layouts = usual_layouts(shape)
-    slab = choose_slab_bytes(layouts, 0) if any_format else shape.slab_bytes
+    wide = CacheParams(k="int8", v="f32")
+    slab = choose_slab_bytes((*usual_layouts(shape), shape.layout(wide)), 0) if any_format else shape.slab_bytes
     size = PoolSize(num_slabs, slab)
     return make_engine(Seeing(shape, size, tokenizer.vocab_size), tokenizer, shape, size, cache, **params)  # type: ignore[arg-type]
 
