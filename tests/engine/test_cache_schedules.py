@@ -50,17 +50,17 @@ def random_cache(rng: np.random.Generator) -> CacheParams:
 def one_schedule(tokenizer: Tokenizer, shape: Shape, seed: int, totals: Totals, counts: Counter[str]) -> None:
     rng = np.random.default_rng(seed)
     settings: dict[str, Any] = {
-        "max_batch_tokens": int(rng.choice([1, 7, 16, 40, 100])), "max_sequences": int(rng.choice([3, 8, 64])),
+        "max_batch_tokens": int(rng.choice([1, 7, 16, 40, 100])), "max_sequences": int(rng.choice([8, 64])),
         "prefix_sharing": bool(rng.random() < 0.8),
     }  # fmt: skip
     caches = [random_cache(rng) for _ in range(3)]
-    jobs = random_jobs(rng, tokenizer.vocab_size, 9)
+    jobs = random_jobs(rng, tokenizer.vocab_size, 16)
     for place, job in enumerate(jobs):
-        job.prompt, job.cache = job.prompt if len(job.prompt) > 12 else (*job.prompt, *range(12)), caches[place % 3]
+        job.arrives, job.prompt, job.cache = job.arrives // 3, job.prompt if len(job.prompt) > 12 else (*job.prompt, *range(12)), caches[place % 3]
         if place % 3 == 1:
             job.params = random_beams(rng)
     build = lambda slabs: seeing(tokenizer, shape, slabs, any_format=True, **settings)  # noqa: E731
-    made: Engine = build(pool_for(build, jobs, float(rng.choice([0.02, 0.1, 0.4, 1.5]))))
+    made: Engine = build(pool_for(build, jobs, float(rng.choice([0.03, 0.06, 0.1, 0.4]))))
     scores: list[Any] = []
     run_schedule(made, jobs, rng, totals, scores)
     totals.splits += made.executor.splits  # type: ignore[attr-defined]
