@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles.small_caches import Held, Space, layout_of, pass_of
+from oracles.small_caches import Held, Space, pass_of
 
 from kvik.ops import Observation, RopeTable
 from kvik.ops.pages import KV_FORMATS, CacheLayout, KVFormat, PageFormat, is_packed
@@ -178,8 +178,8 @@ LAYOUTS = {
     "int4": {"k": "int4", "v": "int4", "group_size": 32, "rotate": True},
     "k8v4": {"k": "int8", "v": "int4", "group_size": 16},
     "k16v8": {"k": "f16", "v": "int8", "group_size": 64, "keep": 16},
-    "k4v16": {"k": "int4", "v": "bf16", "group_size": 16, "groups": "layers"},
-    "by-head": {"k": "int4", "v": "int8", "group_size": 16, "groups": "heads", "keep": 32},
+    "k4v16": {"k": "int4", "v": "bf16", "group_size": 16, "by": "layer"},
+    "by-head": {"k": "int4", "v": "int8", "group_size": 16, "by": "head", "keep": 32},
     "sinks": {"sinks": 3, "window": 20},
     "sinks-int8": {"k": "int8", "v": "int8", "group_size": 16, "keep": 16, "sinks": 5, "window": 50, "rotate": True},
 }  # fmt: skip
@@ -192,7 +192,7 @@ LAYOUTS = {
 def test_attention_is_as_written_down(name: str, window: int | None) -> None:
     """In chunks of random sizes; what is observed of probabilities and queries, too."""
     c = tiny.config(num_layers=2, num_heads=4, num_kv_heads=2, head_size=16)
-    layout = layout_of(c, **LAYOUTS[name])  # type: ignore[arg-type]
+    layout = tiny.cache_layout(c, **LAYOUTS[name])  # type: ignore[arg-type]
     rng = np.random.default_rng(5)
     total, first, end = 130, 80, 120
     cache = TorchCache(c, 1 << 20, torch.device("cpu"))
