@@ -29,6 +29,7 @@ BASE = {"numpy", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "cli
 EXTRAS = {
     "ops/torch_attention.py": {"torch"},
     "ops/torch_cache.py": {"torch"},
+    "ops/torch_eviction.py": {"torch"},
     "ops/torch_ops.py": {"torch"},
     "ops/torch_pages.py": {"torch"},
     "ops/torch_rounding.py": {"torch"},

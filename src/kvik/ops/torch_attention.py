@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvik.ops import CacheView, Observation, Pass
+from kvik.ops.pages import RECENT
 from kvik.ops.torch_cache import Heads, TorchCache
 from kvik.ops.torch_pages import hadamard
 
@@ -75,7 +76,8 @@ class SequenceRows(NamedTuple):
         for heads in self.cache.layer(self.view, layer):
             slots, of = self.slots - heads.shift, heads.heads
             heads.append(slots, k[:, of], v[:, of])
-            heads.pack(int(slots.min()), int(slots.max()))
+            if mask.window == 0 or mask.window > RECENT:  # rows that see no more read nothing packed
+                heads.pack(int(slots[0]), int(slots[-1]))
             found = _attend(heads, slots, q[:, of], None if far_q is None else far_q[:, of], mask)
             out[:, of] = found.out
             self._observe(layer, heads, found)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvik.errors import ParameterError
 from kvik.ops import CacheView, Sizes
 from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, RECENT, CacheLayout, PageFormat
-from kvik.ops.torch_checks import check_layout
+from kvik.ops.torch_checks import check_layout, within
 from kvik.ops.torch_pages import Coded, code_keys, code_values, from_bytes, to_bytes
 
-__all__ = ["Heads", "TorchCache"]
+__all__ = ["Heads", "TorchCache", "in_groups"]
 
 
 class TorchCache:
@@ -39,12 +41,30 @@ class TorchCache:
 
     def store(self, addresses: Tensor, page: PageFormat, k: Coded, v: Coded) -> None:
         """Put keys and values [..., tokens, D] into the shares at addresses [...], all different."""
-        shares = to_bytes(page, k, v).unflatten(-1, (-1, ADDRESS_BYTES))
+        shares = to_bytes(page, k, v)
+        shares = shares.reshape(*shares.shape[:-1], -1, ADDRESS_BYTES)
         self.memory[_span(addresses, shares.shape[-2])] = shares
 
     def copy(self, source: int, target: int, steps: int) -> None:
         """Copy so many steps of 64 bytes from one address to another."""
         self.memory[target : target + steps] = self.memory[source : source + steps].clone()
+
+    def save(self, blocks: NDArray[np.int32], steps: int) -> NDArray[np.uint8]:
+        """See `Executor.save`."""
+        saved: NDArray[np.uint8] = self.memory[self._lines(blocks, steps)].flatten(1).cpu().numpy()
+        return saved
+
+    def restore(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
+        """See `Executor.restore`."""
+        steps, rest = divmod(data.shape[1], ADDRESS_BYTES)
+        if rest or len(data) != len(blocks):
+            raise ParameterError(f"restore: {len(blocks)} blocks, data {list(data.shape)}")
+        saved = torch.tensor(data, device=self.memory.device)
+        self.memory[self._lines(blocks, steps)] = saved.reshape(len(blocks), steps, ADDRESS_BYTES)
+
+    def _lines(self, blocks: NDArray[np.int32], steps: int) -> Tensor:
+        within("blocks", blocks, len(self.memory) - steps + 1)
+        return _span(torch.tensor(blocks.tolist(), dtype=torch.int64, device=self.memory.device), steps)
 
     def layer(self, view: CacheView, layer: int) -> list[Heads]:
         """A sequence's KV heads of a layer, those together that share tables."""
@@ -99,31 +119,28 @@ class Heads:
         self.cache.store(addresses, page, code_keys(keys, page.k), code_values(values, page.v))
 
     def pack(self, first: int, last: int) -> None:
-        """Pack, from full blocks, the groups that rows at slots from first to last are the first to read packed.
-
-        Groups without a page are those that no row looks at.
-        """
-        page = self.layout.packed
-        if page is None:
+        """Pack, from full blocks, the groups that rows at slots from first to last are the first to read packed."""
+        page, groups = self.layout.packed, self.groups(first, last)
+        if page is None or not len(groups):
             return
-        groups = self._groups(self.layout.packed_end(first - 1), self.layout.packed_end(last))
         slots = groups[:, None] * page.tokens + torch.arange(page.tokens, device=groups.device)
-        k, v = self.read(slots.flatten(), packed=False)
-        # [groups, tokens, h, D] to [groups, h, tokens, D]
-        k, v = (x.unflatten(0, (-1, page.tokens)).transpose(1, 2) for x in (k, v))
+        k, v = (in_groups(x, page.tokens) for x in self.read(slots.flatten(), packed=False))
         self.store_groups(groups, code_keys(k, page.k), code_values(v, page.v))
+
+    def groups(self, first: int, last: int) -> Tensor:
+        """Groups that rows at slots from first to last are the first to read packed; never those that stay full."""
+        if self.layout.packed is None:
+            return self.full[:0]
+        each = self.layout.packed.tokens
+        begin, end = (self.layout.packed_end(slot) // each for slot in (first - 1, last))
+        return torch.arange(
+            max(begin, self.layout.keep // each), max(end, self.layout.keep // each), device=self.full.device
+        )
 
     def store_groups(self, groups: Tensor, k: Coded, v: Coded) -> None:
         """Write packed pages [n] from keys and values [n, h, tokens, D]."""
         assert self.layout.packed is not None
         self.cache.store(self._addresses(groups, self.layout.packed), self.layout.packed, k, v)
-
-    def _groups(self, begin: int, end: int) -> Tensor:
-        """Groups of slots from begin to end that have a page."""
-        assert self.layout.packed is not None and self.packed is not None
-        each = self.layout.packed.tokens
-        groups = torch.arange(begin // each, end // each, device=self.packed.device)
-        return groups[self.packed[groups] >= 0]
 
     def is_packed(self, slots: Tensor, readers: Tensor) -> Tensor:
         """Whether the row at a reader's slot reads a slot packed; the two broadcast. See CacheLayout.packed_end."""
@@ -134,26 +151,24 @@ class Heads:
 
     def read(self, slots: Tensor, *, packed: bool) -> tuple[Tensor, Tensor]:
         """Keys and values [n, h, D] float32 of slots [n], all from packed pages or all from full blocks."""
-        k, v = self.read_coded(slots, packed=packed)
+        k, v = self.coded(slots, packed=packed)
         return k.floats(), v.floats()
 
-    def read_coded(self, slots: Tensor, *, packed: bool) -> tuple[Coded, Coded]:
+    def coded(self, slots: Tensor, *, packed: bool) -> tuple[Coded, Coded]:
         """The same as the format holds them."""
         page = self.layout.packed if packed and self.layout.packed is not None else self.layout.full
         pages, index = torch.unique(slots // page.tokens, return_inverse=True)
         k, v = self.cache.load(self._addresses(pages, page), page)
         return k.at(index, slots % page.tokens), v.at(index, slots % page.tokens)
 
-    def read_as(self, slots: Tensor, reader: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [n, h, D] float32 of slots [n] as the row at a reader's slot sees them."""
-        packed = self.is_packed(slots, torch.tensor(reader, device=slots.device))
-        k, v = (
-            torch.empty(len(slots), len(self.heads), self.cache.config.head_size, device=slots.device) for _ in "kv"
+    def there(self, slots: Tensor, *, packed: bool) -> Tensor:
+        """Whether there is a page for each slot [n]."""
+        page, table = (self.layout.packed, self.packed) if packed else (self.layout.full, self.full)
+        return (
+            torch.zeros_like(slots, dtype=torch.bool)
+            if page is None or table is None
+            else table[slots // page.tokens] >= 0
         )
-        for form in (False, True):
-            at = packed == form
-            k[at], v[at] = self.read(slots[at], packed=form)
-        return k, v
 
     def _addresses(self, pages: Tensor, page: PageFormat) -> Tensor:
         """Of the heads' shares in full or packed pages [n] of the tables: [n, h]. ParameterError where one is not there."""
@@ -165,6 +180,11 @@ class Heads:
             )
         steps = page.share_bytes(self.cache.config.head_size) // ADDRESS_BYTES
         return table[pages][:, None] + self.units * steps
+
+
+def in_groups(x: Tensor, tokens: int) -> Tensor:
+    """[n * tokens, h, D] as packed pages have it: [n, h, tokens, D]."""
+    return x.reshape(-1, tokens, *x.shape[1:]).transpose(1, 2)
 
 
 def _span(addresses: Tensor, steps: int) -> Tensor:

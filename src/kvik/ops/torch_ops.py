@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvik.errors import ParameterError
-from kvik.ops import Activation, Config, Experts, Ops, Pass, Reduced, RopeTable, Rounding, StepTimes
+from kvik.ops import Activation, CacheView, Config, Experts, Ops, Pass, Reduced, RopeTable, Rounding, StepTimes
 from kvik.ops.pages import CacheLayout
 from kvik.ops.reduction import empty_reduced
 from kvik.ops.torch_attention import SequenceRows, sequences_of
 from kvik.ops.torch_cache import TorchCache
 from kvik.ops.torch_checks import check_pass, within
+from kvik.ops.torch_eviction import evict, read
 from kvik.ops.torch_rounding import round_input
 
 __all__ = ["TorchExecutor", "TorchOps"]
@@ -104,8 +105,8 @@ class TorchOps:
                 sequence.observe_queries(layer, (q if rotated is None else rotated.x)[rows])
                 far = None
                 if window is None and sequence.far_position:
-                    far = self._far(rotated, sequence).unflatten(1, (-1, size)) * scale
-                near, keys, values = (x[rows].unflatten(1, (-1, size)) for x in (q, k, v))  # [T, heads, D]
+                    far = self._far(rotated, sequence).reshape(len(sequence.slots), -1, size) * scale
+                near, keys, values = (x[rows].reshape(len(sequence.slots), -1, size) for x in (q, k, v))
                 out[rows] = sequence.attend(layer, near * scale, far, keys, values, window).flatten(1)
             return out
 
@@ -246,6 +247,20 @@ class TorchExecutor(Generic[Config]):
     def register(self, layout: CacheLayout) -> int:
         """See `Executor.register`. ParameterError names what the layout has that this model's cache cannot have."""
         return self.cache.register(layout)
+
+    def evict(self, source: CacheView, target: CacheView, kept: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
+        with torch.inference_mode():
+            evict(self.cache, source, target, kept, counts)
+
+    def read(self, view: CacheView, layer: int, head: int, what: Literal["keys", "values"]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return read(self.cache, view, layer, head, what)
+
+    def save(self, blocks: NDArray[np.int32], steps: int) -> NDArray[np.uint8]:
+        return self.cache.save(blocks, steps)
+
+    def restore(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
+        self.cache.restore(blocks, data)
 
     def run(self, work: Pass) -> NDArray[np.float32]:
         """Compute the pass. Raises ParameterError for a pass whose tokens, slots, spans or blocks do not fit."""

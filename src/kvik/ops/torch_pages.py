@@ -5,6 +5,7 @@ Integers per channel of a group for keys and per token for values, as KIVI has t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,8 +43,12 @@ class Coded(NamedTuple):
 
     def at(self, page: Tensor, token: Tensor) -> Coded:
         """Of pages [N, h, tokens, D], tokens [n] of pages [n]: everything as [n, h, D]."""
-        whole = self.numbers.shape
-        return Coded(*(None if x is None else x.expand(whole)[page, :, token] for x in self))
+        return self.map(lambda x: x.expand(self.numbers.shape)[page, :, token])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Coded:
+        """Of everything that is there, what `change` makes of it."""
+        numbers, *meaning = self
+        return Coded(change(numbers), *(None if x is None else change(x) for x in meaning))
 
 
 def code_keys(x: Tensor, kv: KVFormat) -> Coded:
@@ -137,4 +142,5 @@ def hadamard(x: Tensor) -> Tensor:
     signs = torch.ones(1, 1, dtype=x.dtype, device=x.device)
     while len(signs) < width:
         signs = torch.cat((torch.cat((signs, signs), 1), torch.cat((signs, -signs), 1)))
-    return (x.unflatten(-1, (-1, width)) @ signs * width**-0.5).flatten(-2)
+    blocks: Tensor = x.reshape(*x.shape[:-1], -1, width) @ signs * width**-0.5
+    return blocks.reshape(x.shape)
