@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native.tiny import config, definition, tokens, weights
-from oracles.small_caches import Held, Space, layout_of, pass_of
+from native.tiny import cache_layout, config, definition, tokens, weights
+from oracles.small_caches import Held, Space, pass_of
 
 from kvik import _native
 from kvik.cache.storage import allocate_cache
@@ -29,20 +29,20 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "int8 by 16": {"k": "int8", "v": "int8", "group_size": 16, "keep": 16},
     "k8v4 by 32": {"k": "int8", "v": "int4", "group_size": 32, "keep": 16},
     "int4 by 128": {"k": "int4", "v": "int4", "group_size": 128, "keep": 32},
-    "rotated int4": {"k": "int4", "v": "int4", "rotate": True, "groups": "layers"},
-    "keys f16": {"k": "f16", "v": "int4", "group_size": 32, "groups": "heads"},
+    "rotated int4": {"k": "int4", "v": "int4", "rotate": True, "by": "layer"},
+    "keys f16": {"k": "f16", "v": "int4", "group_size": 32, "by": "head"},
     "values bf16": {"k": "int4", "v": "bf16", "group_size": 16},
     "rotated f16": {"k": "f16", "v": "f16", "rotate": True},
     "streaming f16": {"k": "f16", "v": "f16", **STREAM},
     "streaming f32, many sinks": {"k": "f32", "v": "f32", "sinks": 67, "window": 30, "keep": 80},
     "streaming int8": {"k": "int8", "v": "int8", "group_size": 16, **STREAM},
-    "streaming rotated int4": {"k": "int4", "v": "int4", "rotate": True, "groups": "heads", **STREAM},
+    "streaming rotated int4": {"k": "int4", "v": "int4", "rotate": True, "by": "head", **STREAM},
     "a window of packed tokens never": {"k": "int8", "v": "int8", "sinks": 3, "window": 20, "keep": 16},
 }
 
 
 def layout(c: ModelConfig, name: str) -> CacheLayout:
-    return layout_of(c, **LAYOUTS[name])
+    return cache_layout(c, **LAYOUTS[name])
 
 
 def forget(c: ModelConfig, held: Held, memory: np.ndarray[Any, Any]) -> None:
@@ -222,7 +222,7 @@ def test_observations_are_sums_that_nothing_changes(name: str) -> None:
 )  # fmt: skip
 def test_observations_are_checked(change: dict[str, Any], message: str) -> None:
     small = Small()
-    held = small.held(layout_of(C), 32)
+    held = small.held(cache_layout(C), 32)
     seen = observing(held, 0, 20)
     with pytest.raises(ValueError, match=message):
         small.run((held, tokens(97, 20)), observations=[seen._replace(**change)])
@@ -235,7 +235,7 @@ def test_observations_are_checked(change: dict[str, Any], message: str) -> None:
 def test_blocks_that_are_needed_must_be_there(name: str) -> None:
     """Each block and page that a pass refuses to miss is one that changes its logits or its pages; no other is."""
     of, ids = (
-        layout_of(C, "int8", "int8", 16, keep=16, **({"sinks": 5, "window": 70} if "stream" in name else {})),
+        cache_layout(C, "int8", "int8", 16, keep=16, **({"sinks": 5, "window": 70} if "stream" in name else {})),
         tokens(97, 200),
     )
     small = Small()
@@ -258,7 +258,7 @@ def test_blocks_that_are_needed_must_be_there(name: str) -> None:
 
 def test_copies_are_made_in_order_before_anything() -> None:
     small = Small()
-    of = layout_of(C)
+    of = cache_layout(C)
     held, fork = small.held(of, 64), small.held(of, 64)
     ids, steps = tokens(97, 40), of.units[0] * of.full.share_bytes(C.head_size) // ADDRESS_BYTES
     small.run((held, ids))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from native.test_caches import LAYOUTS, MADE, C, Small, in_chunks
-from native.tiny import STEP, config, executor, tokens, weights
+from native.tiny import STEP, cache_layout, config, executor, tokens, weights
 from numpy.typing import NDArray
-from oracles.small_caches import Held, layout_of
+from oracles.small_caches import Held
 
 from kvik.ops import CacheView
 from kvik.ops.pages import ADDRESS_BYTES, CacheLayout, KVFormat, PageFormat
@@ -54,9 +54,9 @@ def uneven(seed: int) -> NDArray[np.int32]:
     return np.random.default_rng(seed).integers(1, 180, SHAPE).astype(np.int32)
 
 
-@pytest.mark.parametrize("name", [n for n in EVICTING if layout_of(C, **LAYOUTS[n]).packed is None])
+@pytest.mark.parametrize("name", [n for n in EVICTING if cache_layout(C, **LAYOUTS[n]).packed is None])
 def test_keeping_all_changes_nothing(name: str) -> None:
-    of, ids = layout_of(C, **LAYOUTS[name]), tokens(C.vocab_size, 200)
+    of, ids = cache_layout(C, **LAYOUTS[name]), tokens(C.vocab_size, 200)
     small = Small()
     source = ran(small, of, ids[:150])
     counts = np.full(SHAPE, 150, np.int32)
@@ -79,8 +79,8 @@ def coded(x: NDArray[np.float32], of: CacheLayout, what: str, shared: bool) -> N
 def test_kept_slots_lie_together(name: str) -> None:
     """By head, whatever the source's groups; each number rounded as its place says, groups that are due packed."""
     small, ids = Small(threads=3), tokens(C.vocab_size, 200)
-    source = ran(small, layout_of(C, **LAYOUTS[name]), ids)
-    of, counts = layout_of(C, **{**LAYOUTS[name], "groups": "heads"}), uneven(1)
+    source = ran(small, cache_layout(C, **LAYOUTS[name]), ids)
+    of, counts = cache_layout(C, **{**LAYOUTS[name], "by": "head"}), uneven(1)
     kept, target = chosen(counts, 200), target_of(small, of, source, counts)
     before = {
         (*at, what): small.runner.read(source.view, *at, what)
@@ -107,21 +107,21 @@ def test_kept_slots_lie_together(name: str) -> None:
 @pytest.mark.parametrize("name", EVICTING)
 def test_bits_are_invariant_behind_an_uneven_eviction(name: str) -> None:
     ids, more, others = tokens(C.vocab_size, 150), tokens(C.vocab_size, 100, 3), tokens(C.vocab_size, 60, 5)
-    of, counts, found = layout_of(C, **{**LAYOUTS[name], "groups": "heads"}), uneven(2).clip(max=150), []
+    of, counts, found = cache_layout(C, **{**LAYOUTS[name], "by": "head"}), uneven(2).clip(max=150), []
     for threads in (1, 3):
         small = Small(threads=threads)
-        source = ran(small, layout_of(C, **LAYOUTS[name]), ids)
+        source = ran(small, cache_layout(C, **LAYOUTS[name]), ids)
         target = target_of(small, of, source, counts)
         small.runner.evict(source.view, target.view, chosen(counts, 150), counts)
         if threads == 1:
             found.append(small.run((target, more)))
         else:
-            found.append(in_chunks(small, target, more, small.held(layout_of(C), 64), others, 7))
+            found.append(in_chunks(small, target, more, small.held(cache_layout(C), 64), others, 7))
     assert np.isfinite(found[0]).all() and np.array_equal(*found)
 
 
 def test_layers_that_are_left_alone() -> None:
-    small, of = Small(), layout_of(C, "int8", "int4", groups="layers")
+    small, of = Small(), cache_layout(C, "int8", "int4", by="layer")
     source = ran(small, of, tokens(C.vocab_size, 150))
     counts = np.array([[40, 40], [-1, -1]], np.int32)
     target = target_of(small, of, source, counts)
@@ -134,7 +134,7 @@ def test_layers_that_are_left_alone() -> None:
 
 
 def test_numbers_of_slots_that_nobody_sees_are_zeros() -> None:
-    small, of = Small(), layout_of(C, sinks=5, window=30, keep=16)
+    small, of = Small(), cache_layout(C, sinks=5, window=30, keep=16)
     source = ran(small, of, tokens(C.vocab_size, 150))
     keys = small.runner.read(source.view, 1, 0, "keys")
     assert not keys[16:112].any() and keys[:16].all() and keys[112:].all()
@@ -144,14 +144,14 @@ def test_numbers_of_slots_that_nobody_sees_are_zeros() -> None:
 def test_keys_are_read_with_rotary_embedding_only(rotate: bool) -> None:
     """Those of the first layer depend on its token and position: the same with and without the transform."""
     small, ids = Small(), tokens(C.vocab_size, 60)
-    plain, turned = (ran(small, layout_of(C, "f32", "f32", rotate=rotated), ids) for rotated in (False, rotate))
+    plain, turned = (ran(small, cache_layout(C, "f32", "f32", rotate=rotated), ids) for rotated in (False, rotate))
     for what in ("keys", "values"):
         want, got = (small.runner.read(held.view, 0, 1, what) for held in (plain, turned))  # type: ignore[arg-type]
         assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max()
 
 
 def test_saved_blocks_come_back_elsewhere() -> None:
-    small, of, ids = Small(), layout_of(C, "int8", "int4", 32, groups="layers"), tokens(C.vocab_size, 200)
+    small, of, ids = Small(), cache_layout(C, "int8", "int4", 32, by="layer"), tokens(C.vocab_size, 200)
     held = ran(small, of, ids[:150])
     want = small.run((held, ids[150:151]))
     held.length -= 1
@@ -172,7 +172,7 @@ def test_saved_blocks_come_back_elsewhere() -> None:
 
 
 def evicting(change: Callable[[dict[str, Any]], Any]) -> None:
-    small, of = Small(), layout_of(C, "int8", "int4", 32)
+    small, of = Small(), cache_layout(C, "int8", "int4", 32)
     source = ran(small, of, tokens(C.vocab_size, 150))
     counts = np.full(SHAPE, 90, np.int32)
     target = target_of(small, of, source, counts)
@@ -224,7 +224,7 @@ def test_the_call_that_is_checked_is_right() -> None:
 
 
 def test_reading_and_saving_are_checked() -> None:
-    small, of = Small(), layout_of(C)
+    small, of = Small(), cache_layout(C)
     held = ran(small, of, tokens(C.vocab_size, 20))
     for layer, head in ((2, 0), (-1, 0), (0, 2), (0, -1)):
         with pytest.raises(ValueError, match="layer or KV head"):
@@ -273,7 +273,7 @@ def test_layouts_the_kernels_lack_are_refused(change: dict[str, Any], message: s
 def test_a_block_is_as_large_as_the_formula_says(k: KVFormat, v: KVFormat, group_size: int, size: int) -> None:
     """The last place in the pool where a block or page fits, and the step behind it."""
     c = config(num_layers=1, num_heads=2, num_kv_heads=2, head_size=size, windows=(None,))
-    runner, of = executor(c, weights(c, Layout.F32), num_blocks=1), layout_of(c, k, v, group_size)
+    runner, of = executor(c, weights(c, Layout.F32), num_blocks=1), cache_layout(c, k, v, group_size)
     number, zeros = runner.register(of), np.zeros(2, np.int32)
     assert of.packed is not None
     for place, page in enumerate((of.full, of.packed)):

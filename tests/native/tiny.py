@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from oracles.small_caches import layout_of
 from weights.gguf_files import random_bytes
 
 from kvik import _native
@@ -18,7 +17,7 @@ from kvik.models import llama
 from kvik.models.config import ModelConfig, RopeConfig
 from kvik.ops import Executor, Ops, Pass
 from kvik.ops.native_ops import NativeExecutor
-from kvik.ops.pages import ADDRESS_BYTES, CacheLayout, KVFormat
+from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, CacheLayout, KVFormat, PageFormat, is_packed
 from kvik.ops.torch_ops import TorchExecutor
 from kvik.weights.ggml_types import GGMLType
 from kvik.weights.layouts import Layout
@@ -89,6 +88,29 @@ def weights(c: ModelConfig, layout: Layout, seed: int = 0) -> dict[str, PackedTe
     return random_tensors({spec.name: spec.shape for spec in llama.tensors(c)}, layout, seed)
 
 
+def cache_layout(
+    c: ModelConfig,
+    k: KVFormat = "f16",
+    v: KVFormat | None = None,
+    group_size: int = 64,
+    *,
+    by: str = "",
+    keep: int = 0,
+    rotate: bool = False,
+    sinks: int = 0,
+    window: int = 0,
+) -> CacheLayout:
+    """Formats of keys and values (None: as keys). by: "layer" or "head" for tables of each, else all units are one group."""
+    v = v or k
+    full: tuple[KVFormat, ...] = tuple("f16" if is_packed(kv) else kv for kv in (k, v))
+    packed = PageFormat(k, v, group_size) if is_packed(k) or is_packed(v) else None
+    groups = [
+        tuple({"layer": i, "head": i * c.num_kv_heads + h}.get(by, 0) for h in range(c.num_kv_heads))
+        for i in range(c.num_layers)
+    ]
+    return CacheLayout(PageFormat(*full, BLOCK_TOKENS), packed, tuple(groups), keep, rotate, sinks, window)
+
+
 def executor(
     c: ModelConfig,
     tensors: Mapping[str, PackedTensor],
@@ -105,7 +127,7 @@ def executor(
         c, forward, tensors, pool=_native.Pool(threads), kv=allocate_cache(num_blocks * STEP * ADDRESS_BYTES),
         max_rows=max_rows, isa=isa,
     )  # fmt: skip
-    assert made.register(kv if isinstance(kv, CacheLayout) else layout_of(c, kv, kv)) == 0
+    assert made.register(kv if isinstance(kv, CacheLayout) else cache_layout(c, kv)) == 0
     return made
 
 
@@ -140,7 +162,7 @@ def definition(
     made = TorchExecutor(
         c, forward, floats, kv_bytes=num_blocks * STEP * ADDRESS_BYTES, rounding=input_roundings(tensors)
     )
-    assert made.register(kv if isinstance(kv, CacheLayout) else layout_of(c, kv, kv)) == 0
+    assert made.register(kv if isinstance(kv, CacheLayout) else cache_layout(c, kv)) == 0
     return made
 
 
