@@ -75,7 +75,9 @@ class Memory:
 
     def copy(self, copies: list[BlockCopy]) -> None:
         for source, target, steps in copies:
-            self.numbers[target * STEP : (target + steps) * STEP] = self.numbers[source * STEP : (source + steps) * STEP]
+            self.numbers[target * STEP : (target + steps) * STEP] = self.numbers[
+                source * STEP : (source + steps) * STEP
+            ]
 
     def run(self, tables: Tables, begin: int, numbers: Numbers) -> list[Numbers]:
         """Rows from slot `begin` on leave their numbers; pages are packed when they are first read.
@@ -92,7 +94,9 @@ class Memory:
             each, last = layout.packed.tokens, begin - shift + len(numbers) - 1
             for page in range(layout.packed_end(begin - shift - 1) // each, layout.packed_end(last) // each):
                 if page >= layout.keep // each:
-                    parts = [self.read(tables.layout, group, False, int(b), np.arange(16)) for b in _blocks(full, page, each)]
+                    parts = [
+                        self.read(tables.layout, group, False, int(b), np.arange(16)) for b in _blocks(full, page, each)
+                    ]
                     self.write(tables.layout, group, True, int(packed[page]), 0, np.concatenate(parts))
         last = begin + len(numbers) - 1
         for row in (begin, (begin + last) // 2, last):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cache.memory import Memory, Numbers, shape, tables_of, visible
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -19,8 +20,7 @@ from kvik.cache.sequence_cache import BlockCopy, SequenceCache, held_together
 from kvik.cache.storage import choose_slab_bytes
 from kvik.errors import KvikError
 from kvik.params.cache import CacheParams
-from kvik.params.eviction import StreamingLLM, TOVA
-from cache.memory import Memory, Numbers, shape, tables_of, visible
+from kvik.params.eviction import TOVA, StreamingLLM
 
 WINDOWS = (None, 20, None, 40)
 
