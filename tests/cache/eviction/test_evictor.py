@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -161,6 +162,16 @@ def test_what_is_observed() -> None:
     assert (watched.first, watched.end, watched.sums, watched.queries.shape) == (0, 10, None, (3, 10, 32))
     keys = Evictor.of(params("keydiff"), Shape(), 10, None)
     assert keys is not None and keys.observation(0, 10) is None
+
+
+@pytest.mark.parametrize("policy", ["h2o:every=0", "snapkv:window=4", "expectedattention:window=4"])
+def test_memory_goes_with_the_last_event(policy: str) -> None:
+    made = Evictor.of(params(policy), Shape(), 20, None)
+    assert made is not None and (watched := made.observation(0, 20)) is not None
+    memory = weakref.ref(watched.sums if watched.sums is not None else watched.queries)
+    made.evicted(made.choose(20, lambda layer, head, what: np.ones((20, 8), np.float32)))
+    del watched
+    assert memory() is None and made.next_event(20) is None and made.observation(20, 100) is None
 
 
 def test_the_sums_grow_with_the_rows() -> None:
