@@ -158,7 +158,9 @@ def test_what_is_observed() -> None:
     assert again is not None and (again.first, again.end) == (112, 120)
     assert again.sums is not None and again.sums.shape[2] >= 53 and not again.sums.any()
     queries = Evictor.of(params("expectedattention:window=16"), Shape(), 10, None)
-    assert queries is not None and (watched := queries.observation(0, 4)) is not None and watched.queries is not None
+    assert queries is not None
+    watched = queries.observation(0, 4)
+    assert watched is not None and watched.queries is not None
     assert (watched.first, watched.end, watched.sums, watched.queries.shape) == (0, 10, None, (3, 10, 32))
     keys = Evictor.of(params("keydiff"), Shape(), 10, None)
     assert keys is not None and keys.observation(0, 10) is None
@@ -167,7 +169,9 @@ def test_what_is_observed() -> None:
 @pytest.mark.parametrize("policy", ["h2o:every=0", "snapkv:window=4", "expectedattention:window=4"])
 def test_memory_goes_with_the_last_event(policy: str) -> None:
     made = Evictor.of(params(policy), Shape(), 20, None)
-    assert made is not None and (watched := made.observation(0, 20)) is not None
+    assert made is not None
+    watched = made.observation(0, 20)
+    assert watched is not None
     memory = weakref.ref(watched.sums if watched.sums is not None else watched.queries)
     made.evicted(made.choose(20, lambda layer, head, what: np.ones((20, 8), np.float32)))
     del watched
