@@ -78,7 +78,7 @@ class Simulation:
         assert made is not None
         self.evictor, self.computed = made, 0
         self.tables: Tables = [[[] for _ in range(self.shape.num_kv_heads)] for _ in range(self.shape.num_layers)]
-        # [L][H_kv][token] what all rows, and each row, left
+        # [L, H_kv, row, token] in steps of 2**-24, as attention reports them: less than half a step is nothing
         self.probabilities = torch.zeros(
             self.shape.num_layers, self.shape.num_kv_heads, tokens, tokens, dtype=torch.float64
         )
@@ -104,11 +104,11 @@ class Simulation:
         for layer in range(self.shape.num_layers):
             for head, table in enumerate(self.tables[layer]):
                 table += range(first, end)
-                p = self._attention(layer, head, first, end)  # [query heads, rows, slots]
-                self.probabilities[layer, head, first:end, table] += p.sum(0)
+                steps = torch.round(self._attention(layer, head, first, end) * 2**24)  # [query heads, rows, slots]
+                self.probabilities[layer, head, first:end, table] += steps.sum(0)
                 if observation is not None and observation.sums is not None:
-                    steps = torch.round(p[:, begin - first : stop - first] * 2**24).long().sum((0, 1))
-                    observation.sums[layer, head, : len(table)] += steps.numpy()
+                    sums = steps[:, begin - first : stop - first].long().sum((0, 1))
+                    observation.sums[layer, head, : len(table)] += sums.numpy()
 
     def _attention(self, layer: int, head: int, first: int, end: int) -> Tensor:
         """Softmax over the tokens left that come no later than the row."""
@@ -145,7 +145,11 @@ class Simulation:
         assert policy is not None
         budget = policy.kept(self.computed)
         if self.params.layers == "pyramid":
-            budgets = pyramid(budget, sum(policy.protected(budget)), [len(self.tables[layer][0]) for layer in layers])
+            budgets = pyramid(
+                budget,
+                sum(policy.protected(budget)),
+                [sum(map(len, self.tables[layer])) // self.shape.num_kv_heads for layer in layers],
+            )
         else:
             budgets = [budget] * len(layers)
         found = {}
