@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,12 @@ class Evictor:
         self.params, self.policy, self.prompt_tokens = params, params.scorer, prompt_tokens
         self._scoring = SCORINGS[type(self.policy)]
         self._shape, self._rope, self._scale = shape, rope, scale
+        self._last = 0  # tokens at the last event
+        self._evicted = Fraction(0)  # slots that went, mean of all tables
+        self._counts: NDArray[np.int64] | None = None  # [L', H_kv] kept at the last event; never written to
+        self._sums: NDArray[np.int64] | None = None  # [L, H_kv, slots of the table, or room for more]
+        self._queries: tuple[int, NDArray[np.float32]] | None = None  # slot of the first row; [L, rows, H * D]
         self.layers = tuple(layer for layer, window in enumerate(shape.windows) if not window)
-        self.restart()
 
     @classmethod
     def of(
@@ -115,6 +119,12 @@ class Evictor:
             return Observation(sequence, begin, event, queries=self._queries_of(begin, event))
         return Observation(sequence, begin, event, sums=self._sums_of(first + count, event))
 
+    def scores(self, num_tokens: int, read: Read) -> NDArray[Any]:
+        """By what `choose` ranks the slots of the layers that evict, protected ones apart: [L', H_kv, n]."""
+        if self.next_event(num_tokens) != num_tokens:
+            raise KvikError(f"no eviction is due at {num_tokens} tokens")
+        return self._scoring.scores(self.policy, self._seen(num_tokens, read))
+
     def choose(self, num_tokens: int, read: Read) -> Kept:
         """Which slots stay at the event that is due after `num_tokens`. read: of the sequence's cache (`Executor.read`)."""
         if self.next_event(num_tokens) != num_tokens:
@@ -139,7 +149,7 @@ class Evictor:
         """One in the same state."""
         other = Evictor(self.params, self._shape, self.prompt_tokens, self._rope, self._scale)
         other._last, other._evicted = self._last, self._evicted
-        other._counts = self._counts  # never written to
+        other._counts = self._counts
         other._sums = None if self._sums is None else self._sums.copy()
         other._queries = None if self._queries is None else (self._queries[0], self._queries[1].copy())
         return other
@@ -147,9 +157,7 @@ class Evictor:
     def restart(self) -> None:
         """Nothing is computed yet."""
         self._last, self._evicted = 0, Fraction(0)
-        self._counts: NDArray[np.int64] | None = None  # [L', H_kv] kept at the last event
-        self._sums: NDArray[np.int64] | None = None  # [L, H_kv, slots of the table, or room for more]
-        self._queries: tuple[int, NDArray[np.float32]] | None = None  # slot of the first row; [L, rows, H * D]
+        self._counts = self._sums = self._queries = None
 
     def most_kept(self, prompt: int | None, tokens: int) -> int:
         """Most slots that a layer and KV head keeps at any event of a sequence of `tokens` tokens; without one, all."""

@@ -14,6 +14,9 @@ from kvik.params import ExpectedAttention
 __all__ = ["SCORING"]
 
 
+_SMALL = 2**18  # multiplications that OpenBLAS does in one thread
+
+
 class _Queries(NamedTuple):
     """Queries to come of a layer, taken to be normal. mean: [H, D]; covariance: [H, D, D]."""
 
@@ -41,25 +44,48 @@ def scores(policy: ExpectedAttention, seen: Seen) -> NDArray[np.float32]:
 
 def _expected(keys: NDArray[np.float32], queries: _Queries, scale: float) -> NDArray[np.float32]:
     """Expected shares of attention of keys [n, D], mean of the query heads: [n]."""
-    total = np.zeros(len(keys), np.float32)
+    total, products = np.zeros(len(keys), np.float32), np.empty_like(keys)
     for mean, covariance in zip(queries.mean, queries.covariance, strict=True):
-        products = keys @ (covariance * np.float32(scale * scale / 2))
-        products += mean * np.float32(scale)
+        _product(keys, covariance * np.float32(scale * scale / 2), products)
         logits = np.einsum("nd,nd->n", products, keys)
+        logits += np.einsum("nd,d->n", keys, mean * np.float32(scale))
         logits -= logits.max()
         np.exp(logits, out=logits)
-        total += logits / logits.sum()
+        logits /= logits.sum()
+        total += logits
     return total / np.float32(len(queries.mean))
 
 
 def _coming(queries: NDArray[np.float32], turn: NDArray[np.float32] | None) -> _Queries:
     """Mean and covariance of queries [rows, H, D], turned by [D, D]."""
     mean = queries.mean(0)
-    centred = (queries - mean).transpose(1, 2, 0)  # [H, D, rows]
-    covariance = centred @ centred.transpose(0, 2, 1) / np.float32(len(queries))
+    centred = np.ascontiguousarray((queries - mean).transpose(1, 2, 0))  # [H, D, rows]
+    covariance = np.zeros((*mean.shape, mean.shape[1]), np.float32)
+    for first in range(0, len(queries), step := max(1, _SMALL // mean.shape[1] ** 2)):
+        part = centred[:, :, first : first + step]
+        covariance += part @ part.transpose(0, 2, 1)
+    covariance /= np.float32(len(queries))
     if turn is None:
         return _Queries(mean, covariance)
-    return _Queries(mean @ turn.T, turn @ covariance @ turn.T)
+    half = np.stack([_product(turn, x) for x in covariance])
+    return _Queries(
+        np.einsum("de,he->hd", turn, mean), np.stack([_product(x, np.ascontiguousarray(turn.T)) for x in half])
+    )
+
+
+def _product(
+    a: NDArray[np.float32], b: NDArray[np.float32], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """a @ b for [n, D] and [D, D], in blocks so small that BLAS keeps to this thread.
+
+    Its threads spin for each other, which costs 30 times as much where a core is busy, and could change the last bit.
+    """
+    found = np.empty_like(a) if out is None else out
+    rows = max(1, _SMALL // b.size)
+    whole = len(a) // rows * rows
+    np.matmul(a[:whole].reshape(-1, rows, a.shape[1]), b, out=found[:whole].reshape(-1, rows, a.shape[1]))
+    np.matmul(a[whole:], b, out=found[whole:])
+    return found
 
 
 def _mean_rotation(rope: RopeTable, first: int, count: int) -> NDArray[np.float32]:

@@ -19,10 +19,10 @@ def scores(policy: KeyDiff, seen: Seen) -> NDArray[np.float32]:
     for place, layer in enumerate(seen.layers):
         for head in range(seen.held.shape[1]):
             keys = seen.read(layer, head, "keys")
-            lengths = np.maximum(np.sqrt(np.einsum("nd,nd->n", keys, keys)), _TINY)
-            mean = np.add.reduce(keys / lengths[:, None], 0) / np.float32(len(keys))
-            mean /= max(np.sqrt(np.dot(mean, mean)), _TINY)
-            found[place, head, : len(keys)] = -np.einsum("nd,d->n", keys, mean) / lengths
+            inverse = 1 / np.maximum(np.sqrt(np.einsum("nd,nd->n", keys, keys)), _TINY)
+            mean = np.einsum("nd,n->d", keys, inverse)
+            mean /= max(np.sqrt(np.einsum("d,d->", mean, mean)), _TINY)  # of any length, it ranks alike
+            found[place, head, : len(keys)] = -np.einsum("nd,d->n", keys, mean) * inverse
     return found
 
 

@@ -20,35 +20,31 @@ def budgets(kept: int, protected: int, most: Sequence[int]) -> list[int]:
     earlier layers where these are equal; no layer gets less than one slot.
     """
     layers = len(most)
+    if layers == 1:
+        return [min(kept, most[0])]
     rest = Fraction(kept - min(protected, kept))
-    steps = max(layers - 1, 1)
     high = min(rest * (2 - Fraction(1, STEEPNESS)), Fraction(max(max(most), kept) - kept) + rest)
     low = 2 * rest - high
-    line = (
-        [kept - rest + high - (high - low) * layer / steps for layer in range(layers)]
-        if layers > 1
-        else [Fraction(kept)]
-    )
+    fall = (high - low) / (layers - 1)
+    line = [kept - rest + high - fall * layer for layer in range(layers)]
     least = [min(max(1, min(protected, kept)), each) for each in most]
     return _whole(_within(line, least, most, min(layers * kept, sum(most))))
 
 
 def _within(line: list[Fraction], least: Sequence[int], most: Sequence[int], total: int) -> list[Fraction]:
     """The line moved up or down and cut to the bounds, so that its sum is the total, which these allow."""
-    found, free = list(line), list(range(len(line)))
+    found, free = list(line), set(range(len(line)))
     while free:
-        others = sum(found[layer] for layer in range(len(line)) if layer not in free)
-        move = (total - others - sum(line[layer] for layer in free)) / len(free)
-        moved = {layer: line[layer] + move for layer in free}
-        over = sum(max(moved[layer] - most[layer], 0) for layer in free)
-        under = sum(max(least[layer] - moved[layer], 0) for layer in free)
-        bounds = most if over >= under else least
-        cut = [
-            layer for layer in free if (moved[layer] > most[layer] if over >= under else moved[layer] < least[layer])
-        ]
-        for layer in free:
-            found[layer] = Fraction(bounds[layer]) if layer in cut else moved[layer]
-        free = [layer for layer in free if layer not in cut] if cut else []
+        move = (total - sum(found, Fraction(0))) / len(free)
+        over = {layer: most[layer] for layer in free if found[layer] + move > most[layer]}
+        under = {layer: least[layer] for layer in free if found[layer] + move < least[layer]}
+        excess = sum(found[layer] + move - bound for layer, bound in (over | under).items())
+        cut = over if excess >= 0 else under
+        if not cut:
+            return [share + move if layer in free else share for layer, share in enumerate(found)]
+        for layer, bound in cut.items():
+            found[layer] = Fraction(bound)
+        free -= cut.keys()
     return found
 
 

@@ -13,7 +13,7 @@ def best(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
     if count >= len(scores):
         return np.ones(len(scores), np.bool_)
     edge = np.partition(scores, len(scores) - count)[len(scores) - count]
-    chosen = scores > edge
+    chosen: NDArray[np.bool_] = scores > edge
     equal = np.flatnonzero(scores == edge)
     chosen[equal[len(equal) - (count - np.count_nonzero(chosen)) :]] = True
     return chosen
