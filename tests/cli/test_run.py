@@ -8,7 +8,7 @@ from cli.fake_llm import ANSWER, FakeLLM
 from kvik.cli import conversation, options, strategy_options
 from kvik.llm import LLM
 from kvik.models import reading
-from kvik.params import EngineParams, Grammar, SamplingParams
+from kvik.params import CacheParams, EngineParams, Grammar, SamplingParams
 
 TEXT = "".join(ANSWER)
 

@@ -11,6 +11,7 @@ import typer
 
 from kvik.cli.answer import encode_prompt
 from kvik.cli.cache_options import check_prompt
+from kvik.cli.compare_kv import compare_kv
 from kvik.cli.compare_runs import runs
 from kvik.cli.input import argument_text
 from kvik.cli.machine import cores, processor
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
     group = add_group(app, "compare", compare)
     add_verb(group, "decoding", decoding)
+    add_verb(group, "kv", compare_kv)
     add_verb(group, "runs", runs)
 
 

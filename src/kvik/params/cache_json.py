@@ -61,7 +61,7 @@ def _evicting(evict: object, base: CacheParams) -> CacheParams:
     given = dict(evict)
     if not isinstance(given.get("policy"), str):
         raise ParameterError('evict.policy must be the name of a policy, like "snapkv", or "none"')
-    text, spread = given.pop("policy"), {"layers": "uniform", "heads": "uniform"}
+    text, spread = given.pop("policy"), dict[str, Any](layers="uniform", heads="uniform")
     try:
         spread |= {name: given.pop(name) for name in tuple(spread) if name in given}
         policy = parse_policy(text)
