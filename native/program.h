@@ -174,7 +174,7 @@ class Program {
         size_t partials = 0, observed = 0;  // floats; observed: of each thread
         std::vector<int32_t> countdowns;
     };
-    struct Rows2 {  // first, end of rows
+    struct RowRange {  // [first, end)
         int32_t first, end;
     };
     struct Prepared {  // which input a thread prepared for itself
@@ -240,7 +240,7 @@ class Program {
     void run_join(uint32_t tile, ThreadState& own);
     void reserve_reduced();
     void run_attend(const Node& node, const Item& item, uint32_t thread);
-    Rows2 observed_rows(int32_t sequence, int32_t row, int32_t rows) const;
+    RowRange observed_rows(int32_t sequence, int32_t row, int32_t rows) const;
     bool locate(const Node& node, uint32_t tile, LinearTile& found) const;
     void look_ahead(uint32_t phase, uint32_t thread) const;
     void apply(const RowOp& op, int32_t row, float* out) const;

@@ -37,7 +37,7 @@ Cache Program::cache(const CacheLayout& l, const Tables& tables, int32_t layer, 
 Cache Program::cache(int32_t s, int32_t layer, int32_t head) const { return cache(layout_of(s), tables_of(s), layer, head); }
 
 // Which of the rows row..row + rows of a sequence are observed, counted from `row`.
-Program::Rows2 Program::observed_rows(int32_t s, int32_t row, int32_t rows) const {
+Program::RowRange Program::observed_rows(int32_t s, int32_t row, int32_t rows) const {
     if (observation_of_.empty() || observation_of_[size_t(s)] < 0) return {0, 0};
     const ObservationView& o = pass_.observations[observation_of_[size_t(s)]];
     const int64_t slot = pass_.slots[row];
@@ -103,7 +103,7 @@ Program::AttentionPlan Program::plan_attention(const Attention& a, AttentionNeed
     for (const Item& tile : tiles) total += tile.work(group);
     const int64_t enough = pool_.threads() == 1 ? total : std::max<int64_t>(1, total / (kFineness * pool_.threads()));
     for (Item item : tiles) {
-        const Rows2 observed = observed_rows(item.sequence, item.row, item.rows);
+        const RowRange observed = observed_rows(item.sequence, item.row, item.rows);
         if (observed.first < observed.end)
             needs.observed = std::max(needs.observed, attend_observed((observed.end - observed.first) * group, item.partitions));
         else
@@ -185,7 +185,7 @@ void Program::run_head(const Attention& a, int32_t s, int32_t head, int32_t from
     const CacheLayout& l = layout_of(s);
     const Cache c = cache(s, a.layer, head);
     const bool sinks = l.sinks && windows_[size_t(a.layer)] == 0;
-    const Rows2 observed = observed_rows(s, from, to - from);
+    const RowRange observed = observed_rows(s, from, to - from);
     const auto rotate = [&](float* x, int32_t heads, const std::vector<float>& cosine, const std::vector<float>& sine, int32_t r) {
         if (table) kernels_.rope(x, heads, head_size_, cosine.data() + size_t(r) * half, sine.data() + size_t(r) * half);
         if (l.rotate) kernels_.hadamard(x, heads, head_size_);
@@ -235,7 +235,7 @@ void Program::run_attend(const Node& node, const Item& item, uint32_t thread) {
     q.scratch = own.attend.data();
     q.state = own.state.data();
     if (item.tile >= 0) q.partials = partials_.data() + item.partials + size_t(item.first) * states * partial;
-    const Rows2 observed = observed_rows(item.sequence, item.row, item.rows);
+    const RowRange observed = observed_rows(item.sequence, item.row, item.rows);
     if (observed.first < observed.end) {
         const ObservationView& o = pass_.observations[observation_of_[size_t(item.sequence)]];
         if (o.sums) q.sums = o.sums + (size_t(a.layer) * size_t(kv_heads_) + size_t(item.head)) * size_t(o.width);

@@ -38,7 +38,6 @@ int32_t Program::add_layout(CacheLayout l) {
     require(l.sinks >= 0 && l.window >= 0 && l.sinks <= 1 << 24 && l.window <= 1 << 28, "sinks or window out of range");
     require(l.sinks == 0 || l.window > 0, "sinks need a window");
     require(!l.packs || l.sinks <= l.keep, "sinks must stay full");
-    require(!l.rotate || (head_size_ & (head_size_ - 1)) == 0, "the Hadamard transform needs a head size that is a power of two");
     const size_t units = size_t(layers_) * size_t(kv_heads_);
     require(l.group_of.size() == units, "a layout has a group for each layer and KV head");
     l.at.resize(units);

@@ -9,25 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvik.ops import CacheView, Executor, Observation, Pass, Sizes
-from kvik.ops.pages import ADDRESS_BYTES, CacheLayout, KVFormat, PageFormat, is_packed
-
-
-def layout_of(
-    config: Sizes,
-    k: KVFormat = "f16",
-    v: KVFormat = "f16",
-    group_size: int = 64,
-    *,
-    groups: str = "one",
-    **more: Any,
-) -> CacheLayout:
-    """Of a model: all in one group, or one a layer ("layers") or a layer and KV head ("heads")."""
-    full = PageFormat(*("f16" if is_packed(kv) else kv for kv in (k, v)), 16)  # type: ignore[arg-type]
-    packed = PageFormat(k, v, group_size) if is_packed(k) or is_packed(v) else None
-    heads = config.num_kv_heads
-    number = {"one": lambda i, h: 0, "layers": lambda i, h: i, "heads": lambda i, h: i * heads + h}[groups]
-    group_of = tuple(tuple(number(i, h) for h in range(heads)) for i in range(config.num_layers))
-    return CacheLayout(full, packed, group_of, **more)
+from kvik.ops.pages import ADDRESS_BYTES, CacheLayout, PageFormat
 
 
 @dataclass

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native.tiny import cache_layout
 from oracles.random_models.gguf_file import write_gguf
 from oracles.random_models.model import oracle_logits, random_model, random_tokens, relative_error
 from oracles.random_models.shapes import SHAPES, Shape
 from oracles.random_models.weights import kvik_weights, read_gguf
-from oracles.small_caches import Held, Space, layout_of, pass_of
+from oracles.small_caches import Held, Space, pass_of
 
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig
@@ -27,7 +28,7 @@ TOLERANCE = 1e-4
 
 def logits_of(config: ModelConfig, weights: dict[str, Any], ids: Any) -> Any:
     executor = TorchExecutor(config, MODELS[config.family].forward, weights, kv_bytes=4 << 20)
-    layout = layout_of(config, "f32", "f32")
+    layout = cache_layout(config, "f32", "f32")
     held = Held.of(Space(config), layout, executor.register(layout), len(ids))
     return executor.run(pass_of([(held, ids)]))
 

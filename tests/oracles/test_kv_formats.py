@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles.small_caches import Held, Space, layout_of, pass_of
+from oracles.small_caches import Held, Space, pass_of
 
+from kvik.errors import ParameterError
+from kvik.models.config import ModelConfig
 from kvik.ops import Observation, RopeTable
 from kvik.ops.pages import KV_FORMATS, CacheLayout, KVFormat, PageFormat, is_packed
 from kvik.ops.torch_cache import TorchCache
 from kvik.ops.torch_ops import TorchOps
 from kvik.ops.torch_pages import FULL, code_keys, code_values, from_bytes, hadamard, to_bytes
+from kvik.weights.layouts import Layout
 from native import tiny
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 Array = np.ndarray[Any, Any]
-FULL_FORMATS = tuple(FULL)
 
 
 # ---- numbers
@@ -172,14 +177,14 @@ class Reference:
         return p / p.sum() @ values, p / p.sum()
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "f32": {"k": "f32", "v": "f32"}, "f16": {}, "bf16": {"k": "bf16", "v": "f32"},
     "int8": {"k": "int8", "v": "int8", "group_size": 16, "keep": 16},
     "int4": {"k": "int4", "v": "int4", "group_size": 32, "rotate": True},
     "k8v4": {"k": "int8", "v": "int4", "group_size": 16},
     "k16v8": {"k": "f16", "v": "int8", "group_size": 64, "keep": 16},
-    "k4v16": {"k": "int4", "v": "bf16", "group_size": 16, "groups": "layers"},
-    "by-head": {"k": "int4", "v": "int8", "group_size": 16, "groups": "heads", "keep": 32},
+    "k4v16": {"k": "int4", "v": "bf16", "group_size": 16, "by": "layer"},
+    "by-head": {"k": "int4", "v": "int8", "group_size": 16, "by": "head", "keep": 32},
     "sinks": {"sinks": 3, "window": 20},
     "sinks-int8": {"k": "int8", "v": "int8", "group_size": 16, "keep": 16, "sinks": 5, "window": 50, "rotate": True},
 }  # fmt: skip
@@ -192,7 +197,7 @@ LAYOUTS = {
 def test_attention_is_as_written_down(name: str, window: int | None) -> None:
     """In chunks of random sizes; what is observed of probabilities and queries, too."""
     c = tiny.config(num_layers=2, num_heads=4, num_kv_heads=2, head_size=16)
-    layout = layout_of(c, **LAYOUTS[name])  # type: ignore[arg-type]
+    layout = tiny.cache_layout(c, **LAYOUTS[name])
     rng = np.random.default_rng(5)
     total, first, end = 130, 80, 120
     cache = TorchCache(c, 1 << 20, torch.device("cpu"))
@@ -231,3 +236,125 @@ def test_attention_is_as_written_down(name: str, window: int | None) -> None:
     np.testing.assert_allclose(
         keys[total - 1, 0, :16], rotated(k[total - 1, 0, :16], total - 1, table.inv_freq), atol=1e-6
     )
+
+
+# ---- both executors
+
+EXECUTORS = {"torch": tiny.definition, "native": tiny.executor}
+IDS = tiny.tokens(97, 210, 1)
+SIZES = ((16, 4, 2), (64, 2, 1), (80, 3, 3), (128, 4, 1), (256, 1, 1))
+"""Head size, heads, KV heads."""
+
+
+def model_of(size: int, heads: int, kv_heads: int, windows: tuple[int | None, ...] = (None, None)) -> ModelConfig:
+    return tiny.config(
+        num_layers=2, hidden_size=64, intermediate_size=64, num_heads=heads, num_kv_heads=kv_heads, head_size=size,
+        windows=windows,
+    )  # fmt: skip
+
+
+def run_executor(
+    kind: str, c: ModelConfig, layout: CacheLayout, chunks: Sequence[int], observed: tuple[int, int] = (0, 0)
+) -> tuple[Array, Observation, Callable[[int, int, str], Array]]:
+    """Logits of the tokens in chunks, what was observed, and the cache's reader."""
+    executor = EXECUTORS[kind](c, tiny.weights(c, Layout.F32), kv=layout, num_blocks=512)
+    total = sum(chunks)
+    held, at = Held.of(Space(c), layout, 0, total), 0
+    sums = np.zeros((2, c.num_kv_heads, total), np.int64)
+    queries = np.zeros((2, observed[1] - observed[0], c.num_heads * c.head_size), np.float32)
+    observation, logits = Observation(0, *observed, sums, queries), []
+    for count in chunks:
+        logits.append(executor.run(pass_of([(held, IDS[at : at + count])], observations=[observation])).copy())
+        at += count
+    return np.concatenate(logits), observation, lambda *what: executor.read(held.view, *what)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("kv", ["int8", "int4"])
+@pytest.mark.parametrize("group_size", [16, 128])
+def test_pages_hold_what_is_written_down(kind: str, sizes: tuple[int, int, int], kv: KVFormat, group_size: int) -> None:
+    """Integers of the very numbers that the same executor keeps in full blocks, to the bit."""
+    c = model_of(*sizes)
+    full = run_executor(kind, c, tiny.cache_layout(c), (100, 80))[2]
+    layout = tiny.cache_layout(c, kv, group_size=group_size, keep=16)
+    read = run_executor(kind, c, layout, (100, 80))[2]
+    end = layout.packed_end(179)
+    for head in range(c.num_kv_heads):
+        keys, values = full(0, head, "keys"), full(0, head, "values")
+        for start in range(0, end, group_size):
+            part = slice(start, start + group_size)
+            keys[part] = np.stack([written_down(x, kv, zero=False) for x in keys[part].T], -1)
+            values[part] = np.stack([written_down(x, kv, zero=True) for x in values[part]])
+        for what, expected in (("keys", keys), ("values", values)):
+            exact = full(0, head, what)
+            expected[:16] = exact[:16]
+            np.testing.assert_array_equal(read(0, head, what), expected)
+
+
+NATIVE_CASES = [
+    (LAYOUTS[name], SIZES[i % len(SIZES)], windows)
+    for i, (name, windows) in enumerate(
+        [
+            *((name, (None, None)) for name in LAYOUTS),
+            ("k8v4", (20, None)),
+            ("int4", (45, 70)),
+            ("sinks-int8", (45, None)),
+        ]
+    )
+]
+
+
+@pytest.mark.parametrize(("options", "sizes", "windows"), NATIVE_CASES, ids=str)
+def test_native_equals_its_definition(
+    options: Any, sizes: tuple[int, int, int], windows: tuple[int | None, ...]
+) -> None:
+    c = model_of(*sizes, windows)
+    layout = tiny.cache_layout(c, **options)
+    (ours, seen, read), (theirs, expected, define) = (
+        run_executor(kind, c, layout, (130, 1, 20, 1, 1), (100, 140)) for kind in ("native", "torch")
+    )
+    tolerance = 3e-5 if options.get("k") == "f32" else 1e-3
+    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+    assert seen.sums is not None and expected.sums is not None and seen.queries is not None
+    assert abs(seen.sums - expected.sums).max() <= 5 * tolerance * 2**24
+    assert (seen.sums.sum(-1) == pytest.approx(expected.sums.sum(-1), rel=1e-6)).all()
+    np.testing.assert_allclose(seen.queries, expected.queries, atol=1e-3)
+    for layer, head, what in product(range(2), range(c.num_kv_heads), ("keys", "values")):
+        got, want = read(layer, head, what), define(layer, head, what)
+        np.testing.assert_allclose(got, want, rtol=0, atol=(0.15 if "4" in str(options) else 0.02) * np.abs(want).max())
+        assert np.mean(np.abs(got - want)) <= tolerance * np.abs(want).max()
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+@pytest.mark.parametrize("name", ["f16", "bf16", "int8", "k8v4", "by-head", "sinks-int8"])
+def test_chunks_make_no_difference(kind: str, name: str) -> None:
+    c = model_of(16, 4, 2, (None, 45))
+    layout = tiny.cache_layout(c, **LAYOUTS[name])
+    whole, pieces = (run_executor(kind, c, layout, chunks)[0] for chunks in ((150,), (33, 1, 70, 1, 1, 44)))
+    assert np.abs(whole - pieces).max() <= (0 if kind == "native" else 1e-3 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize(
+    ("size", "change", "message"),
+    [
+        (15, {"packed": PageFormat("int4", "int8", 16)}, "int4 needs an even head size, got 15"),
+        (15, {"rotate": True}, "rotate needs an even head size, got 15"),
+        (16, {"full": PageFormat("int8", "f16", 16)}, "full blocks"),
+        (16, {"full": PageFormat("f16", "f61", 16)}, "v must be one of f32, f16, bf16, int8, int4, got 'f61'"),
+        (16, {"packed": PageFormat("f16", "f16", 16)}, "packed pages"),
+        (16, {"packed": PageFormat("f32", "int8", 16)}, "what is not packed has one format"),
+        (16, {"packed": PageFormat("int8", "int8", 24)}, "groups of 16 tokens"),
+        (16, {"group_of": ((0, 0), (0,))}, "group_of must name 2 layers of 2 KV heads"),
+        (16, {"group_of": ((0, 2), (0, 2))}, "without gaps"),
+        (16, {"keep": 8}, "keep must be a multiple of 16, got 8"),
+        (16, {"sinks": 4}, "sinks need a window"),
+        (16, {"packed": PageFormat("int8", "int8", 16), "sinks": 4, "window": 9}, "sinks are read in full"),
+    ],
+)  # fmt: skip
+def test_layouts_that_do_not_fit_are_refused(size: int, change: dict[str, Any], message: str) -> None:
+    c = model_of(size, 4, 2)
+    executor = TorchCache(c, 64, torch.device("cpu"))
+    assert executor.register(tiny.cache_layout(c)) == executor.register(tiny.cache_layout(c)) == 0
+    with pytest.raises(ParameterError, match=message):
+        executor.register(replace(tiny.cache_layout(c), **change))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from native.tiny import cache_layout
 from oracles.random_models.model import (
     SHARPNESS,
     oracle_logits,
@@ -19,7 +20,6 @@ from oracles.random_models.model import (
 )
 from oracles.random_models.shapes import DEFAULT_ROPE, SHAPES, VOCAB, Shape
 from oracles.random_models.weights import config_of_model, kvik_weights
-from oracles.small_caches import layout_of
 
 from kvik.errors import ParameterError
 from kvik.models import MODELS
@@ -61,7 +61,7 @@ def executor_of(
 def build(
     config: ModelConfig, weights: dict[str, Any], *, k: KVFormat = "f32", blocks: int = 32, **options: Any
 ) -> TorchExecutor[ModelConfig]:
-    layout = layout_of(config, k, k)
+    layout = cache_layout(config, k, k)
     kv_bytes = blocks * layout.units[0] * layout.full.share_bytes(config.head_size)
     executor = TorchExecutor(config, MODELS[config.family].forward, weights, kv_bytes=kv_bytes, **options)
     assert executor.register(layout) == 0
@@ -72,7 +72,7 @@ def make_pass(
     config: ModelConfig, chunks: list[tuple[Any, int]], tables: list[Any], logit_rows: Any = None, k: KVFormat = "f32"
 ) -> Pass:
     """A pass of (tokens, first slot) per sequence, positions equal to slots. tables: numbers of blocks."""
-    layout = layout_of(config, k, k)
+    layout = cache_layout(config, k, k)
     steps = layout.units[0] * layout.full.share_bytes(config.head_size) // ADDRESS_BYTES
     spans = np.cumsum([0] + [len(tokens) for tokens, _ in chunks])
     slots = np.concatenate([np.arange(first, first + len(tokens)) for tokens, first in chunks])
@@ -294,7 +294,7 @@ def test_experts_are_as_written_down(normalize: bool) -> None:
     experts = Experts("gate", "up", "down", count, used, normalize, "silu")
     tensors = {name: torch.from_numpy(w) for name, w in weights.items()}
     cache = TorchCache(config_of(SHAPES[0]), 1 << 20, torch.device("cpu"))
-    cache.register(layout_of(config_of(SHAPES[0])))
+    cache.register(cache_layout(config_of(SHAPES[0])))
     ops = TorchOps(make_pass(config_of(SHAPES[0]), [([0] * rows, 0)], [[0]]), tensors, {}, cache)
     got = ops.experts(torch.from_numpy(x), torch.from_numpy(scores), experts).numpy()
     for t in range(rows):

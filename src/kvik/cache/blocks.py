@@ -95,8 +95,7 @@ class BlockPool:
 
     def bytes_of(self, blocks: Iterable[int]) -> int:
         """Bytes of blocks that are held or kept."""
-        each, owner = self._steps, self._owner
-        return sum(owner[block // each].steps for block in blocks) * ADDRESS_BYTES  # type: ignore[union-attr]
+        return sum(map(self.steps_of, blocks)) * ADDRESS_BYTES
 
     def can_take(self, blocks: Mapping[int, int]) -> bool:
         """Whether so many more blocks can be had, by size in steps of 64 bytes."""

@@ -288,7 +288,7 @@ def kv_layout(shape: CacheShape, params: CacheParams | str = "f16") -> KVLayout:
         params = CacheParams(k=k, v=v)
     _check(shape, params)
     packs = is_packed(params.k) or is_packed(params.v)
-    full = PageFormat(*("f16" if is_packed(kv) else kv for kv in (params.k, params.v)), BLOCK_TOKENS)
+    full = PageFormat(_unpacked(params.k), _unpacked(params.v), BLOCK_TOKENS)
     packed = PageFormat(params.k, params.v, params.group_size) if packs else None
     streaming = params.policy if isinstance(params.policy, StreamingLLM) else None
     sinks, window = (0, 0) if streaming is None else (streaming.sinks, streaming.window)
@@ -308,6 +308,10 @@ def kv_layout(shape: CacheShape, params: CacheParams | str = "f16") -> KVLayout:
         layers=params.layers,
         heads=params.heads,
     )
+
+
+def _unpacked(kv: KVFormat) -> KVFormat:
+    return "f16" if is_packed(kv) else kv
 
 
 def _check(shape: CacheShape, params: CacheParams) -> None:

@@ -124,7 +124,7 @@ class Admission:
             raise ParameterError(f"{name} is {count}; max_sequences allows {self.params.max_sequences} at once")
         # Without max_tokens an answer ends where the context or the pool does.
         answer = 1 if params.max_tokens is None else min(room, params.max_tokens)
-        self._check_fits(self.slabs(cache, len(prompt), answer, params.num_sequences), len(prompt) + answer, params)
+        self._check_fits(self.slabs(len(prompt), answer, params.num_sequences, cache), len(prompt) + answer, params)
         outside = [token for token in params.stop_token_ids if token >= self.model.vocab_size]
         if outside:
             raise ParameterError(f"stop_token_ids must be in [0, {self.model.vocab_size - 1}], got {outside[0]}")
@@ -223,9 +223,9 @@ class Admission:
         """What a request with this cache takes; prompt: its tokens as a policy sees them."""
         return Room(self.layout(cache), cache, prompt, self.params.max_batch_tokens, self.pool.slab_bytes)
 
-    def slabs(self, cache: CacheParams, prompt: int, answer: int, n: int) -> int:
+    def slabs(self, prompt: int, answer: int, n: int, cache: CacheParams | None = None) -> int:
         """Most slabs that n samples or beams of a prompt hold at once: what they share, and the rest n times."""
-        return self.room(cache, prompt).slabs(prompt, prompt + answer, n)
+        return self.room(cache or self.cache, prompt).slabs(prompt, prompt + answer, n)
 
     def _check_fits(self, slabs: int, tokens: int, params: AnyParams | None) -> None:
         n, (have, each) = 1 if params is None else params.num_sequences, self.pool
@@ -239,11 +239,11 @@ class Admission:
     def most_tokens(self, cache: CacheParams, prompt: int, n: int) -> int:
         """Tokens a sample can have, by the context and the pool."""
         low, high = prompt + 1, self.context(cache)
-        if self.slabs(cache, prompt, high - prompt, n) <= self.pool.num_slabs:
+        if self.slabs(prompt, high - prompt, n, cache) <= self.pool.num_slabs:
             return high
         while low < high:  # the largest that fits; `request` has made sure of the first
             middle = (low + high + 1) // 2
-            fits = self.slabs(cache, prompt, middle - prompt, n) <= self.pool.num_slabs
+            fits = self.slabs(prompt, middle - prompt, n, cache) <= self.pool.num_slabs
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 

@@ -70,7 +70,7 @@ class Beam(Sequence):
         cache = self.cache.fork(self.num_computed)  # last: if anything above raises, it holds no blocks
         return Beam(
             self.tokens.copy(), cache, self.num_computed, self.keys.copy(), layout=self.layout, evictor=evictor,
-            evicted=self.evicted, state=state, reading=reading,
+            state=state, reading=reading,
         )  # fmt: skip
 
     def append(self, token: int) -> None:

@@ -72,7 +72,7 @@ class Mover:
 
     def park(self, group: Group) -> None:
         """Take the group's blocks out of the pool."""
-        group.parked = park([sequence.cache for sequence in group.sequences], self._executor, self._pool)
+        group.parked = park([sequence.cache for sequence in group.sequences], self._executor)
 
     def restore(self, group: Group) -> None:
         """Bring them back; the pool has room for them."""

@@ -25,12 +25,19 @@ class TorchCache:
         if kv_bytes < ADDRESS_BYTES:
             raise ParameterError(f"kv_bytes must be at least {ADDRESS_BYTES}, got {kv_bytes}")
         self.memory = torch.zeros(kv_bytes // ADDRESS_BYTES, ADDRESS_BYTES, dtype=torch.uint8, device=device)
-        self.config, self.layouts = config, list[CacheLayout]()
+        self.config = config
+        self.layouts: list[CacheLayout] = []
+        self._units: list[dict[tuple[int, ...], int]] = []  # by layout, of a layer and head its place in a block
 
     def register(self, layout: CacheLayout) -> int:
         if layout not in self.layouts:
             check_layout(layout, self.config)
             self.layouts.append(layout)
+            counts = [0] * len(layout.units)
+            self._units.append({})
+            for layer, head in np.ndindex(self.config.num_layers, self.config.num_kv_heads):
+                group = layout.group_of[layer][head]
+                self._units[-1][layer, head], counts[group] = counts[group], counts[group] + 1
         return self.layouts.index(layout)
 
     def load(self, addresses: Tensor, page: PageFormat) -> tuple[Coded, Coded]:
@@ -77,15 +84,12 @@ class TorchCache:
     def heads(self, view: CacheView, layer: int, heads: list[int]) -> Heads:
         """KV heads of a layer that share tables."""
         layout, device = self.layouts[view.layout], self.memory.device
-        group = layout.group_of[layer][heads[0]]
-        order = [(i, head) for i, groups in enumerate(layout.group_of) for head, of in enumerate(groups) if of == group]
-        units = torch.tensor([order.index((layer, head)) for head in heads], device=device)
-        first = group * (1 if layout.packed is None else 2)
+        units = torch.tensor([self._units[view.layout][layer, head] for head in heads], device=device)
+        each = 1 if layout.packed is None else 2
+        first = layout.group_of[layer][heads[0]] * each
         full, *packed = (
-            torch.tensor(
-                view.blocks[slice(*view.block_spans[table : table + 2])].tolist(), dtype=torch.int64, device=device
-            )
-            for table in range(first, first + (1 if layout.packed is None else 2))
+            torch.tensor(view.blocks[slice(*view.block_spans[t : t + 2])].tolist(), dtype=torch.int64, device=device)
+            for t in range(first, first + each)
         )
         shift = int(view.shifts[first])
         return Heads(self, layout, heads, units, full, packed[0] if packed else None, shift, view.num_tokens - shift)
@@ -175,9 +179,7 @@ class Heads:
         table = self.full if page is self.layout.full else self.packed
         assert table is not None
         if len(pages) and (int(pages.max()) >= len(table) or bool((table[pages] < 0).any())):
-            raise ParameterError(
-                f"pass: pages {pages.tolist()} of {page} are looked at; the table has {table.tolist()}"
-            )
+            raise ParameterError(f"pages {pages.tolist()} of {page} are looked at; the table has {table.tolist()}")
         steps = page.share_bytes(self.cache.config.head_size) // ADDRESS_BYTES
         return table[pages][:, None] + self.units * steps
 

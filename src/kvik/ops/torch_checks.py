@@ -14,7 +14,22 @@ __all__ = ["check_layout", "check_pass", "within"]
 
 def check_layout(layout: CacheLayout, config: Sizes) -> None:
     """ParameterError names what the layout has that the model's cache cannot have."""
-    size, packed = config.head_size, layout.packed
+    _check_pages(layout, config.head_size)
+    groups = [group for heads in layout.group_of for group in heads]
+    if len(layout.group_of) != config.num_layers or any(len(heads) != config.num_kv_heads for heads in layout.group_of):
+        raise ParameterError(f"layout: group_of must name {config.num_layers} layers of {config.num_kv_heads} KV heads")
+    if set(groups) != set(range(max(groups) + 1)):
+        raise ParameterError(f"layout: groups must be numbered from 0 without gaps, got {sorted(set(groups))}")
+    if layout.keep < 0 or layout.keep % BLOCK_TOKENS:
+        raise ParameterError(f"layout: keep must be a multiple of {BLOCK_TOKENS}, got {layout.keep}")
+    if layout.sinks < 0 or layout.window < 0 or (layout.sinks and not layout.window):
+        raise ParameterError(f"layout: sinks need a window, got sinks {layout.sinks}, window {layout.window}")
+    if layout.packed is not None and layout.sinks > layout.keep:
+        raise ParameterError(f"layout: sinks are read in full, got {layout.sinks} of them and keep {layout.keep}")
+
+
+def _check_pages(layout: CacheLayout, size: int) -> None:
+    packed = layout.packed
     for page in (layout.full, *([] if packed is None else [packed])):
         for name, kv in (("k", page.k), ("v", page.v)):
             if kv not in KV_FORMATS:
@@ -28,17 +43,8 @@ def check_layout(layout: CacheLayout, config: Sizes) -> None:
         packed.tokens < 1 or packed.tokens % BLOCK_TOKENS or not (is_packed(packed.k) or is_packed(packed.v))
     ):
         raise ParameterError(f"layout: packed pages have groups of {BLOCK_TOKENS} tokens and integers, got {packed}")
-    groups = [group for heads in layout.group_of for group in heads]
-    if len(layout.group_of) != config.num_layers or any(len(heads) != config.num_kv_heads for heads in layout.group_of):
-        raise ParameterError(f"layout: group_of must name {config.num_layers} layers of {config.num_kv_heads} KV heads")
-    if set(groups) != set(range(max(groups) + 1)):
-        raise ParameterError(f"layout: groups must be numbered from 0 without gaps, got {sorted(set(groups))}")
-    if layout.keep < 0 or layout.keep % BLOCK_TOKENS:
-        raise ParameterError(f"layout: keep must be a multiple of {BLOCK_TOKENS}, got {layout.keep}")
-    if layout.sinks < 0 or layout.window < 0 or (layout.sinks and not layout.window):
-        raise ParameterError(f"layout: sinks need a window, got sinks {layout.sinks}, window {layout.window}")
-    if packed is not None and layout.sinks > layout.keep:
-        raise ParameterError(f"layout: sinks are read in full, got {layout.sinks} of them and keep {layout.keep}")
+    if packed is not None and any(not is_packed(a) and a != b for a, b in ((packed.k, full.k), (packed.v, full.v))):
+        raise ParameterError(f"layout: what is not packed has one format, got {full} and {packed}")
     if layout.rotate and size % 2:
         raise ParameterError(f"rotate needs an even head size, got {size}")
 

@@ -6,7 +6,7 @@ A policy is `StreamingLLM`, which is a mask, or one of the *scorers*, which rank
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -66,9 +66,11 @@ class Scorer:
     budget: int | float = 0.25
     at: int | None = None
     every: int = 0
+    is_share: bool = field(init=False, repr=False)  # one token and all of them, 1 and 1.0, are not equal
 
     def __post_init__(self) -> None:
-        if isinstance(self.budget, float):
+        object.__setattr__(self, "is_share", isinstance(self.budget, float))
+        if self.is_share:
             above("budget (a share of the tokens)", self.budget, 0.0, 1.0)
             object.__setattr__(self, "budget", float(self.budget))
         else:
@@ -79,7 +81,7 @@ class Scorer:
 
     def kept(self, seen: int) -> int:
         """The budget at an event after `seen` tokens, at least 1; slots that are kept, where there are so many."""
-        return self.budget if isinstance(self.budget, int) else max(1, int(_exactly(self.budget) * seen))
+        return max(1, int(_exactly(self.budget) * seen)) if self.is_share else int(self.budget)
 
     def protected(self, kept: int) -> Protected:
         """Of the kept slots those that are kept whatever their score."""
@@ -92,13 +94,13 @@ class Scorer:
         multiples of `every`. None: there is none.
         """
         first = self.at or prompt_tokens or self.every
-        if isinstance(self.budget, int):
-            above = evicted + self.budget
+        if not self.is_share:
+            over = evicted + Fraction(self.budget)
         elif self.budget < 1.0:
-            above = max(Fraction(evicted) / (1 - _exactly(self.budget)), evicted + 1)
+            over = max(evicted / (1 - _exactly(self.budget)), Fraction(evicted + 1))
         else:
             return None
-        start = max(start, int(above) + 1)  # the table holds more than the budget: tokens - evicted > kept(tokens)
+        start = max(start, int(over) + 1)  # the table holds more than the budget: tokens - evicted > kept(tokens)
         if first and start <= first:
             return first
         return first + -(-(start - first) // self.every) * self.every if self.every else None
@@ -111,7 +113,7 @@ class Scorer:
             raise ParameterError(
                 f"{policy_name(self)} evicts at the prompt's length, and a text has none: give at or every"
             )
-        if isinstance(self.budget, int) and self.every == 0 and first is not None and self.budget > first:
+        if not self.is_share and self.every == 0 and first is not None and self.budget > first:
             where = "the prompt's" if self.at is None else "at, which is"
             raise ParameterError(
                 f"budget {self.budget} is above {where} {first} tokens, so that nothing would be evicted"
@@ -172,7 +174,7 @@ class SnapKV(Scorer):
             raise ParameterError(f"kernel must be odd, got {self.kernel}")
         if 0 < self.every < self.window:
             raise ParameterError(f"every must be 0 or at least window ({self.window}), got {self.every}")
-        if isinstance(self.budget, int):
+        if not self.is_share:
             self._check_protected()
 
     def protected(self, kept: int) -> Protected:
@@ -214,7 +216,7 @@ class ExpectedAttention(Scorer):
         integer("window", self.window, 2, MAX_QUERIES)
         integer("future", self.future, 1, MAX_FUTURE)
         integer("sinks", self.sinks, 0, MAX_SINKS)
-        if isinstance(self.budget, int):
+        if not self.is_share:
             self._check_protected()
 
     def protected(self, kept: int) -> Protected:
@@ -258,8 +260,8 @@ def parse_policy(text: str) -> Policy | None:
             raise ParameterError(f"policy 'none' takes no fields, got {next(iter(given))!r}")
         return None
     kind = POLICIES[name]
-    known = [field.name for field in fields(kind)]
-    values = {choose(f"a field of {name}", field, known): _value(field, value) for field, value in given.items()}
+    known = _names(kind)
+    values = {choose(f"a field of {name}", each, known): _value(each, value) for each, value in given.items()}
     return kind(**values)  # type: ignore[return-value] # of POLICIES, Scorer itself is none
 
 
@@ -275,11 +277,16 @@ def policy_text(policy: Policy | None) -> str:
     if policy is None:
         return "none"
     shown = []
-    for field in fields(policy):
-        value = getattr(policy, field.name)
+    for name in _names(policy):
+        value = getattr(policy, name)
         if value is not None:
-            shown.append(f"{field.name}={_budget_text(value) if field.name == 'budget' else value}")
+            shown.append(f"{name}={_budget_text(value) if name == 'budget' else value}")
     return f"{policy_name(policy)}:{','.join(shown)}"
+
+
+def _names(policy: Policy | type[StreamingLLM] | type[Scorer]) -> list[str]:
+    """Of the fields that are given."""
+    return [each.name for each in fields(policy) if each.init]
 
 
 def _exactly(share: float) -> Fraction:
@@ -290,34 +297,35 @@ def _exactly(share: float) -> Fraction:
 def _budget_text(budget: float) -> str:
     if isinstance(budget, int):
         return str(budget)
-    return f"{(Decimal(repr(budget)) * 100).normalize():f}%"
+    percent = (Decimal(repr(budget)) * 100).normalize()
+    return f"{percent:f}%" if budget >= 1e-6 else f"{percent}%"
 
 
 def _assignments(name: str, text: str) -> dict[str, str]:
     """Of "budget=25%,window=32"."""
     found: dict[str, str] = {}
     for part in text.split(",") if text.strip() else ():
-        field, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not field or not value:
+        given, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not given or not value:
             raise ParameterError(f"policy {name}: expected FIELD=VALUE, got {part.strip()!r:.80}")
-        if field in found:
-            raise ParameterError(f"policy {name}: {field} is given twice")
-        found[field] = value
+        if given in found:
+            raise ParameterError(f"policy {name}: {given} is given twice")
+        found[given] = value
     return found
 
 
-def _value(field: str, text: str) -> Any:
+def _value(name: str, text: str) -> Any:
     """A field's value: an integer where all are digits, else a number; "none" for `at`; a budget may end in %."""
-    if field == "at" and text.lower() == "none":
+    if name == "at" and text.lower() == "none":
         return None
-    share = field == "budget" and text.endswith("%")
+    share = name == "budget" and text.endswith("%")
     digits = text.removesuffix("%") if share else text
     try:
         if len(digits) > 40:
             raise InvalidOperation
         number = Decimal(digits)
     except InvalidOperation:
-        raise ParameterError(f"{field} must be a number, got {text!r:.80}") from None
+        raise ParameterError(f"{name} must be a number, got {text!r:.80}") from None
     if share:
         return float(number / 100)
     return int(digits) if digits.lstrip("+-").isdecimal() else float(number)

@@ -10,7 +10,8 @@ from kvik.cache.eviction.ranking import best
 __all__ = ["best_of_layer", "most_of_head"]
 
 SAFEGUARD = 5
-"""A head keeps at least one in so many of what it would keep alone, protected slots apart: the paper's alpha, 0.2."""
+"""A head keeps at least one in so many of what it would keep alone, protected slots apart, and at
+least one: the paper's alpha, 0.2."""
 
 
 def best_of_layer(ranks: NDArray[np.float64], budget: int, protected: int) -> NDArray[np.bool_]:
@@ -19,7 +20,7 @@ def best_of_layer(ranks: NDArray[np.float64], budget: int, protected: int) -> ND
     ranks: [H_kv, n], infinite for the `protected` slots of each head, minus infinity past a head's slots. Of equal ones
     the later is kept, then the lower head.
     """
-    safe = protected + (budget - protected) // SAFEGUARD
+    safe = _own(budget, protected)
     ranks = ranks.copy()
     for row in ranks:
         row[best(row, safe) & (row > -np.inf)] = np.inf
@@ -29,4 +30,9 @@ def best_of_layer(ranks: NDArray[np.float64], budget: int, protected: int) -> ND
 
 def most_of_head(budget: int, protected: int, heads: int) -> int:
     """Most slots that one head keeps where every other keeps only what is its own."""
-    return budget * heads - (protected + (budget - protected) // SAFEGUARD) * (heads - 1)
+    return budget * heads - _own(budget, protected) * (heads - 1)
+
+
+def _own(budget: int, protected: int) -> int:
+    """Slots that a head keeps of its own, at least one."""
+    return max(1, protected + (budget - protected) // SAFEGUARD)

@@ -57,6 +57,7 @@ class Evictor:
         self._shape, self._rope, self._scale = shape, rope, scale
         self._last = 0  # tokens at the last event
         self._evicted = Fraction(0)  # slots that went, mean of all tables
+        self._next = self.policy.event(prompt_tokens, 1)
         self._counts: NDArray[np.int64] | None = None  # [L', H_kv] kept at the last event; never written to
         self._sums: NDArray[np.int64] | None = None  # [L, H_kv, slots of the table, or room for more]
         self._queries: tuple[int, NDArray[np.float32]] | None = None  # slot of the first row; [L, rows, H * D]
@@ -95,7 +96,9 @@ class Evictor:
 
         It is due when so many are computed, before the row at that slot is.
         """
-        return self.policy.event(self.prompt_tokens, max(num_computed, self._last + 1), self._evicted)
+        if self._next is None or num_computed <= self._next:
+            return self._next
+        return self.policy.event(self.prompt_tokens, num_computed, self._evicted)
 
     def hits_allowed(self, tokens: int) -> int:
         """Of so many first tokens how many may come from other sequences: no observed row, and none past an event."""
@@ -139,16 +142,17 @@ class Evictor:
 
     def evicted(self, kept: Kept) -> None:
         """The event has happened: slots are now those of the new tables."""
-        event = self.next_event(self._last + 1)
+        event = self._next
         assert event is not None
         self._sums = self._carried(kept) if self._scoring.rows(self.policy) is None else None
         self._counts, self._last = kept.counts[list(self.layers)].astype(np.int64), event
         self._evicted = event - Fraction(int(self._counts.sum()), self._counts.size)
+        self._next = self.policy.event(self.prompt_tokens, event + 1, self._evicted)
 
     def fork(self) -> Evictor:
         """One in the same state."""
         other = Evictor(self.params, self._shape, self.prompt_tokens, self._rope, self._scale)
-        other._last, other._evicted = self._last, self._evicted
+        other._last, other._evicted, other._next = self._last, self._evicted, self._next
         other._counts = self._counts
         other._sums = None if self._sums is None else self._sums.copy()
         other._queries = None if self._queries is None else (self._queries[0], self._queries[1].copy())
@@ -158,6 +162,7 @@ class Evictor:
         """Nothing is computed yet."""
         self._last, self._evicted = 0, Fraction(0)
         self._counts = self._sums = self._queries = None
+        self._next = self.policy.event(self.prompt_tokens, 1)
 
     def most_kept(self, prompt: int | None, tokens: int) -> int:
         """Most slots that a layer and KV head keeps at any event of a sequence of `tokens` tokens; without one, all."""
@@ -169,6 +174,10 @@ class Evictor:
             return np.full((len(self.layers), self._shape.num_kv_heads), tokens, np.int64)
         return self._counts + (tokens - self._last)
 
+    def _room(self, tokens: int) -> int:
+        """Most slots of any table after so many tokens: those of layers with windows count them all."""
+        return tokens if len(self.layers) < self._shape.num_layers else int(self._held(tokens).max())
+
     def _first_observed(self, event: int) -> int:
         """The first row that is observed for the event, were all computed."""
         if self._scoring.asks == "nothing":
@@ -178,7 +187,7 @@ class Evictor:
 
     def _sums_of(self, end: int, event: int) -> NDArray[np.int64]:
         """The sums, with room for the rows before `end`; made larger by doubling, up to what the event needs."""
-        need, most = int(self._held(end).max()), int(self._held(event).max())
+        need, most = self._room(end), self._room(event)
         if self._sums is None or self._sums.shape[2] < need:
             old = self._sums
             size = min(most, max(need, 256, 0 if old is None else 2 * old.shape[2]))

@@ -9,7 +9,7 @@ __all__ = ["best"]
 
 
 def best(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """Which `count` of the scores [N], none NaN, are best; of equal ones the later. All where there are no more."""
+    """Which `count` (at least 1) of the scores [N], none NaN, are best; of equal ones the later. All where there are no more."""
     if count >= len(scores):
         return np.ones(len(scores), np.bool_)
     edge = np.partition(scores, len(scores) - count)[len(scores) - count]
