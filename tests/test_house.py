@@ -40,6 +40,7 @@ EXTRAS = {
     "evaluation/metrics/translation.py": {"sacrebleu"},
     "evaluation/metrics/words.py": {"nltk"},
     "cli/bench_plot.py": {"matplotlib"},
+    "cli/compare_kv_plot.py": {"matplotlib"},
     "cli/compare_plot.py": {"matplotlib"},
     "cli/divergence_plot.py": {"matplotlib"},
     "cli/pictures.py": {"matplotlib"},

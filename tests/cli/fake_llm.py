@@ -7,26 +7,44 @@ import re
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvik.cache.layout import KVLayout, LayerGroup
-from kvik.cache.storage import num_slabs_for
+from kvik.cache.layout import kv_layout
+from kvik.cache.storage import pool_size
 from kvik.decoding.sampler import TokenLogprob
 from kvik.engine.admission import Model
 from kvik.engine.engine import Engine
 from kvik.engine.request import LogitRows, Request, ScoreResult
 from kvik.llm import LLM, ModelInfo
-from kvik.ops import Pass, Reduced, StepTimes
+from kvik.ops import CacheView, Pass, Reduced, RopeTable, StepTimes
+from kvik.ops.pages import ADDRESS_BYTES, CacheLayout
 from kvik.ops.reduction import empty_reduced
-from kvik.params import EngineParams, SamplingParams
+from kvik.params import CacheParams, EngineParams, SamplingParams
 
 ANSWER = ["The", " sky", " is", " blue", ".\n", "Really", " blue!"]
 CONTEXT, VOCABULARY = 2048, 64
-LAYOUT = KVLayout("f16", 1, 32, (LayerGroup((0, 1), 0),))  # blocks of 4,096 bytes
 END = 0
+
+
+ROPE = RopeTable(10000.0 ** (-np.arange(0, 32, 2) / 32))
+
+
+@dataclass(frozen=True)
+class FakeShape:
+    """Blocks of f16 take 4,096 bytes."""
+
+    num_layers: int = 2
+    num_heads: int = 1
+    num_kv_heads: int = 1
+    head_size: int = 32
+    windows: tuple[int | None, ...] = (None, None)
+    context_length: int = CONTEXT
+    vocab_size: int = VOCABULARY
+    rope: RopeTable | None = ROPE
 
 
 class FakeTokenizer:
@@ -74,6 +92,7 @@ class FakeExecutor:
 
     def __init__(self, llm: FakeLLM) -> None:
         self.llm = llm
+        self._layouts: dict[CacheLayout, int] = {}
 
     def run(self, work: Pass) -> NDArray[np.float32]:
         time.sleep(self.llm.delay)
@@ -86,6 +105,23 @@ class FakeExecutor:
         logits = np.zeros((len(follow), VOCABULARY), np.float32)
         logits[np.arange(len(follow)), self.llm.says(follow)] = 40.0
         return logits
+
+    def register(self, layout: CacheLayout) -> int:
+        return self._layouts.setdefault(layout, len(self._layouts))
+
+    def read(self, view: CacheView, layer: int, head: int, what: str) -> NDArray[np.float32]:
+        """Keys and values of some length and direction, the same every time."""
+        held = view.num_tokens - int(view.shifts.max())
+        return np.random.default_rng(layer).normal(size=(held, FakeShape.head_size)).astype(np.float32)
+
+    def evict(self, *_: object) -> None:
+        """Nothing lies anywhere."""
+
+    def save(self, blocks: NDArray[np.int32], steps: int) -> NDArray[np.uint8]:
+        return np.zeros((len(blocks), steps * ADDRESS_BYTES), np.uint8)
+
+    def restore(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
+        """Nothing lies anywhere."""
 
     def reduced(self) -> Reduced:
         return empty_reduced(0, 0)  # `FakeLLM.score` asks no model
@@ -104,32 +140,39 @@ class FakeLLM(LLM):
         self.tokenizer: Any = FakeTokenizer()
         self.chat_template: Any = FakeTemplate()
         params = settings.get("engine") or EngineParams()
-        num_slabs = num_slabs_for(LAYOUT, CONTEXT, params.max_sequences, params.kv_bytes)
-        facts: Any = Model(self.tokenizer, VOCABULARY, CONTEXT, None, "fake")
-        self.engine = Engine(FakeExecutor(self), facts, LAYOUT, num_slabs, params)
+        cache = settings.get("cache") or CacheParams()
+        shape: Any = FakeShape()
+        layout = kv_layout(shape, cache)
+        size = pool_size(layout, (), CONTEXT, params.max_sequences, params.kv_bytes)
+        executor: Any = FakeExecutor(self)
+        self.engine = Engine(executor, Model(self.tokenizer, shape, None, "fake", shape.rope), cache, size, params)
         self.info = ModelInfo(
             name="fake", path="/fake.gguf", digest="d1", family="llama", parameters=10, license=None,
             context_length=CONTEXT, vocab_size=VOCABULARY, layouts={"int4": 96_000_000}, weights="auto",
-            weights_bytes=96_400_000, matrix_bytes=1000, kv="f16", kv_bytes_per_token=LAYOUT.token_bytes,
-            kv_pool_bytes=num_slabs * LAYOUT.slab_bytes, executor="native", isa="portable", threads=2,
+            weights_bytes=96_400_000, matrix_bytes=1000, kv=cache.kv, cache=cache,
+            kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=size.nbytes, executor="native", isa="portable", threads=2,
             load_seconds=0.01,
         )  # fmt: skip
         kept = ("name", "path", "digest", "weights", "kv", "executor", "isa")
         self.identity = {**{name: getattr(self.info, name) for name in kept}, "device": "cpu"}
         self._defaults = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
         self.asked: list[tuple[list[int], SamplingParams]] = []
+        self.caches: list[CacheParams] = []  # of the requests
         self.interrupt_after: int | None = None
 
     def says(self, follow: NDArray[np.int32]) -> NDArray[np.int32]:
         """The tokens that come next; tests put others here."""
         return follow
 
-    def request(self, prompt: Any, params: SamplingParams, salt: str = "") -> Request:
-        request = super().request(prompt, params, salt)
+    def request(self, prompt: Any, params: SamplingParams, salt: str = "", cache: CacheParams | None = None) -> Request:
+        request = super().request(prompt, params, salt, cache)
         self.asked.append((list(request.prompt), params))
+        self.caches.append(request.cache)
         return request
 
-    def score(self, inputs: Any, *, reduce: bool = True, top: int = 0, first: Any = 1) -> list[ScoreResult]:
+    def score(
+        self, inputs: Any, *, reduce: bool = True, top: int = 0, first: Any = 1, cache: CacheParams | None = None
+    ) -> list[ScoreResult]:
         """Every log-probability is -2."""
         logits = None if reduce else self.logits(len(inputs[0]))
         best = tuple(TokenLogprob(token, -1.0 - token) for token in range(top))
@@ -149,6 +192,8 @@ class FakeLLM(LLM):
         logits[:, : VOCABULARY // 2] = np.log(share)
         return logits
 
-    def score_rows(self, ids: Any, *, first: int = 1) -> Iterator[LogitRows]:  # type: ignore[override]
+    def score_rows(  # type: ignore[override]
+        self, ids: Any, *, first: int = 1, cache: CacheParams | None = None
+    ) -> Iterator[LogitRows]:
         for start in range(first, len(ids), 64):
             yield LogitRows(start, self.logits(min(64, len(ids) - start)))

@@ -8,7 +8,7 @@ from cli.fake_llm import ANSWER, FakeLLM
 from kvik.cli import conversation, options, strategy_options
 from kvik.llm import LLM
 from kvik.models import reading
-from kvik.params import EngineParams, Grammar, SamplingParams
+from kvik.params import CacheParams, EngineParams, Grammar, SamplingParams
 
 TEXT = "".join(ANSWER)
 
@@ -46,13 +46,13 @@ def test_defaults_are_the_models_own_and_every_option_arrives(kvik, made):
 
 
 def test_model_options_arrive(kvik, made):
-    given = "-m x.gguf --weights int8 --kv f32 --executor torch --device cuda --threads 3"
+    given = "-m x.gguf --weights int8 --kv k8v4 --executor torch --device cuda --threads 3"
     kvik("run", "hi", *given.split())
     assert made[-1].model == "x.gguf"
     settings = dict(made[-1].settings)
     assert settings.pop("progress") is not None
     assert settings == {
-        "weights": "int8", "kv": "f32", "executor": "torch", "device": "cuda", "engine": EngineParams(threads=3)
+        "weights": "int8", "cache": CacheParams(k="int8", v="int4"), "executor": "torch", "device": "cuda", "engine": EngineParams(threads=3)
     }  # fmt: skip
 
 

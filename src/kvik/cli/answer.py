@@ -107,8 +107,19 @@ class Answer:
         shared = usage.kv_bytes_unshared > usage.kv_bytes_peak
         unshared = f" ({amount(usage.kv_bytes_unshared)} without sharing)" if shared else ""
         parts.append(f"KV {amount(usage.kv_bytes_peak)}{unshared}")
+        if found := self._kept:
+            parts.append(found)
         parts += self._ending(info.context_length)
         return ", ".join(parts)
+
+    @property
+    def _kept(self) -> str:
+        """What an eviction policy left of the last answer's tokens; empty where all are there."""
+        usage, last = self.whole.usage, self.whole.choices[-1]
+        held = self.num_prompt + max(0, len(last.token_ids) - 1)  # the last token is drawn, not computed
+        if usage.kv_tokens_kept >= held - 1 or not usage.kv_tokens_kept:
+            return ""
+        return f"{usage.kv_tokens_kept:.0f} of {held} tokens kept ({amount(usage.kv_bytes_now)} at the end)"
 
     def _ending(self, context: int) -> list[str]:
         """What ended it, where that was not the model."""

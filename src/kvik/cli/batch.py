@@ -17,6 +17,7 @@ from kvik.cli.answer import encode_prompt, with_seed
 from kvik.cli.batch_input import BadLine, Id, Line, id_mark, parse_line, read_live
 from kvik.cli.batch_output import Results
 from kvik.cli.batch_progress import BatchProgress
+from kvik.cli.cache_options import check_prompt
 from kvik.cli.input import STDIN
 from kvik.cli.output import Interrupt, note, print_json
 from kvik.errors import DataError, KvikError, ParameterError
@@ -111,7 +112,7 @@ class _Asking:
 
     def context(self, llm: LLM) -> str:
         info = llm.info
-        return json_module.dumps([self.raw, self.system, info.digest, info.weights, info.kv, info.executor])
+        return json_module.dumps([self.raw, self.system, info.digest, info.weights, info.cache.text, info.executor])
 
     def ids(self, llm: LLM, line: Line) -> list[int]:
         """The prompt's tokens."""
@@ -232,7 +233,9 @@ class _Batch:
             self._skipped += 1
             return None
         try:
-            request = self.llm.request(self.asking.ids(self.llm, line), with_seed(line.params))
+            ids, cache = self.asking.ids(self.llm, line), line.cache(self.llm.info.cache)
+            check_prompt(cache, len(ids), "evict" if line.evicts else "--evict")
+            request = self.llm.request(ids, with_seed(line.params), cache=cache)
         except KvikError as error:
             raise BadLine(str(error), line.id) from None
         return _Job(line.number, line.id, mark), request

@@ -15,7 +15,16 @@ from typing import IO, Any
 from kvik.cli.naming import flag
 from kvik.errors import DataError, KvikError, ParameterError
 from kvik.jsonl import parse_object, read_lines, shown
-from kvik.params import AnyParams, BeamParams, SamplingParams, any_params, beam_params, json_biases
+from kvik.params import (
+    AnyParams,
+    BeamParams,
+    CacheParams,
+    SamplingParams,
+    any_params,
+    beam_params,
+    json_biases,
+    json_cache,
+)
 
 __all__ = ["BadLine", "Line", "id_mark", "parse_line", "read_live"]
 
@@ -23,7 +32,7 @@ _LINES_AHEAD = 64
 _SAMPLING = tuple(f.name for f in fields(SamplingParams))
 _SEARCH = tuple(f.name for f in fields(BeamParams))
 _PARAMS = tuple(dict.fromkeys((*_SAMPLING, *_SEARCH)))
-_FIELDS = ("id", "prompt", "messages", "preset", *_PARAMS)
+_FIELDS = ("id", "prompt", "messages", "preset", "kv", "evict", *_PARAMS)
 
 Id = str | int
 
@@ -45,11 +54,23 @@ class Line:
     prompt: str | list[int] | None
     messages: list[dict[str, Any]] | None
     params: AnyParams
+    kv: Any = None
+    evict: Any = None
+
+    def cache(self, base: CacheParams) -> CacheParams:
+        """How its keys and values are kept, where those of lines that do not say are `base`."""
+        return json_cache(self.kv, self.evict, base) or base
+
+    @property
+    def evicts(self) -> bool:
+        """Whether it says itself what is evicted."""
+        return self.evict is not None or (isinstance(self.kv, dict) and "policy" in self.kv)
 
     def mark(self, context: str) -> int:
         """64 bits that tell this request from others. context: what it was asked of, and how."""
         asked = [self.prompt, self.messages, asdict(self.params), context]
-        return _mark(json.dumps(asked, sort_keys=True))
+        cache = [self.kv, self.evict]
+        return _mark(json.dumps(asked if cache == [None, None] else [*asked, cache], sort_keys=True))
 
 
 def id_mark(id: Id) -> int:
@@ -124,7 +145,10 @@ def _request(number: int, id: Id, found: dict[str, Any], defaults: AnyParams, gi
         raise BadLine(f"prompt must be text or a list of token ids, got {shown(prompt)}")
     if not prompt and messages is None:
         raise BadLine("the prompt is empty")
-    return Line(number, id, prompt, messages, _params(found, defaults, given))
+    kv, evict = found.pop("kv", None), found.pop("evict", None)
+    line = Line(number, id, prompt, messages, _params(found, defaults, given), kv, evict)
+    line.cache(CacheParams())  # what is wrong whatever the command line says
+    return line
 
 
 def _params(found: dict[str, Any], defaults: AnyParams, given: Mapping[str, Any]) -> AnyParams:

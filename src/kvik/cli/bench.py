@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvik.cli.bench_cache import CacheOptions, compare_cache
+from kvik.cli.cache_options import check_prompt
 from kvik.cli.machine import cores, memory, processor
 from kvik.cli.options import EngineOptions, Json, ModelOptions, add_verb
 from kvik.cli.output import amount, note, print_json, print_table, write
 from kvik.errors import ParameterError
-from kvik.params import MAX_SEED
+from kvik.params import MAX_SEED, policy_name
 
 if TYPE_CHECKING:
     from kvik.engine.sequence import Group
@@ -118,7 +119,8 @@ def bench(
 
 
 def _check_fits(llm: LLM, options: BenchOptions) -> None:
-    context, params = llm.info.context_length, llm.engine.params
+    admission, cache, params = llm.engine.admission, llm.engine.admission.cache, llm.engine.params
+    context, pool = admission.context(cache), admission.pool
     if options.sequences > params.max_sequences:
         raise ParameterError(
             f"--sequences is {options.sequences}; --max-sequences allows {params.max_sequences} at once"
@@ -127,18 +129,24 @@ def _check_fits(llm: LLM, options: BenchOptions) -> None:
         raise ParameterError(
             "--sequences and --depth beyond 1 need prefix sharing to begin together; leave out --no-prefix-sharing"
         )
-    deep = max(1, options.depth) + options.new_tokens + 1
-    for name, tokens in (("--prompt-tokens", options.prompt_tokens + 1), ("--depth and --new-tokens", deep)):
-        if tokens > context:
-            raise ParameterError(f"{name} need a context of {tokens} tokens; {llm.info.name} has {context}")
-        layout, have = llm.engine.layout, llm.engine.scheduler.pool.num_slabs
-        blocks = layout.sequence_blocks(tokens, params.max_batch_tokens)
-        need = layout.slabs_for([options.sequences * count for count in blocks])
-        if need > have:
+    deep = max(1, options.depth)
+    for name, prompt, new in (
+        ("--prompt-tokens", options.prompt_tokens, 1), ("--depth and --new-tokens", deep, options.new_tokens + 1),
+    ):  # fmt: skip
+        if prompt + new > context:
+            raise ParameterError(f"{name} need a context of {prompt + new} tokens; {llm.info.name} has {context}")
+        check_prompt(cache, prompt, f"--evict with {name.partition(' ')[0]} {prompt}")
+        need = admission.room(cache, prompt).slabs(0, prompt + new, options.sequences)
+        if need > pool.num_slabs:
             raise ParameterError(
-                f"{name} with --sequences need {need * layout.slab_bytes} bytes of KV cache; --kv-bytes allows "
-                f"{have * layout.slab_bytes}"
+                f"{name} with --sequences need {need * pool.slab_bytes} bytes of KV cache; --kv-bytes allows {pool.nbytes}"
             )
+    evictor = admission.evictor(cache, deep)
+    if options.sequences > 1 and deep > 1 and evictor is not None and not evictor.hits_allowed(deep - 1):
+        raise ParameterError(
+            "--sequences and --depth beyond 1 need prefix sharing to begin together, and --evict "
+            f"{policy_name(evictor.policy)} takes no cached prefix"
+        )
 
 
 def _round(llm: LLM, params: SamplingParams, options: BenchOptions, number: int) -> dict[str, float]:
@@ -225,7 +233,7 @@ def _show(report: dict[str, Any]) -> None:
         return [name, f"{report[name]:.{digits}f}", unit, f"{low:.{digits}f} to {high:.{digits}f}"]
 
     info, step = report["model"], report["step_ms"]
-    how = ", ".join(filter(None, (f"weights {info.weights}", f"kv {info.kv}", info.executor, info.isa)))
+    how = ", ".join(filter(None, (f"weights {info.weights}", f"kv {info.cache.text}", info.executor, info.isa)))
     sequences = report["settings"].sequences
     many = f", {sequences} sequences" if sequences > 1 else ""
     write(f"{info.name}: {how}, {info.threads} threads{many}\n")

@@ -184,7 +184,7 @@ def _where(found: list[Length], what: str, factor: float) -> int | None:
 
 def _show(found: list[Length], report: dict[str, Any]) -> None:
     info = report["model"]
-    write(f"{info.name}: weights {info.weights}, kv {info.kv}, {info.executor}, {info.threads} threads\n")
+    write(f"{info.name}: weights {info.weights}, kv {info.cache.text}, {info.executor}, {info.threads} threads\n")
     write(f"{report['machine']['processor']}\n\n")
     rows = [["tokens before", "cached", "recomputed", "speed-up", "answer so far, cached", "recomputed", "speed-up"]]
     for one in found:

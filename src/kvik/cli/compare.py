@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvik.cli.answer import encode_prompt
+from kvik.cli.cache_options import check_prompt
+from kvik.cli.compare_kv import compare_kv
 from kvik.cli.compare_runs import runs
 from kvik.cli.input import argument_text
 from kvik.cli.machine import cores, processor
@@ -32,6 +34,7 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
     group = add_group(app, "compare", compare)
     add_verb(group, "decoding", decoding)
+    add_verb(group, "kv", compare_kv)
     add_verb(group, "runs", runs)
 
 
@@ -136,6 +139,7 @@ def decoding(
     text = argument_text(prompt)
     llm = model.load(engine.params())
     ids = encode_prompt(llm, text, system, raw)
+    check_prompt(llm.info.cache, len(ids))
     from kvik.evaluation.compare import compare_strategies
 
     found = compare_strategies(
@@ -177,7 +181,7 @@ def _figure(value: float | None, digits: int = 2) -> str:
 
 def _show(found: list[Measured], report: Mapping[str, Any]) -> None:
     info, settings = report["model"], report["settings"]
-    write(f"{info.name}: weights {info.weights}, kv {info.kv}, {info.executor}, {info.threads} threads\n")
+    write(f"{info.name}: weights {info.weights}, kv {info.cache.text}, {info.executor}, {info.threads} threads\n")
     write(f"{report['machine']['processor']}; {settings['repeat']} runs of at most {settings['max_tokens']} tokens\n\n")
     rows = [["strategy", "tok/s", "tokens", "distinct-1", "distinct-2", "self-BLEU", "logprob", "repeated", "same"]]
     for one in found:

@@ -30,7 +30,7 @@ def draw_plot(found: list[Measured], report: dict[str, Any], name: str) -> None:
     info, machine, settings = report["model"], report["machine"], report["settings"]
     save(
         figure, name,
-        f"{machine['processor']}, {info.threads} threads, weights {info.weights}, kv {info.kv}; {settings['repeat']} runs of at "
+        f"{machine['processor']}, {info.threads} threads, weights {info.weights}, kv {info.cache.text}; {settings['repeat']} runs of at "
         f"most {settings['max_tokens']} tokens",
         f"{info.name}: decoding strategies, measured",
     )  # fmt: skip

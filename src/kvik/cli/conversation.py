@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from kvik.cli.answer import Answer, encode, print_logprobs, take_answer, with_seed
+from kvik.cli.cache_options import check_prompt
 from kvik.cli.output import note, plain, print_json, write
 from kvik.cli.strategy_options import biases
 from kvik.errors import ParameterError
@@ -123,6 +124,7 @@ class Conversation:
             ids = encode(self.llm, messages, False)
         params = with_seed(self.params)
         answer = Answer(len(ids), self._load_seconds)
+        check_prompt(self.llm.info.cache, len(ids))
         take_answer(self.llm.stream(ids, params), answer, self._ignore if self.json else self._show)
         self.messages = [*messages, {"role": "assistant", "content": answer.whole.text}]
         self.interrupted = answer.interrupted

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvik.cli import options
 from kvik.cli.machine import memory
 from kvik.cli.output import Progress, amount
 from kvik.errors import DataError, ParameterError, TryAgainError
-from kvik.params import EngineParams, choose
+from kvik.params import CacheParams, EngineParams, cache_params, choose, kv_text, parse_kv
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,18 +22,29 @@ __all__ = ["KEYS", "ROOM_BYTES", "SPEC_HELP", "ModelSpec", "find_models", "load_
 
 KEYS: dict[str, str] = {
     "weights": "auto, f32, bf16, int8 or int4",
-    "kv": "f16 or f32",
+    "kv": "formats of keys and values: f16, bf16, f32, int8, int4, k8v4, …",
+    "evict": "none, or a policy, its fields behind + instead of commas: snapkv:budget=25%+window=32",
+    "group_size": "16, 32, 64 or 128",
+    "keep_first": "0 to 1024",
+    "rotate": "true or false",
     "executor": "native or torch",
     "device": "cpu or cuda",
 }
-"""Settings of a model, arguments of `kvik.LLM`, with the values they take."""
+"""Settings of a model, arguments of `kvik.LLM` and fields of its CacheParams, with the values they take."""
 
 SPEC_HELP = (
-    "catalogue name, .gguf file, folder or hub id, with settings behind commas: weights=, kv=, executor=, device="
+    "catalogue name, .gguf file, folder or hub id, with settings behind commas: "
+    + ", ".join(f"{key}=" for key in KEYS)
+    + "; fields of a policy are behind +, like evict=snapkv:budget=25%+window=32"
 )
 
 ROOM_BYTES = 300_000_000  # the executors' working memory, beside weights, caches and logits
 _WINDOWS = 4  # sequences whose keys and values a pool holds at least
+_PACKING: dict[str, Callable[[str], Any]] = {
+    "group_size": int,
+    "keep_first": int,
+    "rotate": lambda text: text == "true",
+}
 _SETTING = re.compile(r"(\w+)=(.*)", re.DOTALL)
 
 
@@ -49,6 +60,21 @@ class ModelSpec:
 
     def get(self, key: str, default: str) -> str:
         return dict(self.settings).get(key, default)
+
+    def cache(self) -> CacheParams | None:
+        """How keys and values are kept; None where nothing is said. ParameterError for what does not go together."""
+        given = dict(self.settings)
+        if not given.keys() & {"kv", "evict", *_PACKING}:
+            return None
+        evict = given.get("evict")
+        found = cache_params(given.get("kv"), None if evict is None else evict.replace("+", ","), CacheParams())
+        return replace(found, **{name: read(given[name]) for name, read in _PACKING.items() if name in given})
+
+    def arguments(self) -> dict[str, Any]:
+        """Of `kvik.LLM`."""
+        given = {key: value for key, value in self.settings if key in ("weights", "executor", "device")}
+        cache = self.cache()
+        return given if cache is None else {**given, "cache": cache}
 
 
 def parse_spec(option: str, text: str) -> ModelSpec:
@@ -77,12 +103,11 @@ def parse_specs(option: str, text: str) -> list[ModelSpec]:
         else:
             found[-1] = _with(option, found[-1], setting[1], setting[2])
     for spec in found:
-        _check_device(option, spec)
+        _check(option, spec)
     return found
 
 
 def _with(option: str, spec: ModelSpec, key: str, value: str) -> ModelSpec:
-    from kvik.cache.layout import parse_kv
     from kvik.engine.executors import EXECUTORS
     from kvik.weights.layouts import parse_weights
 
@@ -94,7 +119,12 @@ def _with(option: str, spec: ModelSpec, key: str, value: str) -> ModelSpec:
             case "weights":
                 value = parse_weights(value)
             case "kv":
-                value = parse_kv(value)
+                value = kv_text(*parse_kv(value))
+            case "group_size" | "keep_first":
+                if not (value.isascii() and value.isdigit() and len(value) < 10):
+                    raise ParameterError(f"{key} must be {KEYS[key]}, got {value!r}")
+            case "rotate":
+                value = choose("rotate", value.lower(), ("true", "false"))
             case "executor":
                 value = choose("executor", value, EXECUTORS)
     except ParameterError as error:
@@ -102,10 +132,12 @@ def _with(option: str, spec: ModelSpec, key: str, value: str) -> ModelSpec:
     return replace(spec, settings=(*spec.settings, (key, value)))
 
 
-def _check_device(option: str, spec: ModelSpec) -> None:
+def _check(option: str, spec: ModelSpec) -> None:
+    """What settings are together."""
     from kvik.engine.executors import EXECUTORS, check_device
 
     try:
+        spec.cache()
         check_device(choose("executor", spec.get("executor", "native"), EXECUTORS), spec.get("device", "cpu"))
     except ParameterError as error:
         raise ParameterError(f"{option}: {error}") from None
@@ -139,7 +171,7 @@ def load_models(specs: Sequence[ModelSpec], engine: EngineParams, *, tokens: int
     for spec, pool in zip(different, pools, strict=True):
         with Progress() as progress:
             loaded[spec] = options.make_llm(
-                spec.ref, **dict(spec.settings), engine=replace(engine, kv_bytes=pool), progress=progress
+                spec.ref, **spec.arguments(), engine=replace(engine, kv_bytes=pool), progress=progress
             )
     return [loaded[spec] for spec in specs]
 
@@ -156,7 +188,8 @@ class _Plan(NamedTuple):
 
 
 def _plan(spec: ModelSpec, tokens: int | None) -> _Plan:
-    from kvik.cache.layout import kv_layout, parse_kv
+    from kvik.cache.layout import kv_layout
+    from kvik.cache.storage import pool_size, usual_layouts
     from kvik.models.facts import read_facts
     from kvik.weights.layouts import parse_weights
     from kvik.weights.store import ModelStore
@@ -167,13 +200,17 @@ def _plan(spec: ModelSpec, tokens: int | None) -> _Plan:
     if facts.refused is not None:
         raise DataError(facts.refused)
     assert facts.config is not None and facts.packed_bytes is not None  # as nothing is refused
-    layout = kv_layout(facts.config, parse_kv(spec.get("kv", "f16")))
-    context = facts.config.context_length
+    layout, context = kv_layout(facts.config, spec.cache() or CacheParams()), facts.config.context_length
     most = context if tokens is None else min(tokens, context)
-    one = layout.slabs_for(layout.sequence_blocks(most, most)) * layout.slab_bytes
+    size = pool_size(layout, usual_layouts(facts.config), most, 1, None)
     floats = 4 * facts.parameters if spec.get("executor", "native") == "torch" else 0
     return _Plan(
-        path, facts.weights, facts.packed_bytes, floats, one if tokens is None else _WINDOWS * one, layout.slab_bytes
+        path,
+        facts.weights,
+        facts.packed_bytes,
+        floats,
+        size.nbytes * (1 if tokens is None else _WINDOWS),
+        size.slab_bytes,
     )
 
 

@@ -1,7 +1,7 @@
 """The options that verbs share, as dataclasses: a verb names the group it takes, the command line gets its fields.
 
-`SamplingOptions` has the fields of `SamplingParams` but trace, which `kvik xray` shows, `EngineOptions` those of `EngineParams`; a
-test keeps them alike.
+`SamplingOptions` has the fields of `SamplingParams` but trace, which `kvik xray` shows, `EngineOptions` those of `EngineParams`,
+`CacheOptions` those of `CacheParams`; a test keeps them alike.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from kvik.cli.cache_options import CacheOptions
 from kvik.cli.naming import naming_options
 from kvik.cli.output import Progress
 from kvik.cli.strategy_options import SAMPLING_PANEL, StrategyOptions, biases, choices, option
 from kvik.errors import ParameterError
-from kvik.params import EngineParams, SamplingParams, preset_fields
+from kvik.params import CacheParams, EngineParams, SamplingParams, preset_fields
 from kvik.weights.catalogue import CATALOGUE, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "BatchOptions",
     "EngineOptions",
     "Json",
+    "LoadOptions",
     "ModelOptions",
     "Plain",
     "Ref",
@@ -141,7 +143,7 @@ WeightsOption = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class LoadOptions:
     """Which model, in which form, on which part of the machine. Values are checked by `kvik.LLM`."""
 
     model: Annotated[
@@ -152,13 +154,6 @@ class ModelOptions:
         ),
     ] = DEFAULT_MODEL  # fmt: skip
     weights: WeightsOption = "auto"
-    kv: Annotated[
-        str,
-        option(
-            "--kv", "Format of keys and values: f16 or f32.",
-            MODEL_PANEL, metavar="FORMAT", autocompletion=choices("f16", "f32"),
-        ),
-    ] = "f16"  # fmt: skip
     executor: Annotated[
         str,
         option(
@@ -170,13 +165,22 @@ class ModelOptions:
         str, option("--device", "cpu; the torch executor takes others, like cuda.", MODEL_PANEL, metavar="NAME")
     ] = "cpu"
 
-    def load(self, engine: EngineParams) -> LLM:
+    def load_with(self, engine: EngineParams, cache: CacheParams) -> LLM:
         """The model, fetched and packed if need be, with bars on a terminal."""
-        with Progress() as progress, naming_options(ModelOptions), naming_options(EngineParams):
+        with Progress() as progress, naming_options(LoadOptions), naming_options(EngineParams):
             return make_llm(
-                self.model, weights=self.weights, kv=self.kv, executor=self.executor, device=self.device,
+                self.model, weights=self.weights, cache=cache, executor=self.executor, device=self.device,
                 engine=engine, progress=progress,
             )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(CacheOptions, LoadOptions):
+    """A model, and how its keys and values are kept."""
+
+    def load(self, engine: EngineParams) -> LLM:
+        """`load_with` this cache; what is wrong with it is said first."""
+        return self.load_with(engine, self.cache())
 
 
 @dataclass(frozen=True, kw_only=True)

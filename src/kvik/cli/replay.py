@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -15,7 +15,7 @@ from kvik.cli.naming import naming_options
 from kvik.cli.options import EngineOptions, Json, add_verb, complete_models
 from kvik.cli.output import Progress, print_json, quoted, write
 from kvik.errors import DataError, ParameterError
-from kvik.params import MAX_SEED, EngineParams, SamplingParams
+from kvik.params import MAX_SEED, CacheParams, EngineParams, SamplingParams
 
 if TYPE_CHECKING:
     from kvik.engine.request import Completion, Receipt, Request
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 MAX_CROWD = 4096
-_FACTS = ("digest", "weights", "kv", "executor", "device")
+_FACTS = ("digest", "weights", "executor", "device")
 _LONGEST_PROMPT, _LONGEST_ANSWER, _MOST_SAMPLES = 400, 96, 3
 _STEPS_BETWEEN = 2.0  # of the crowd's arrivals, mean, at most: all of it comes before the answer ends
 
@@ -65,7 +65,7 @@ def replay(
       kvik run "Why is the sky blue?" --receipt sky.json && kvik replay sky.json
       kvik replay sky.json --crowd 32 --kv-bytes 32MiB --max-batch-tokens 96
     """
-    from kvik.engine.receipt import params_of, receipt_from_json
+    from kvik.engine.receipt import cache_of, params_of, receipt_from_json
 
     if not 0 <= crowd <= MAX_CROWD:
         raise ParameterError(f"--crowd must be in [0, {MAX_CROWD}], got {crowd}")
@@ -80,10 +80,11 @@ def replay(
         )
     llm = _load(wanted, model, machine)
     _check_model(wanted, llm, receipt)
-    if max(wanted.prompt) >= llm.info.vocab_size or len(wanted.prompt) >= llm.info.context_length:
+    cache = cache_of(wanted)
+    if max(wanted.prompt) >= llm.info.vocab_size or len(wanted.prompt) >= llm.engine.admission.context(cache):
         raise DataError("is no receipt: its prompt is none of its model", path=receipt)
     with naming_options(EngineParams):
-        request = llm.request(wanted.prompt, params_of(wanted))
+        request = llm.request(wanted.prompt, params_of(wanted), cache=cache)
     longest = max(len(tokens) for tokens in wanted.outputs)
     pace = min(_STEPS_BETWEEN, 0.7 * longest / max(1, crowd))
     found = _among(llm, request, crowd, pace, random.Random(seed))
@@ -107,12 +108,14 @@ def _check_version(wanted: Receipt, name: str) -> None:
 
 
 def _load(wanted: Receipt, model: str | None, machine: EngineParams) -> LLM:
+    from kvik.engine.receipt import cache_of
+
     there = wanted.model
     ref = model or (there["path"] if os.path.exists(there["path"]) else there["name"])
-    how = {name: there[name] for name in ("weights", "kv", "executor", "device")}
+    how = {name: there[name] for name in ("weights", "executor", "device")}
     with Progress() as progress, naming_options(EngineParams):
         try:
-            return options.make_llm(ref, **how, engine=machine, progress=progress)
+            return options.make_llm(ref, **how, cache=cache_of(wanted), engine=machine, progress=progress)
         except ParameterError as error:
             if model is not None or ref == there["path"]:
                 raise
@@ -180,11 +183,23 @@ def _other(llm: LLM, request: Request, draw: random.Random) -> Request:
             ignore_eos=draw.random() < 0.5,
         )  # fmt: skip
         try:
-            return llm.request(prompt, params)
+            return llm.request(prompt, params, cache=_others_cache(llm, request.cache, len(prompt), draw))
         except ParameterError:
             if len(prompt) == 1 and samples == 1:
                 raise
             prompt, samples = prompt[: max(1, len(prompt) // 2)], 1
+
+
+def _others_cache(llm: LLM, cache: CacheParams, prompt_tokens: int, draw: random.Random) -> CacheParams:
+    """The receipt's, where its policy makes sense for another prompt, or without the policy, or one of f16."""
+    plain = replace(cache, policy=None, layers=CacheParams.layers, heads=CacheParams.heads)
+    chosen = draw.choice((cache, plain, CacheParams()))
+    try:
+        chosen.check(prompt_tokens)
+        llm.engine.admission.layout(chosen)
+    except ParameterError:
+        return plain
+    return chosen
 
 
 # ---- the comparison

@@ -11,6 +11,7 @@ import typer
 
 from kvik.cli.answer import Answer, InOrder, encode_prompt, print_logprobs, take_answer, with_seed
 from kvik.cli.answer_options import BeamOptions, GrammarOptions
+from kvik.cli.cache_options import check_prompt
 from kvik.cli.input import argument_text
 from kvik.cli.naming import naming_options
 from kvik.cli.options import (
@@ -67,8 +68,8 @@ def run(
     answer and keeps what there is of it.
 
     A line of a --batch file is a JSON object with "prompt" (text, or token ids, which are taken as they are) or
-    "messages" (of "role" and "content"); it may have an "id" and any sampling option, like "max_tokens", or those of a
-    beam search, with "num_beams". Results go to --out as they finish, a line each. Ctrl-C keeps the finished ones, and
+    "messages" (of "role" and "content"); it may have an "id", any sampling option, like "max_tokens", those of a
+    beam search, with "num_beams", and its own "kv" and "evict". Results go to --out as they finish, a line each. Ctrl-C keeps the finished ones, and
     --resume goes on with the others.
 
     With --json-schema, --regex or --lark the answer has that shape, unless --max-tokens cuts it. In a line of a --batch
@@ -86,6 +87,7 @@ def run(
       kvik run "When did the war end?" --regex "[0-9]{4}"
       git diff | kvik run - --system "Write a commit message."
       kvik run --raw "The future of AI is" --logprobs 3 --json
+      kvik run - --kv int8 --evict snapkv:budget=25% < report.txt
       kvik run --batch requests.jsonl --out results.jsonl --max-tokens 64
     """
     batch.check(prompt, receipt)
@@ -121,6 +123,7 @@ def _answer(
     ids = encode_prompt(llm, text, system, raw)
     params = asked if isinstance(asked, BeamParams) else asked.params(llm.default_params())
     params = with_seed(params if grammar is None else replace(params, grammar=grammar))
+    check_prompt(llm.info.cache, len(ids))
     answer, shown = Answer(len(ids), loaded), InOrder(params.num_answers)
     with naming_options(type(params)):
         take_answer(llm.stream(ids, params), answer, (lambda chunk: None) if json else shown)

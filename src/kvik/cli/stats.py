@@ -53,8 +53,7 @@ def _milliseconds(seconds: float | None) -> str:
 def print_engine(engine: Engine) -> None:
     """The engine's totals, on stderr."""
     s = engine_report(engine)
-    block = sum(engine.layout.block_bytes) // len(engine.layout.block_bytes)
-    have = engine.scheduler.pool.num_slabs * engine.layout.slab_bytes
+    pool = engine.scheduler.pool
     whole = s["matrices"] + s["attention"] + s["rest"] + s["python"]
     wasted = "-" if s["wasted_share"] is None else f"{s['wasted_share']:.1%}"
     rows = [
@@ -63,8 +62,12 @@ def print_engine(engine: Engine) -> None:
         ["  tokens", str(s["tokens"]), f"computed, {s['prompt_tokens']} of them of prompts; {s['generated']} drawn"],
         ["  prefix hits", str(s["prefix_hit_tokens"]), "tokens not computed, because the cache had them"],
         ["  preemptions", str(s["preemptions"]), "requests whose blocks were taken for older ones"],
-        ["  blocks, peak", str(s["blocks_peak"]), f"{amount(s['blocks_peak'] * block)} of {amount(have)}; "
-         f"{s['blocks_unshared_peak']} if none were shared"],
+        ["  blocks, peak", str(s["blocks_peak"]), f"{s['blocks_unshared_peak']} if none were shared; "
+         f"the pool has {amount(pool.num_slabs * pool.slab_bytes)}"],
+        *([["  evictions", str(s["evictions"]), f"{s['evicted_tokens']:.0f} tokens given up, the mean over layers and heads"]]
+          if s["evictions"] else []),
+        *([["  parked", str(s["parked"]), f"times a request's blocks were moved out of the pool; {s['restored']} times back"]]
+          if s["parked"] else []),
         ["  slots wasted", wasted, "of those in held blocks, mean over steps"],
         *([f"  {part}", _milliseconds(s[part]), f"{s[part] / whole:.1%} of the time" if whole else ""]
           for part in ("matrices", "attention", "rest", "python")),

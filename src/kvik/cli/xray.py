@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from kvik.cli.answer import encode_prompt, with_seed
 from kvik.cli.answer_options import GrammarOptions
+from kvik.cli.cache_options import CACHE_PANEL, KV_HELP, check_prompt, complete_kv
 from kvik.cli.input import argument_text
 from kvik.cli.naming import naming_options
 from kvik.cli.options import (
@@ -23,6 +24,8 @@ from kvik.cli.options import (
 )
 from kvik.cli.output import note, plain, print_json, write
 from kvik.cli.pictures import check_picture
+from kvik.cli.strategy_options import option
+from kvik.cli.xray_kv import check_evicts
 from kvik.errors import ParameterError
 from kvik.params import MAX_BEAMS, BeamParams, SamplingParams
 
@@ -77,8 +80,17 @@ class XrayOptions:
         typer.Option("--beam-tokens", metavar="N", show_default=str(_BEAM_TOKENS), help="Most tokens of a beam."),
     ] = None
 
+    cache: Annotated[
+        bool,
+        typer.Option("--kv", help="Show which tokens the KV cache keeps under --evict, and why, instead of choices."),
+    ] = False
+
     def check(self) -> None:
         """Raise ParameterError naming the option and its range."""
+        if self.cache:
+            for name in ("at", "plot", "beams", "beam_tokens"):
+                if getattr(self, name):
+                    raise ParameterError(f"--{name.replace('_', '-')} has no effect with --kv; leave it out")
         if not 0 <= self.beams <= MAX_BEAMS:
             raise ParameterError(f"--beams must be in [0, {MAX_BEAMS}], got {self.beams}")
         if self.beam_tokens is not None and not self.beams:
@@ -91,8 +103,18 @@ class XrayOptions:
             check_picture("--plot", self.plot)
 
 
+@dataclass(frozen=True, kw_only=True)
+class XrayModelOptions(ModelOptions):
+    """As for every verb, but --kv is what is looked at."""
+
+    kv_flag: ClassVar[str] = "--kv-format"
+    kv: Annotated[
+        str, option("--kv-format", KV_HELP, CACHE_PANEL, metavar="FORMAT", autocompletion=complete_kv)
+    ] = ModelOptions.kv  # fmt: skip
+
+
 def xray(
-    model: ModelOptions,
+    model: XrayModelOptions,
     sampling: SamplingOptions,
     grammar: GrammarOptions,
     engine: EngineOptions,
@@ -113,11 +135,15 @@ def xray(
     where that is off), how many every filter removed, and the probability it was drawn with. One token is shown in
     detail: the best candidates, which stage removed each, and the same logits at other temperatures.
 
+    With --kv it shows instead what --evict gives up: which tokens each layer and head of the KV cache keeps at each
+    event, and why, for its score or as one of the first or last. Its formats are those of --kv-format.
+
     \b
     Examples:
       kvik xray "The capital of France is" --raw --max-tokens 12
       kvik xray "Once upon a time" --raw --temperature 1.2 --top-k 50 --html story.html --beams 4
       kvik xray "Name a colour." --at 1 --plot temperature.png
+      kvik xray --kv - --evict snapkv:budget=25% --html kept.html < report.txt
     """
     options.check()
     if not 1 <= max_tokens <= _MOST_TOKENS:
@@ -130,12 +156,18 @@ def xray(
         raise ParameterError("--logprobs-mode has no effect on an x-ray, which has both; leave it out")
     sampling.check(json=True)
     shape, machine = grammar.grammar(sampling.ignore_eos), engine.params()
+    if options.cache:
+        check_evicts(model.cache())
     text = argument_text(prompt)
     llm = model.load(machine)
     ids = encode_prompt(llm, text, system, raw)
-    asked = replace(sampling.params(llm.default_params()), max_tokens=max_tokens, grammar=shape, trace=True)
-    params = with_seed(asked)
-    assert isinstance(params, SamplingParams)
+    check_prompt(llm.info.cache, len(ids))
+    own = replace(sampling.params(llm.default_params()), max_tokens=max_tokens, grammar=shape, trace=not options.cache)
+    params = with_seed(own)
+    if options.cache:
+        with naming_options(SamplingParams), grammar.naming():
+            _look(llm, ids, params, options.html, json=json)
+        return
     with naming_options(SamplingParams), grammar.naming():
         (answer,) = llm.generate([ids], params)
         tree = _follow(llm, ids, params, options)
@@ -157,6 +189,16 @@ def xray(
         _show(llm, traces, tree, at, options)
     if options.html is not None:
         note(f"{options.html}: open it in a browser")
+
+
+def _look(llm: LLM, ids: list[int], params: SamplingParams, html: str | None, *, json: bool) -> None:
+    """At the KV cache."""
+    from kvik.cli.xray_kv import look, report, write_page
+
+    found = look(llm, ids, params)
+    report(llm, found, json=json)
+    if html is not None:
+        write_page(llm, found, html)
 
 
 def _follow(llm: LLM, ids: list[int], asked: SamplingParams, options: XrayOptions) -> list[Node]:

@@ -16,14 +16,14 @@ from kvik.cli.xray_tree import Node, path_of, tree_svg
 if TYPE_CHECKING:
     from kvik.decoding.trace import TokenTrace
 
-__all__ = ["MOST_BITS", "page", "shown", "surprise"]
+__all__ = ["ASSETS", "MOST_BITS", "VISIBLE", "document", "page", "shown", "surprise"]
 
-_ASSETS = Path(__file__).parent / "xray_page"
+ASSETS = Path(__file__).parent / "xray_page"
 MOST_BITS = 8.0
 """Surprise from which on a token has the full colour: a probability of 0.4 %."""
-_VISIBLE = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+VISIBLE = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 # Marks that turn the direction of writing would reorder the page around them; separators break lines unseen.
-_VISIBLE |= dict.fromkeys([*range(0x2028, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C], 0xFFFD)
+VISIBLE |= dict.fromkeys([*range(0x2028, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C], 0xFFFD)
 
 
 def surprise(probability: float) -> float:
@@ -37,7 +37,7 @@ def shown(token: bytes) -> str:
         text = token.decode()
     except UnicodeDecodeError:
         return "⟨" + token.hex(" ") + "⟩"
-    text = text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\t", "⇥").translate(_VISIBLE)
+    text = text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\t", "⇥").translate(VISIBLE)
     return text.replace(" ", "␣") or "∅"
 
 
@@ -52,21 +52,26 @@ def page(
     piece: a token's bytes. facts: model, strategy (a line), temperature, prompt, raw (whether the text goes on from the
     prompt), beams (how many were followed).
     """
-    script, style = (_ASSETS / "page.js").read_text(), (_ASSETS / "page.css").read_text()
+    script, style = (ASSETS / "page.js").read_text(), (ASSETS / "page.css").read_text()
+    data, body = _data(traces, tree, piece, facts), _body(traces, tree, piece, facts)
+    return document(_title(facts), body, data, style, script)
+
+
+def document(title: str, body: str, data: Any, style: str, script: str) -> str:
+    """A file that loads nothing and whose only script is this one. title: plain text; data: what the script reads."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    data = _data(traces, tree, piece, facts)
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="referrer" content="no-referrer">
-<title>{escape(_title(facts))}</title>
+<title>{escape(title)}</title>
 <style>
 {style}
 </style>
-{_body(traces, tree, piece, facts)}
+{body}
 <script type="application/json" id="data">{_json(data)}</script>
 <script>{script}</script>
 </html>
@@ -74,7 +79,7 @@ def page(
 
 
 def _title(facts: Mapping[str, Any]) -> str:
-    prompt = " ".join(facts["prompt"].translate(_VISIBLE).split())
+    prompt = " ".join(facts["prompt"].translate(VISIBLE).split())
     return f"x-ray: {prompt[:60]}{'…' if len(prompt) > 60 else ''}"
 
 
@@ -136,7 +141,7 @@ def _body(
         ("mean entropy", f"{sum(t.entropy for t in traces) / math.log(2) / max(1, len(traces)):.1f} bits"),
     ]
     told = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
-    prompt = escape(facts["prompt"].translate({c: v for c, v in _VISIBLE.items() if c not in (9, 10)}))
+    prompt = escape(facts["prompt"].translate({c: v for c, v in VISIBLE.items() if c not in (9, 10)}))
     before = f'<span class="prompt" role="none">{prompt}</span>' if facts["raw"] else ""
     asked = "" if facts["raw"] else f'<p class="asked"><span>asked</span>{prompt}</p>'
     return f"""<body>
@@ -169,7 +174,7 @@ def _token(index: int, one: TokenTrace, piece: Callable[[int], bytes]) -> str:
         text = raw.decode()
     except UnicodeDecodeError:
         text = shown(raw)
-    kept = {code: sign for code, sign in _VISIBLE.items() if code not in (9, 10)}
+    kept = {code: sign for code, sign in VISIBLE.items() if code not in (9, 10)}
     inner = escape(text.translate(kept)).replace("\n", '<i class="nl">⏎</i>\n') or '<i class="nl">∅</i>'
     heat = min(1.0, surprise(one.probability) / MOST_BITS)
     classes = "tok" if one.rank == 1 else "tok off"

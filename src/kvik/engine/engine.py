@@ -18,7 +18,7 @@ from kvik.cache.storage import PoolSize
 from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, sample_rows
 from kvik.engine.admission import Admission, Model, scored_prompt
 from kvik.engine.beams import Beam, BeamGroup, beam_group, take_candidates
-from kvik.engine.moving import Mover
+from kvik.engine.moving import EvictionRecord, Mover
 from kvik.engine.request import Chunk, FinishReason, Request, ScoreRequest, Usage
 from kvik.engine.runner import RowLogits, StepResult, run_step
 from kvik.engine.scheduler import Scheduler, Step
@@ -58,6 +58,15 @@ class Engine:
         self.on_step: Callable[[StepStats], None] | None = None
         self._turn = threading.RLock()
         self.admission = Admission(model, cache, size, params)
+
+    @property
+    def on_evict(self) -> Callable[[EvictionRecord], None] | None:
+        """Called at each event of a sequence whose policy ranks slots, before it happens; its scores cost time."""
+        return self.scheduler.mover.on_evict
+
+    @on_evict.setter
+    def on_evict(self, heard: Callable[[EvictionRecord], None] | None) -> None:
+        self.scheduler.mover.on_evict = heard
 
     # ---- requests
 

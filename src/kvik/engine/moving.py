@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Sequences
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvik.cache.blocks import BlockPool
 from kvik.cache.eviction import Kept
+from kvik.cache.eviction.scoring import Read
 from kvik.cache.layout import KVLayout
 from kvik.cache.parking import park
 from kvik.cache.sequence_cache import BlockCopy, SequenceCache
 from kvik.engine.sequence import Group, Sequence
 from kvik.ops import Executor
+from kvik.params import Protected
 
-__all__ = ["LayoutNumbers", "Mover"]
+__all__ = ["EvictionRecord", "LayoutNumbers", "Mover"]
+
+
+class EvictionRecord(NamedTuple):
+    """One event: what a sequence kept, and by what.
+
+    tokens: the sequence's so far; num_tokens of them are computed, evicted ones counted. layers: the L' that evict.
+    kept, counts: as in `Kept`, slots of the tables before the event. scores: [L', H_kv, n], higher is better. held: [L', H_kv]
+    slots of the tables. protected: first and last slots that stay whatever their score.
+    """
+
+    tokens: tuple[int, ...]
+    num_tokens: int
+    layers: tuple[int, ...]
+    kept: NDArray[np.int32]
+    counts: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    held: NDArray[np.int64]
+    protected: Protected
 
 
 class LayoutNumbers:
@@ -37,17 +60,32 @@ class Mover:
     def __init__(self, executor: Executor, pool: BlockPool) -> None:
         self._executor, self._pool = executor, pool
         self.numbers = LayoutNumbers(executor)
+        self.on_evict: Callable[[EvictionRecord], None] | None = None
 
     def choose(self, sequence: Sequence) -> Kept:
         """What the sequence keeps at the event that is due."""
         assert sequence.evictor is not None
+        return sequence.evictor.choose(sequence.num_computed, self._read(sequence))
+
+    def _read(self, sequence: Sequence) -> Read:
         view = sequence.cache.view(sequence.layout)
-        return sequence.evictor.choose(
-            sequence.num_computed, lambda layer, head, what: self._executor.read(view, layer, head, what)
+        return lambda layer, head, what: self._executor.read(view, layer, head, what)
+
+    def _record(self, sequence: Sequence, kept: Kept) -> EvictionRecord:
+        """Of an event that has not happened yet."""
+        evictor, tokens = sequence.evictor, sequence.num_computed
+        assert evictor is not None
+        scores = evictor.scores(tokens, self._read(sequence)).astype(np.float32)
+        protected = evictor.policy.protected(evictor.policy.kept(tokens))
+        held = evictor.held(tokens)
+        return EvictionRecord(
+            tuple(sequence.tokens), tokens, evictor.layers, kept.kept, kept.counts, scores, held, protected
         )
 
     def evict(self, sequence: Sequence, kept: Kept) -> SequenceCache:
         """A cache that holds what is kept; the sequence's own is still there."""
+        if self.on_evict is not None:
+            self.on_evict(self._record(sequence, kept))
         fresh = sequence.cache.evict(kept.counts)
         try:
             source = sequence.cache.view(sequence.layout)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvik.async_llm import Answer
 from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreResult, Usage
 from kvik.errors import ParameterError
-from kvik.params import AnyParams
+from kvik.params import AnyParams, CacheParams
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError, api_error
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import GENERATION, Common, check_top, completion_fields, generation_params
+from kvik.server.fields import (
+    GENERATION,
+    Common,
+    cache_of,
+    check_policy,
+    check_top,
+    completion_fields,
+    generation_params,
+)
 from kvik.server.formats import names
 from kvik.server.logprobs import TokenTable
 from kvik.server.responding import Reply
@@ -47,7 +55,8 @@ async def answer_completion(service: Service, body: JsonObject, reply: Reply) ->
             400, "receipt needs generated tokens, and max_tokens is 0", param="receipt", code="invalid_value"
         )
     params = generation_params(fields, 1 if only_score else common.max_tokens, top)
-    jobs = await _jobs(service, fields, params, common, echo, only_score)
+    cache = cache_of(fields, service.info.cache)
+    jobs = await _jobs(service, fields, _Asked(params, cache, common.salt, echo, only_score))
     scored = await _scores(service, jobs)
     answering = _Answering(service, jobs, scored, params, common, echo)
     if only_score:
@@ -79,9 +88,26 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-async def _jobs(
-    service: Service, fields: Fields, params: AnyParams, common: Common, echo: bool, only_score: bool
-) -> list[Job]:
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of every prompt of the call."""
+
+    params: AnyParams
+    cache: CacheParams
+    salt: str
+    echo: bool
+    only_score: bool
+
+    @property
+    def scored_cache(self) -> CacheParams:
+        """Of an echoed prompt's scores: a policy that first evicts behind the prompt changes none of them."""
+        scorer = self.cache.scorer
+        if self.only_score or scorer is None or scorer.at is not None:
+            return self.cache
+        return replace(self.cache, policy=None, layers="uniform", heads="uniform")
+
+
+async def _jobs(service: Service, fields: Fields, asked: _Asked) -> list[Job]:
     prompts = prompts_of(fields.require("prompt"))
     service.check_count(len(prompts), "prompt")
     whole = isinstance(fields.given["prompt"], str) or len(prompts) == 1
@@ -89,29 +115,22 @@ async def _jobs(
     for index, prompt in enumerate(prompts):
         name = "prompt" if whole else f"prompt[{index}]"
         try:
-            jobs.append(await _job(service, prompt, name, params, common, echo, only_score))
+            jobs.append(await _job(service, prompt, name, asked))
         except ParameterError as error:
             raise api_error(error, FIELDS | {name}, {"prompt": name, "text": name, **names(fields)}) from None
     return jobs
 
 
-async def _job(
-    service: Service,
-    prompt: Prompt,
-    name: str,
-    params: AnyParams,
-    common: Common,
-    echo: bool,
-    only_score: bool,
-) -> Job:
-    llm = service.llm
-    ids = await service.ids(prompt, name, 0 if only_score else 1)
-    request = None if only_score else await service.request(ids, params, common.salt)
+async def _job(service: Service, prompt: Prompt, name: str, asked: _Asked) -> Job:
+    llm, params, cache = service.llm, asked.params, asked.cache
+    ids = await service.ids(prompt, name, 0 if asked.only_score else 1, cache)
+    check_policy(cache, None if asked.only_score else len(ids))
+    request = None if asked.only_score else await service.request(ids, params, asked.salt, cache)
     score = None
-    if echo and (only_score or params.logprobs is not None):
-        score = llm.score_request(ids, top=params.logprobs or 0, salt=common.salt)
+    if asked.echo and (asked.only_score or params.logprobs is not None):
+        score = llm.score_request(ids, top=params.logprobs or 0, salt=asked.salt, cache=asked.scored_cache)
     text = ""
-    if echo:
+    if asked.echo:
         text = prompt if isinstance(prompt, str) else llm.tokenizer.decode(ids, skip_special=True)
     return Job(ids, text, request, score if params.logprobs is not None else None)
 

@@ -80,13 +80,21 @@ async def follow(
 
 
 def usage_of(usages: Sequence[Usage | None], prompt_tokens: int = 0) -> dict[str, Any]:
-    """OpenAI's usage of some requests. prompt_tokens: of prompts that were only scored."""
+    """OpenAI's usage of some requests, and what their keys and values took, all together.
+
+    prompt_tokens: of prompts that were only scored, of whose cache nothing is said.
+    """
     known = [usage for usage in usages if usage is not None]
     prompt = prompt_tokens + sum(usage.prompt_tokens for usage in known)
     generated = sum(usage.completion_tokens for usage in known)
+    kept = {
+        name: sum(getattr(usage, name) for usage in known)
+        for name in ("kv_bytes_now", "kv_bytes_peak", "kv_tokens_kept")
+    }
     return {
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in known)},
+        **(kept if known else {}),
     }

@@ -6,13 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvik.errors import ParameterError
-from kvik.params import AnyParams, any_params, json_biases
+from kvik.params import AnyParams, CacheParams, any_params, json_biases, json_cache
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
 from kvik.server.formats import FORMATS, grammar_field
 from kvik.text.tokenizer import check_text
 
-__all__ = ["GENERATION", "Common", "chat_fields", "check_top", "completion_fields", "generation_params"]
+__all__ = [
+    "GENERATION",
+    "Common",
+    "cache_of",
+    "chat_fields",
+    "check_policy",
+    "check_top",
+    "completion_fields",
+    "generation_params",
+]
 
 MAX_TOP_LOGPROBS = 20
 """Best tokens a request may ask for: what they take grows with n, prompts and tokens. OpenAI's limit for chats."""
@@ -28,7 +37,10 @@ SAMPLING = (
 BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
 """Fields that only BeamParams has. num_beams above 1 makes the request a beam search, of which n answers are returned."""
 
-GENERATION = (*SAMPLING, *BEAMS, *FORMATS, "preset")
+CACHE = ("kv", "evict")
+"""How keys and values are kept: texts or objects."""
+
+GENERATION = (*SAMPLING, *BEAMS, *FORMATS, *CACHE, "preset")
 """Fields that say how an answer is made, alike in both kinds of bodies."""
 
 _COMMON = ("model", "max_tokens", "logprobs", "stream", "stream_options", "cache_salt", "receipt", *GENERATION)
@@ -118,3 +130,17 @@ def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | No
     if isinstance(beams, bool) or beams != 1:
         _check_count(given.get("n", 1), beams)
     return any_params(given | {"max_tokens": max_tokens, "logprobs": logprobs})
+
+
+def cache_of(fields: Fields, base: CacheParams) -> CacheParams:
+    """How the keys and values of a body's requests are kept: `base` where it does not say. ParameterError begins with kv or
+    evict."""
+    return json_cache(fields.given.get("kv"), fields.given.get("evict"), base) or base
+
+
+def check_policy(cache: CacheParams, prompt_tokens: int | None) -> None:
+    """ParameterError, naming evict, where the policy makes no sense for a prompt of so many tokens (None: a text)."""
+    try:
+        cache.check(prompt_tokens)
+    except ParameterError as error:
+        raise ParameterError(f"evict: {error}") from None

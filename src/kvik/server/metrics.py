@@ -108,6 +108,10 @@ class Metrics(Collector):
             ),
             ("kvik:generation_tokens", "Tokens generated.", stats.generated),
             ("kvik:num_preemptions", "Times a request's blocks were taken from it.", stats.preemptions),
+            ("kvik:kv_evictions", "Times a sequence gave tokens up.", stats.evictions),
+            ("kvik:kv_evicted_tokens", "Tokens given up, the mean over layers and KV heads.", stats.evicted_tokens),
+            ("kvik:num_parked", "Times a request's blocks were moved out of the KV cache.", stats.parked),
+            ("kvik:num_restored", "Times they were moved back.", stats.restored),
             ("kvik:prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_query_tokens),
             ("kvik:prefix_cache_hits", "Tokens found there.", stats.prefix_hit_tokens),
         ):

@@ -14,7 +14,7 @@ from kvik import __version__
 from kvik.async_llm import Answer, AsyncLLM
 from kvik.engine.request import Choice, Completion, Request, ScoreRequest, ScoreResult
 from kvik.errors import TryAgainError
-from kvik.params import AnyParams, SamplingParams
+from kvik.params import AnyParams, CacheParams, SamplingParams
 from kvik.server.errors import ApiError, shutting_down
 from kvik.server.metrics import Metrics
 from kvik.weights.catalogue import CATALOGUE, find
@@ -73,9 +73,9 @@ class Service:
         """Do what takes time with the number of characters; in a thread where that is long."""
         return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
 
-    async def request(self, ids: Sequence[int], params: AnyParams, salt: str) -> Request:
+    async def request(self, ids: Sequence[int], params: AnyParams, salt: str, cache: CacheParams) -> Request:
         """A checked request; in a thread where its words are long or its grammar is new."""
-        return await self.off_loop(self.characters(params), lambda: self.llm.request(ids, params, salt))
+        return await self.off_loop(self.characters(params), lambda: self.llm.request(ids, params, salt, cache))
 
     def characters(self, params: AnyParams) -> int:
         """How many a request's check turns into tokens; more than are inline where a new grammar is compiled."""
@@ -89,16 +89,16 @@ class Service:
             size += INLINE_CHARACTERS + sum(map(len, params.dry_breakers))
         return size
 
-    async def ids(self, prompt: str | Sequence[int], param: str, more: int) -> tuple[int, ...]:
+    async def ids(self, prompt: str | Sequence[int], param: str, more: int, cache: CacheParams) -> tuple[int, ...]:
         """A prompt as token ids; `check_length` holds."""
         encode = self.llm.tokenizer.encode
         ids = await self.off_loop(len(prompt), lambda: encode(prompt)) if isinstance(prompt, str) else prompt
-        self.check_length(len(ids), more, param)
+        self.check_length(len(ids), more, param, cache)
         return tuple(ids)
 
-    def check_length(self, count: int, more: int, param: str) -> None:
+    def check_length(self, count: int, more: int, param: str, cache: CacheParams) -> None:
         """ApiError 400 unless the context holds so many tokens and `more` generated ones."""
-        limit = self.info.context_length
+        limit = self.llm.engine.admission.context(cache)
         if count + more > limit:
             wanted = ", and at least one is to be generated" if more else ""
             raise ApiError(

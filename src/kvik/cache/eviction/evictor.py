@@ -170,7 +170,7 @@ class Evictor:
         """Most slots that a layer and KV head keeps at any event of a sequence of `tokens` tokens; without one, all."""
         return most_of_a_head(self.params, self._shape, len(self.layers), prompt, tokens)
 
-    def _held(self, tokens: int) -> NDArray[np.int64]:
+    def held(self, tokens: int) -> NDArray[np.int64]:
         """[L', H_kv] slots of the tables after so many tokens, if nothing is evicted in between."""
         if self._counts is None:
             return np.full((len(self.layers), self._shape.num_kv_heads), tokens, np.int64)
@@ -178,7 +178,7 @@ class Evictor:
 
     def _room(self, tokens: int) -> int:
         """Most slots of any table after so many tokens: those of layers with windows count them all."""
-        return tokens if len(self.layers) < self._shape.num_layers else int(self._held(tokens).max())
+        return tokens if len(self.layers) < self._shape.num_layers else int(self.held(tokens).max())
 
     def _first_observed(self, event: int) -> int:
         """The first row that is observed for the event, were all computed."""
@@ -211,7 +211,7 @@ class Evictor:
         return self._queries[1]
 
     def _seen(self, tokens: int, read: Read) -> Seen:
-        held, layers = self._held(tokens), list(self.layers)
+        held, layers = self.held(tokens), list(self.layers)
         sums = queries = None
         if self._scoring.asks == "sums":
             sums = self._sums_of(tokens, tokens)[layers, :, : int(held.max())]
