@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*) $(shell find src/kvik -name '*.py' -o -name '*.pyi' 2>/dev/null)
 PROMPT ?= Why is the sky blue?
 
-.PHONY: demo test test-all check core native-check bench bench-sizes bench-engine bench-decoding bench-eval install clean
+.PHONY: demo test test-all check core native-check bench bench-sizes bench-engine bench-decoding bench-eval bench-kv install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/kvik run "$(PROMPT)"
@@ -64,6 +64,10 @@ bench-decoding: $(VENV)/.installed
 bench-eval: $(VENV)/.evaluating
 	$(PYTHON) bench/setup_peers.py --only tools,llama.cpp,transformers
 	$(BIN)/python bench/evaluation.py
+
+bench-kv: $(VENV)/.installed
+	$(PYTHON) bench/setup_peers.py --only tools,llama.cpp
+	$(BIN)/python bench/kv.py
 
 clean:
 	rm -rf $(VENV) build

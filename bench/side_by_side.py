@@ -27,7 +27,7 @@ BLOCKS = 10
 QUALITY = "quality"
 SHOWN = (
     "decode", "prefill", "gb_s", "first_s", "kept", "pack_s", "weights_s", "read_s", "over_file_mb", "decode_16",
-    "capacity", "gap_s", "tok_s", "perplexity", "pairs_s",
+    "capacity", "gap_s", "tok_s", "perplexity", "pairs_s", "change", "top", "speed", "full: share", "int4",
 )  # fmt: skip
 
 
