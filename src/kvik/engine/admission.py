@@ -81,7 +81,9 @@ class Admission:
         layout = self._layouts.get(cache)
         if layout is None:
             if len(self._layouts) >= MOST_LAYOUTS:
-                raise ParameterError(f"cache: requests have asked for {MOST_LAYOUTS} different ones already; use one of them")
+                raise ParameterError(
+                    f"cache: requests have asked for {MOST_LAYOUTS} different ones already; use one of them"
+                )
             layout = kv_layout(self.model.shape, cache)
             check_slab(layout, self.pool.slab_bytes)
             self._layouts[cache] = layout
@@ -206,7 +208,9 @@ class Admission:
             raise ParameterError(f"first must be an integer in [1, {len(token_ids)}], got {first!r}")
         cache = self._cache(cache, scored_prompt(first))
         if len(token_ids) > self.context(cache):
-            raise ParameterError(f"the text to score has {len(token_ids)} tokens; the context holds {self.context(cache)}")
+            raise ParameterError(
+                f"the text to score has {len(token_ids)} tokens; the context holds {self.context(cache)}"
+            )
         slabs = self.room(cache, scored_prompt(first)).slabs(0, len(token_ids), 1)
         self._check_fits(slabs, len(token_ids), None)
         return ScoreRequest(token_ids, reduce, top, first, salt, cache)
