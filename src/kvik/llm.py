@@ -140,9 +140,8 @@ class LLM:
             "executor": executor, "device": device, "isa": built.isa,
         }  # fmt: skip
         rope = None if config.rope is None else rope_table(config.rope, config.head_size, config.context_length)
-        self.engine = Engine(
-            built, Model(loaded.tokenizer, config, loaded.path, loaded.digest, rope), own, size, engine
-        )
+        about = Model(loaded.tokenizer, config, loaded.path, loaded.digest, rope, config.attention_scale)
+        self.engine = Engine(built, about, own, size, engine)
         self._defaults = dict(loaded.defaults)
         self.info = ModelInfo(
             name=loaded.name, path=str(loaded.path), digest=loaded.digest, family=config.family,

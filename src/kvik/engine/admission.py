@@ -38,7 +38,7 @@ class Model:
     """What the engine knows of a model beside its executor.
 
     shape: its configuration. identity: what decides the bytes of a cached block, beside the layout. rope: of the layers that
-    see all; None where positions are learned.
+    see all; None where positions are learned. scale: of attention's products; None: 1 / sqrt(head size).
     """
 
     tokenizer: Tokenizer
@@ -46,6 +46,7 @@ class Model:
     path: Path | None = None
     identity: str = ""
     rope: RopeTable | None = None
+    scale: float | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -105,7 +106,7 @@ class Admission:
 
     def evictor(self, cache: CacheParams, prompt_tokens: int | None) -> Evictor | None:
         """What gives up tokens of a sequence that begins with so many."""
-        return Evictor.of(cache, self.model.shape, prompt_tokens, self.model.rope)
+        return Evictor.of(cache, self.model.shape, prompt_tokens, self.model.rope, self.model.scale)
 
     def request(
         self, prompt: tuple[int, ...], params: AnyParams, salt: str = "", cache: CacheParams | None = None
