@@ -168,7 +168,9 @@ class CacheMachine(RuleBasedStateMachine):
             assert (of.cache.forgets or of.evicted_at) and count < len(of.tokens)
             return
         self.held[other].cache.free()
-        self.held[other] = Held(forked, of.root, list(of.tokens), list(of.keys), [list(s) for s in of.slots], of.evicted_at)
+        self.held[other] = Held(
+            forked, of.root, list(of.tokens), list(of.keys), [list(s) for s in of.slots], of.evicted_at
+        )
         self.cut(self.held[other], count)
 
     @rule(which=SEQUENCES, back=st.sampled_from([0, 1, 3, 30, 200]))
