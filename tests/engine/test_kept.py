@@ -57,8 +57,9 @@ def computed(small_tokenizer: Tokenizer) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("definition", [True, False], ids=["definition", "native"])
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize(("layers", "heads"), [("uniform", "uniform"), ("pyramid", "ada")])
+@pytest.mark.parametrize(
+    ("name", "layers", "heads"), [("windows", "uniform", "uniform"), ("grouped heads", "pyramid", "ada")]
+)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_kept(
     small_tokenizer: Tokenizer, computed: Any, monkeypatch: pytest.MonkeyPatch, policy: str, layers: str, heads: str,
