@@ -56,9 +56,9 @@ def code_keys(x: Tensor, kv: KVFormat) -> Coded:
     if kv == "int8":
         return _symmetric(x, x.abs().amax(-2, keepdim=True))
     if kv == "int4":
-        minimum = x.amin(-2, keepdim=True).half()
+        minimum = _half(x.amin(-2, keepdim=True))
         above = x - minimum.float()
-        scale = (above.amax(-2, keepdim=True) / STEPS).half()
+        scale = _half(above.amax(-2, keepdim=True) / STEPS)
         return Coded(_steps(above, scale).clamp(0, STEPS).to(torch.uint8), scale, minimum=minimum)
     return Coded(x.to(FULL[kv]))
 
@@ -69,7 +69,7 @@ def code_values(x: Tensor, kv: KVFormat) -> Coded:
         return _symmetric(x, x.abs().amax(-1, keepdim=True))
     if kv == "int4":
         low, high = x.amin(-1, keepdim=True).clamp(max=0.0), x.amax(-1, keepdim=True).clamp(min=0.0)
-        scale = ((high - low) / STEPS).half()
+        scale = _half((high - low) / STEPS)
         zero = _steps(-low, scale).clamp(0, STEPS)
         numbers = (_steps(x, scale) + zero).clamp(0, STEPS)
         return Coded(numbers.to(torch.uint8), scale, zero=zero.to(torch.uint8))
@@ -77,8 +77,14 @@ def code_values(x: Tensor, kv: KVFormat) -> Coded:
 
 
 def _symmetric(x: Tensor, largest: Tensor) -> Coded:
-    scale = (largest / 127.0).half()
+    scale = _half(largest / 127.0)
     return Coded(_steps(x, scale).clamp(-127, 127).to(torch.int8), scale)
+
+
+def _half(x: Tensor) -> Tensor:
+    """The nearest f16 that is finite."""
+    most = torch.finfo(torch.float16).max
+    return x.clamp(-most, most).half()
 
 
 def _steps(x: Tensor, scale: Tensor) -> Tensor:
