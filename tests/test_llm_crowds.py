@@ -27,6 +27,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_gguf(folder / "small.gguf"))
 
 
+@pytest.fixture(scope="module")
+def without_window(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder: Path = tmp_path_factory.mktemp("crowds")
+    return str(write_gguf(folder / "all.gguf", window=0))
+
+
 def make(path: str, **engine: Any) -> kvik.LLM:
     return kvik.LLM(path, engine=kvik.EngineParams(**{"threads": 1, "kv_bytes": 2**20} | engine))
 
@@ -108,7 +114,8 @@ CACHES = [
 ]
 
 
-def test_each_prompt_has_its_cache_and_the_receipt_says_so(path: str) -> None:
+def test_each_prompt_has_its_cache_and_the_receipt_says_so(without_window: str) -> None:
+    path = without_window
     llm, prompts, params = make(path), [f"{i} and some more text than that" for i in range(3)], PARAMS[:3]
     done = llm.generate(prompts, params, cache=CACHES)
     assert [c.choices for c in llm.generate(prompts, params)] != outputs(done)
@@ -146,7 +153,8 @@ def test_a_receipt_of_no_cache_is_none(path: str, change: dict[str, Any], messag
         receipt_from_json(text, "r.json")
 
 
-def test_what_is_wrong_with_a_cache_is_said_at_once(path: str) -> None:
+def test_what_is_wrong_with_a_cache_is_said_at_once(without_window: str) -> None:
+    path = without_window
     llm = make(path)
     for call, message in (
         (lambda: kvik.LLM(path, kv="f16", cache=CACHES[0]), "kv and cache both say how the KV cache is kept"),

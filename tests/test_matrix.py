@@ -206,9 +206,8 @@ def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv:
     *_, got = run_all(made, [*mates, (PROMPT, params, cache)])
     assert said(got, params.num_answers) == said(want, params.num_answers)
     happens = what.get("happens", "steps")
-    if (
-        happens != "prefix_hit_tokens" or cache.scorer is None
-    ):  # scorers want to see rows, and evicted blocks are taken soon
+    crowded = mixed and isinstance(params, BeamParams)  # in a larger pool, and what is kept in its slabs is soon taken
+    if not crowded and (happens != "prefix_hit_tokens" or cache.scorer is None):
         assert getattr(made.stats, happens) > 0
     assert (alone.stats.evictions > 0) == (cache.scorer is not None)
     if "stop" in settings:
