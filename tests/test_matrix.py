@@ -73,7 +73,6 @@ POLICIES: dict[str, dict[str, Any]] = {
     "ada": {"policy": "h2o:budget=50%,every=16", "heads": "ada"},
     "both": {"policy": "keydiff:budget=40%,every=8", "layers": "pyramid", "heads": "ada"},
 }
-NO_HITS = ("h2o", "ada")  # who wants to see every row
 MODELS = ("grouped heads", "windows")
 # params: of the request; engine: of the engine it runs in; mates: requests beside it; before: requests that ended before.
 FEATURES: dict[str, dict[str, Any]] = {
@@ -152,7 +151,11 @@ def around(*axes: Any) -> Iterator[Cell]:
     whole = [axis if isinstance(axis, list) else [None] for axis in axes]
     for count, names in enumerate(itertools.product(*whole)):
         yield tuple(  # type: ignore[misc]
-            name if name is not None else axis if isinstance(axis, str) else tuple(axis)[(count * step + count // len(axis)) % len(axis)]
+            name
+            if name is not None
+            else axis
+            if isinstance(axis, str)
+            else tuple(axis)[(count * step + count // len(axis)) % len(axis)]
             for step, (name, axis) in enumerate(zip(names, axes, strict=True), 1)
         )
 
@@ -203,7 +206,9 @@ def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv:
     *_, got = run_all(made, [*mates, (PROMPT, params, cache)])
     assert said(got, params.num_answers) == said(want, params.num_answers)
     happens = what.get("happens", "steps")
-    assert getattr(made.stats, happens) > 0 or (happens == "prefix_hit_tokens" and policy in NO_HITS)
+    crowded = mixed and isinstance(params, BeamParams)  # in a larger pool, and what is kept in its slabs is soon taken
+    if not crowded and (happens != "prefix_hit_tokens" or cache.scorer is None):
+        assert getattr(made.stats, happens) > 0
     assert (alone.stats.evictions > 0) == (cache.scorer is not None)
     if "stop" in settings:
         assert all(stop not in text for text, *_ in said(got, params.num_answers) for stop in params.stop)
@@ -271,7 +276,7 @@ def test_scored_cell(tokenizer: Tokenizer, how: str, feature: str, model: str, k
     else:
         assert np.array_equal(got.logits, want.logits[first - begin :])
     happens = what.get("happens", "steps")
-    hit = first > 16 and policy not in NO_HITS  # a row that is wanted is computed
+    hit = first > 16 and cache.scorer is None  # a row that is wanted is computed
     if (happens != "prefix_hit_tokens" or hit) and not (happens == "preemptions" and mixed):
         assert getattr(made.stats, happens) > 0
     assert (alone.stats.evictions > 0) == (cache.scorer is not None)

@@ -10,7 +10,7 @@ from cache.memory import shape
 
 from kvik.cache.blocks import BlockPool, slabs_for
 from kvik.cache.layout import KVLayout, kv_layout
-from kvik.cache.prefix import BlockKey, PrefixIndex, block_keys
+from kvik.cache.prefix import BlockKey, PrefixIndex, block_keys, longest_hit
 from kvik.cache.sequence_cache import FREED, SequenceCache
 from kvik.errors import KvikError
 from kvik.params.cache import CacheParams
@@ -164,14 +164,10 @@ def test_a_hit_of_packed_pages_needs_what_the_next_row_packs() -> None:
 
 
 def hit_quietly(index: PrefixIndex, tokens: list[int], layout: KVLayout) -> int:
-    """Tokens that would be found, by `SequenceCache._most_found`; nothing is claimed."""
+    """Tokens that would be found; nothing is claimed."""
     keys = list[BlockKey]()
     block_keys(index, index.root("", layout.name), tokens, keys, len(tokens) // 16)
-    cache = SequenceCache(BlockPool(1, 64 * 1024, index), layout)
-    count, last = len(keys), -1
-    while count and count != last:
-        last, count = count, cache._most_found(index, keys, count)
-    return 16 * count
+    return 16 * longest_hit(index, layout, keys)
 
 
 def test_the_least_recently_used_goes_first_and_from_its_end() -> None:
@@ -267,3 +263,19 @@ def test_what_a_mixed_batch_saves_is_free_for_others() -> None:
     assert pool.held_bytes == bound
     assert (200 - pool.num_free_slabs) * slab <= 1.04 * bound + 3 * slab
     assert packed.bytes_at(640) < 0.5 * full.bytes_at(640)
+
+
+def test_a_packed_page_is_found_by_all_its_tokens() -> None:
+    """Two texts part within a page: the second finds its own page, whatever the first block of the page says."""
+    index = PrefixIndex()
+    pool = BlockPool(40, 64 * PACKED.tables[1].steps, index)
+    one, two = list(range(150)), [*range(57), *range(900, 993)]
+    caches = [filled(pool, tokens, PACKED) for tokens in (one, two)]
+    for own, tokens in zip(caches, (one, two), strict=True):
+        keys = list[BlockKey]()
+        block_keys(index, index.root("", PACKED.name), tokens, keys, 9)
+        cache = SequenceCache(pool, PACKED)
+        assert cache.claim_prefix(keys) == 144
+        assert cache.tables[1].blocks[1:].tolist() == own.tables[1].blocks[1:].tolist()
+        assert cache.tables[0].blocks[6:].tolist() == own.tables[0].blocks[6:9].tolist()
+        assert cache.tables[1].blocks[0] == caches[0].tables[1].blocks[0]  # the same 32 tokens

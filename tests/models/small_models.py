@@ -43,9 +43,9 @@ def weight_of(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def write_gguf(
     path: Path, types: Mapping[str, str] | None = None, *, architecture: str = "llama", template: str | None = TEMPLATE,
-    extra: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None, window: int = 32,
 ) -> Path:  # fmt: skip
-    """types: by the last part of a matrix's name, others are Q4_1. extra: metadata as strings."""
+    """types: by the last part of a matrix's name, others are Q4_1. extra: metadata as strings. window: 0 is none."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("a small one")
     writer.add_block_count(LAYERS)
@@ -56,7 +56,7 @@ def write_gguf(
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(50_000.0)
-    writer.add_sliding_window(32)
+    writer.add_sliding_window(window)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(TOKENS)

@@ -6,6 +6,7 @@ The reference knows tokens, not slots: of each layer and KV head the tokens that
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,6 +63,14 @@ def rotation(rope: RopeTable, position: int) -> Tensor:
         cosine, sine = (f(position * frequency) * rope.factor for f in (math.cos, math.sin))
         turn[i, i], turn[i, i + half], turn[i + half, i], turn[i + half, i + half] = cosine, -sine, sine, cosine
     return turn
+
+
+def one_thread() -> Iterator[None]:
+    """A fixture: products this small gain nothing from more threads, which wait for each other where cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Simulation:
@@ -211,6 +220,8 @@ def keep(scores: list[dict[int, float]], budget: int, first: int, last: int, *, 
 def pyramid(budget: int, protected: int, most: list[int]) -> list[int]:
     """As PyramidKV has it, for layers that all have room: floating point will do here."""
     rest, layers = budget - protected, len(most)
+    if layers == 1:
+        return [budget]
     high = min(rest * 1.95, max(most) - protected)
     shares = [protected + high - (2 * high - 2 * rest) * i / (layers - 1) for i in range(layers)]
     whole = [math.floor(share + 1e-9) for share in shares]

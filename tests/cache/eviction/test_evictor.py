@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
-from cache.eviction.simulated import Shape, Simulation, numbers, rope_table
+from cache.eviction.simulated import Shape, Simulation, numbers, one_thread, rope_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,13 +22,7 @@ AGAIN = ["h2o:budget=25%,every=7", "h2o:budget=12,every=1", "snapkv:budget=10,wi
 SPREADS = [("uniform", "uniform"), ("pyramid", "uniform"), ("uniform", "ada"), ("pyramid", "ada")]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small gain nothing from more, and wait for each other where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = pytest.fixture(autouse=True)(one_thread)
 
 
 def params(policy: str, layers: str = "uniform", heads: str = "uniform") -> CacheParams:
