@@ -6,12 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
-from cache.memory import shape
+from cache.memory import Memory, shape
 
 from kvik.cache.blocks import BlockPool, slabs_for
 from kvik.cache.layout import KVLayout, kv_layout
+from kvik.cache.parking import park
 from kvik.cache.prefix import BlockKey, PrefixIndex, block_keys, longest_hit
-from kvik.cache.sequence_cache import FREED, SequenceCache
+from kvik.cache.sequence_cache import FREED, SequenceCache, held_together
 from kvik.errors import KvikError
 from kvik.params.cache import CacheParams
 
@@ -279,3 +280,38 @@ def test_a_packed_page_is_found_by_all_its_tokens() -> None:
         assert cache.tables[1].blocks[1:].tolist() == own.tables[1].blocks[1:].tolist()
         assert cache.tables[0].blocks[6:].tolist() == own.tables[0].blocks[6:9].tolist()
         assert cache.tables[1].blocks[0] == caches[0].tables[1].blocks[0]  # the same 32 tokens
+
+
+@pytest.mark.parametrize("layout", [WINDOWS, PACKED], ids=["windows", "packed"])
+def test_what_is_parked_together_shares_as_before(layout: KVLayout) -> None:
+    slab = 64 * max(table.steps for table in layout.tables)
+    pool = BlockPool(60, slab)
+    memory = Memory(60 * slab)
+    memory.bytes[:] = np.random.default_rng(1).integers(0, 256, memory.bytes.size, np.uint8)
+    one = SequenceCache(pool, layout)
+    one.append(150, [])
+    one.free_unseen()
+    two = one.fork(150)
+    two.append(20, copies := [])
+    memory.copy(copies)
+    caches = [one, two]
+    before, together = [saved(memory, pool, cache) for cache in caches], held_together(caches)
+    state = [(cache.num_tokens, cache.arrays.lengths, cache.tokens_kept) for cache in caches]
+    parked = park(caches, memory)  # type: ignore[arg-type] # save and restore are all it needs
+    assert pool.num_held == 0 == one.num_tokens and parked.nbytes == together
+    others = SequenceCache(pool, layout)
+    others.append(33, [])
+    memory.bytes[:] = 0
+    caches = parked.restore(memory, pool)  # type: ignore[arg-type]
+    pool.check_integrity([others.held(), *(cache.held() for cache in caches)])
+    assert [saved(memory, pool, cache) for cache in caches] == before and held_together(caches) == together
+    assert [(cache.num_tokens, cache.arrays.lengths, cache.tokens_kept) for cache in caches] == state
+    assert parked.needs == {} and parked.restore(memory, pool) == []  # type: ignore[arg-type] # once
+    for cache in (*caches, others):
+        cache.free()
+    assert pool.num_held == 0 and pool.num_free_slabs == 60
+
+
+def saved(memory: Memory, pool: BlockPool, cache: SequenceCache) -> list[bytes]:
+    """Bytes of each block it holds."""
+    return [memory.save(np.array([block], np.int32), pool.steps_of(block)).tobytes() for block in cache.held()]

@@ -181,6 +181,11 @@ def test_slabs_waste_little_of_the_usual_formats() -> None:
     for each in usual:
         for table in each.tables:
             assert slab % (64 * table.steps) / slab <= MOST_WASTE
+    for pool in (97 * 10**6, 128 * 2**20, 3 * 10**9 + 1):
+        slab = choose_slab_bytes((layout,), pool, usual)
+        for each in usual:
+            for table in each.tables:
+                assert pool // slab * (slab // (64 * table.steps)) * 64 * table.steps >= 0.9 * pool
     tiny = choose_slab_bytes((layout,), 4 * 2**20, usual)
     assert tiny == 64 * layout.tables[0].steps  # nothing larger leaves 16 slabs
     int8 = kv_layout(small, "int8")

@@ -27,6 +27,7 @@ USUAL = ("f16", "f32", "int8", "k8v4", "int4")
 """Formats whose blocks shall waste little of a slab, whatever an engine's own format is."""
 MOST_WASTE = 0.03
 FEWEST_SLABS = 16  # of a pool, where blocks of every size that must fit leave so many
+MOST_MULTIPLE = 4096
 MOST_ADDRESS = 2**31 - 1
 
 
@@ -53,24 +54,26 @@ def _sizes(layouts: Iterable[KVLayout]) -> set[int]:
 
 
 def choose_slab_bytes(layouts: Sequence[KVLayout], pool_bytes: int, usual: Iterable[KVLayout] = ()) -> int:
-    """Bytes of a slab for a pool of so many: the smallest multiple of a full block that wastes no more than 3 %.
+    """Bytes of a slab: the smallest multiple of a full block with which no size of block leaves 3 % of the pool unused.
 
-    Less than 1/16 of the pool where that is enough for blocks of every size of `layouts`, which fit in any case; then the
-    multiple of least waste. usual: layouts whose blocks count too, where they fit.
+    That is behind the last block of each slab, and behind the last slab. Slabs have no more than 1/16 of the pool, where
+    that is enough for blocks of every size of `layouts`, which fit in any case; if all leave more, the one that leaves least
+    with these, then with others. usual: layouts whose blocks count too.
     """
     must = _sizes(layouts)
     sizes, largest = must | _sizes(usual), max(must)
     base = layouts[0].tables[0].steps * ADDRESS_BYTES
     least = -(-largest // base)
-    most = max(least, pool_bytes // FEWEST_SLABS // base)
-    best = (2.0, least)
+    most = min(max(least, pool_bytes // FEWEST_SLABS // base), least * MOST_MULTIPLE)
+    best = (2.0, 2.0, least)
     for count in range(least, most + 1):
         slab = count * base
-        waste = max(slab % size / slab if size <= slab else 1.0 for size in sizes)
-        if waste <= MOST_WASTE:
+        share = max(1, pool_bytes // slab) / max(pool_bytes, slab)
+        unused, unused_by_own = (1 - min(slab // size * size for size in some) * share for some in (sizes, must))
+        if unused <= MOST_WASTE:
             return slab
-        best = min(best, (waste, count))
-    return best[1] * base
+        best = min(best, (max(unused_by_own, MOST_WASTE), unused, count))
+    return best[2] * base
 
 
 def check_slab(layout: KVLayout, slab_bytes: int) -> None:
