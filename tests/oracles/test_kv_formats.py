@@ -314,16 +314,19 @@ def test_native_equals_its_definition(
     (ours, seen, read), (theirs, expected, define) = (
         run_executor(kind, c, layout, (130, 1, 20, 1, 1), (100, 140)) for kind in ("native", "torch")
     )
-    tolerance = 3e-5 if options.get("k") == "f32" else 1e-3
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+    # a number just between two that the format has may be rounded to either: of int4 a large step, but seldom
+    finest = layout.packed or layout.full
+    most = max({"f32": 1e-5, "int8": 5e-3, "int4": 2e-2}.get(kv, 1e-3) for kv in (finest.k, finest.v))
+    errors, largest = np.abs(ours - theirs), np.abs(theirs).max()
+    assert errors.max() <= most * largest and errors.mean() <= 2e-4 * largest
     assert seen.sums is not None and expected.sums is not None and seen.queries is not None
-    assert abs(seen.sums - expected.sums).max() <= 5 * tolerance * 2**24
-    assert (seen.sums.sum(-1) == pytest.approx(expected.sums.sum(-1), rel=1e-6)).all()
-    np.testing.assert_allclose(seen.queries, expected.queries, atol=1e-3)
+    assert abs(seen.sums - expected.sums).max() <= 3 * most * 2**24
+    np.testing.assert_allclose(seen.sums.sum(-1), expected.sums.sum(-1), rtol=1e-6)
+    np.testing.assert_allclose(seen.queries, expected.queries, atol=most)
     for layer, head, what in product(range(2), range(c.num_kv_heads), ("keys", "values")):
         got, want = read(layer, head, what), define(layer, head, what)
-        np.testing.assert_allclose(got, want, rtol=0, atol=(0.15 if "4" in str(options) else 0.02) * np.abs(want).max())
-        assert np.mean(np.abs(got - want)) <= tolerance * np.abs(want).max()
+        errors, largest = np.abs(got - want), np.abs(want).max()
+        assert errors.max() <= 10 * most * largest and errors.mean() <= 5e-4 * largest
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
