@@ -241,47 +241,52 @@ static void attend_part(const Tile& tile, Part& at, const Part& next, const Work
 
 // ---- observation -----------------------------------------------------------------------------------------------------
 
-// Of each part the observed queries' exponentials [queries][64], then what they are relative to [queries].
+// Of each part the observed queries' exponentials [queries][64]; behind those of all what they are relative to [queries].
 struct Observed {
     const Tile& tile;
     const int first, count;  // queries
-    float* at;
+    float *const begin, *const maximums;
+    int parts = 0;
     explicit Observed(const Tile& t)
         : tile(t), first(t.a.observed_first * t.a.group),
-          count(t.a.sums ? (t.a.observed_end - t.a.observed_first) * t.a.group : 0), at(t.a.observed) {}
+          count(t.a.sums ? (t.a.observed_end - t.a.observed_first) * t.a.group : 0),
+          begin(reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(t.a.observed) + 63) / 64 * 64)),
+          maximums(count ? exponentials_of(t.places()) : nullptr) {}
+    float* exponentials_of(int part) const { return begin + size_t(part) * size_t(count) * kPartition; }
 
     void keep(const Part& part, const float* p, const float* out) {
+        if (!count) return;
         const int d = tile.c.full.head_size, stride = state_stride(d);
+        float *to = exponentials_of(parts), *top = maximums + parts++ * count;
         for (int i = 0; i < count; ++i) {
             const float* from = p + (first + i) * kPartition;
-            float* to = at + i * kPartition;
-            for (int b = 0; b < part.count; ++b) store(to + b * kBlockTokens, load(from + b * kBlockTokens));
-            at[count * kPartition + i] = out[(first + i) * stride + d];
+            for (int b = 0; b < part.count; ++b) store(to + i * kPartition + b * kBlockTokens, load(from + b * kBlockTokens));
+            top[i] = out[(first + i) * stride + d];
         }
-        at += size_t(count) * (kPartition + 1);
     }
 
     // after the last part: e * e^(maximum - that of all) / sum, in steps of 2^-24, onto the slots' sums
-    void add_sums() {
+    void add_sums() const {
         constexpr float kOne = 16777216.0f;
         const int d = tile.c.full.head_size, stride = state_stride(d);
-        float* from = tile.a.observed;
-        for (int place = 0; count; from += size_t(count) * (kPartition + 1), ++place) {
+        int place = 0;
+        for (int n = 0; n < parts; ++n, ++place) {
             const Part part = tile.from(place);
-            if (!part.count) return;
             place = part.place;
-            alignas(64) float factors[kMaxQueries + kLanes] = {}, inverse[kMaxQueries + kLanes] = {};
+            const float* e = exponentials_of(n);
+            alignas(64) float factors[kMaxQueries] = {}, inverse[kMaxQueries] = {};
             for (int i = 0; i < count; ++i) {
                 const float* state = tile.a.state + (first + i) * stride + d;
-                factors[i] = from[count * kPartition + i] - state[0];
+                factors[i] = maximums[n * count + i] - state[0];
                 inverse[i] = kOne / state[1];
             }
-            for (int i = 0; i < count; i += kLanes) store(factors + i, mul(exp(load(factors + i)), load(inverse + i)));
+            for (int i = 0; i < count; i += kLanes)
+                store(factors + i, within(mul(exp(load(factors + i)), load(inverse + i)), 0.0f, kOne));
             for (int b = 0; b < part.count; ++b) {
                 Ints total = no_ints();
                 for (int i = 0; i < count; ++i) {
-                    const F p = mul(load(from + i * kPartition + b * kBlockTokens), set1(factors[i]));
-                    total = add(total, to_ints(min(max(p, zero()), set1(kOne))));
+                    const F p = mul(load(e + i * kPartition + b * kBlockTokens), set1(factors[i]));
+                    total = add(total, to_ints(max(p, zero())));
                 }
                 int32_t lanes[kLanes];
                 store(lanes, total);

@@ -224,9 +224,9 @@ constexpr size_t attend_scratch(int32_t head_size) {
            2 * size_t(kPartition) * size_t(head_size);
 }
 
-// queries: observed rows * group; partitions: of the tile
+// queries: observed rows * group; partitions: of the tile. A line more: it is used from a multiple of 64 bytes on.
 constexpr size_t attend_observed(int32_t queries, int32_t partitions) {
-    return size_t(queries) * size_t(partitions) * 2 * (kPartition + 1);
+    return size_t(queries) * size_t(partitions) * 2 * (kPartition + 1) + 16;
 }
 
 const Kernels& portable_kernels();

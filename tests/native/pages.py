@@ -81,8 +81,12 @@ class Unit:
                 page = slice(at, at + each)
                 start = max(at, self.keep)
                 if start < at + each:
-                    k[start : at + each] = packed_of(full_of(self.k[page], self.full.k), self.packed.k, False)[start - at :]
-                    v[start : at + each] = packed_of(full_of(self.v[page], self.full.v), self.packed.v, True)[start - at :]
+                    k[start : at + each] = packed_of(full_of(self.k[page], self.full.k), self.packed.k, False)[
+                        start - at :
+                    ]
+                    v[start : at + each] = packed_of(full_of(self.v[page], self.full.v), self.packed.v, True)[
+                        start - at :
+                    ]
         return k, v
 
 
@@ -91,7 +95,14 @@ def full_format(k: KVFormat, v: KVFormat) -> PageFormat:
 
 
 def unit(
-    isa: str, k: Floats, v: Floats, formats: tuple[KVFormat, KVFormat], group: int = 64, keep: int = 0, shift: int = 0, gone: int = 0
+    isa: str,
+    k: Floats,
+    v: Floats,
+    formats: tuple[KVFormat, KVFormat],
+    group: int = 64,
+    keep: int = 0,
+    shift: int = 0,
+    gone: int = 0,
 ) -> Unit:
     """A cache with these rows appended and every group packed. Blocks lie in a shuffled order, unwritten memory is NaN; full
     blocks that no row from the last on reads, and those before slot `gone`, are taken away."""

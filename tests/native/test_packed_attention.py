@@ -73,9 +73,13 @@ def test_any_cache_and_any_division(
     assert all(np.array_equal(results[0], x) for x in results[1:])
 
 
-@pytest.mark.parametrize("formats", [("f16", "f16"), ("bf16", "f32"), ("int8", "int8"), ("int4", "int4"), ("int8", "f16")], ids="-".join)
+@pytest.mark.parametrize(
+    "formats", [("f16", "f16"), ("bf16", "f32"), ("int8", "int8"), ("int4", "int4"), ("int8", "f16")], ids="-".join
+)
 @pytest.mark.parametrize("streaming", [(0, 0), (0, 150), (4, 150)])
-def test_blocks_that_no_row_sees_are_not_touched(formats: tuple[KVFormat, KVFormat], streaming: tuple[int, int]) -> None:
+def test_blocks_that_no_row_sees_are_not_touched(
+    formats: tuple[KVFormat, KVFormat], streaming: tuple[int, int]
+) -> None:
     sinks, window = streaming
     k, v, q, sink_q = numbers(1, 395, 64, 1, 3)
     told = {"window": window, "sinks": sinks, "sink_q": sink_q if sinks else None}

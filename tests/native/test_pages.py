@@ -74,7 +74,11 @@ def test_pages_from_rows_and_from_full_blocks_have_the_same_bytes(formats: tuple
 def test_integers_are_within_half_a_step(kv: KVFormat, values: bool) -> None:
     x = rows("outliers", 64, 64)
     axis = 1 if values else 0
-    reach = np.abs(x).max(axis, keepdims=True) / 127 if kv == "int8" else np.ptp(np.append(x, x * 0, axis), axis, keepdims=True) / 15
+    reach = (
+        np.abs(x).max(axis, keepdims=True) / 127
+        if kv == "int8"
+        else np.ptp(np.append(x, x * 0, axis), axis, keepdims=True) / 15
+    )
     assert np.all(np.abs(packed_of(x, kv, values) - x) <= (1.1 if kv == "int4" and values else 0.55) * reach)
 
 
