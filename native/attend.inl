@@ -55,15 +55,19 @@ struct Tile {
     const int32_t first, last, start;  // slots of the first and the last row; the first slot that the first row sees
     const int32_t packed_first;        // packed_end of the first row
     const Partitions partitions;
-    const int states;
+    const int states, page_bits;  // a page has 2^bits tokens
 
     Tile(const Queries& queries, const Cache& cache)
         : a(queries), c(cache), first(a.slots[0] - c.shift), last(a.slots[a.rows - 1] - c.shift), start(seen_from(first)),
-          packed_first(c.packed_end(first)), partitions(partitions_of(first, last, a.window, a.sinks)), states(states_of(c)) {}
+          packed_first(c.packed_end(first)), partitions(partitions_of(first, last, a.window, a.sinks)), states(states_of(c)),
+          page_bits(__builtin_ctz(unsigned(c.packed.tokens))) {}
 
     int queries() const { return a.rows * a.group; }
     int places() const { return (a.last_partition - a.first_partition) * states; }
     int32_t slot(int query) const { return a.slots[query / a.group] - c.shift; }
+    int32_t packed_end(int32_t slot) const {
+        return states > 1 && slot + 1 > kRecent ? (slot + 1 - kRecent) >> page_bits << page_bits : 0;
+    }
     // the first slot that a row sees through q
     int32_t seen_from(int32_t slot) const {
         const int32_t begin = a.window && slot + 1 > a.window ? slot + 1 - a.window : 0;
@@ -76,7 +80,7 @@ struct Tile {
     }
     bool sees_packed(int32_t base) const {
         if (base < c.keep) return false;
-        const int32_t page_end = base / c.packed.tokens * c.packed.tokens + c.packed.tokens, earliest = page_end + kRecent - 1;
+        const int32_t page_end = ((base >> page_bits) + 1) << page_bits, earliest = page_end + kRecent - 1;
         const int32_t reader = first > earliest ? first : earliest;  // the first row that reads it packed
         return reader <= last && base + kBlockTokens > seen_from(reader);
     }
@@ -90,8 +94,8 @@ struct Tile {
     }
     void add_packed(Part& at, int32_t base) const {
         const PageShape& s = c.packed;
-        const uint8_t* page = packed_page(c, base / s.tokens);
-        const size_t within = size_t(base % s.tokens / kBlockTokens);
+        const uint8_t* page = packed_page(c, base >> page_bits);
+        const size_t within = size_t(base & (s.tokens - 1)) / kBlockTokens;
         const int b = at.count++;
         at.slots[b] = base;
         at.pages[b] = page;
@@ -131,7 +135,7 @@ struct Tile {
 // Scores to exponentials, in place; what the query may not see becomes 0. Maximum and sum to out[0], out[1].
 static inline void exponentials(const Tile& tile, const Part& at, int32_t slot, float* s, float* out) {
     const int32_t from = at.sinks ? 0 : tile.seen_from(slot), end = at.sinks && tile.a.sinks <= slot ? tile.a.sinks : slot + 1;
-    const int32_t keep = tile.c.keep, packed = tile.c.packed_end(slot);
+    const int32_t keep = tile.c.keep, packed = tile.packed_end(slot);
     F top = set1(kNothing);
     for (int b = 0; b < at.count; ++b) {
         const int32_t base = at.slots[b];
@@ -237,47 +241,52 @@ static void attend_part(const Tile& tile, Part& at, const Part& next, const Work
 
 // ---- observation -----------------------------------------------------------------------------------------------------
 
-// Of each part the observed queries' exponentials [queries][64], then what they are relative to [queries].
+// Of each part the observed queries' exponentials [queries][64]; behind those of all what they are relative to [queries].
 struct Observed {
     const Tile& tile;
     const int first, count;  // queries
-    float* at;
+    float *const begin, *const maximums;
+    int parts = 0;
     explicit Observed(const Tile& t)
         : tile(t), first(t.a.observed_first * t.a.group),
-          count(t.a.sums ? (t.a.observed_end - t.a.observed_first) * t.a.group : 0), at(t.a.observed) {}
+          count(t.a.sums ? (t.a.observed_end - t.a.observed_first) * t.a.group : 0),
+          begin(reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(t.a.observed) + 63) / 64 * 64)),
+          maximums(count ? exponentials_of(t.places()) : nullptr) {}
+    float* exponentials_of(int part) const { return begin + size_t(part) * size_t(count) * kPartition; }
 
     void keep(const Part& part, const float* p, const float* out) {
+        if (!count) return;
         const int d = tile.c.full.head_size, stride = state_stride(d);
+        float *to = exponentials_of(parts), *top = maximums + parts++ * count;
         for (int i = 0; i < count; ++i) {
             const float* from = p + (first + i) * kPartition;
-            float* to = at + i * kPartition;
-            for (int b = 0; b < part.count; ++b) store(to + b * kBlockTokens, load(from + b * kBlockTokens));
-            at[count * kPartition + i] = out[(first + i) * stride + d];
+            for (int b = 0; b < part.count; ++b) store(to + i * kPartition + b * kBlockTokens, load(from + b * kBlockTokens));
+            top[i] = out[(first + i) * stride + d];
         }
-        at += size_t(count) * (kPartition + 1);
     }
 
     // after the last part: e * e^(maximum - that of all) / sum, in steps of 2^-24, onto the slots' sums
-    void add_sums() {
+    void add_sums() const {
         constexpr float kOne = 16777216.0f;
         const int d = tile.c.full.head_size, stride = state_stride(d);
-        float* from = tile.a.observed;
-        for (int place = 0; count; from += size_t(count) * (kPartition + 1), ++place) {
+        int place = 0;
+        for (int n = 0; n < parts; ++n, ++place) {
             const Part part = tile.from(place);
-            if (!part.count) return;
             place = part.place;
-            alignas(64) float factors[kMaxQueries + kLanes] = {}, inverse[kMaxQueries + kLanes] = {};
+            const float* e = exponentials_of(n);
+            alignas(64) float factors[kMaxQueries] = {}, inverse[kMaxQueries] = {};
             for (int i = 0; i < count; ++i) {
                 const float* state = tile.a.state + (first + i) * stride + d;
-                factors[i] = from[count * kPartition + i] - state[0];
+                factors[i] = maximums[n * count + i] - state[0];
                 inverse[i] = kOne / state[1];
             }
-            for (int i = 0; i < count; i += kLanes) store(factors + i, mul(exp(load(factors + i)), load(inverse + i)));
+            for (int i = 0; i < count; i += kLanes)
+                store(factors + i, within(mul(exp(load(factors + i)), load(inverse + i)), 0.0f, kOne));
             for (int b = 0; b < part.count; ++b) {
                 Ints total = no_ints();
                 for (int i = 0; i < count; ++i) {
-                    const F p = mul(load(from + i * kPartition + b * kBlockTokens), set1(factors[i]));
-                    total = add(total, to_ints(min(max(p, zero()), set1(kOne))));
+                    const F p = mul(load(e + i * kPartition + b * kBlockTokens), set1(factors[i]));
+                    total = add(total, to_ints(max(p, zero())));
                 }
                 int32_t lanes[kLanes];
                 store(lanes, total);

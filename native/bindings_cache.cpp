@@ -20,7 +20,7 @@ using PyShape = std::tuple<int32_t, int32_t, int32_t>;  // formats of keys and v
 PageShape shape_of(const PyShape& shape, int32_t head_size) {
     const auto [k, v, tokens] = shape;
     require(k >= 0 && k < kKVFormats && v >= 0 && v < kKVFormats, "unknown KV format");
-    require(tokens > 0 && tokens % kBlockTokens == 0 && tokens <= kMaxGroupTokens, "tokens of a page: a multiple of 16 up to 128");
+    require(tokens == 16 || tokens == 32 || tokens == 64 || tokens == kMaxGroupTokens, "tokens of a page: 16, 32, 64 or 128");
     require(head_size > 0 && head_size % 16 == 0 && head_size <= kMaxHeadSize, "head size: a multiple of 16 up to 256");
     return {KV(k), KV(v), tokens, head_size};
 }
@@ -60,7 +60,9 @@ void attend(const UnitCache& u, const Floats2& q, const std::optional<Floats2>& 
     }
     require(!sums || shares == 1, "an observed tile is not shared out");
     const size_t stride = size_t(state_stride(d));
-    std::vector<float> scratch(attend_scratch(d)), state(size_t(kMaxQueries) * stride), partials, observed;
+    static thread_local std::vector<float> scratch, state, partials, observed;
+    scratch.resize(attend_scratch(d));
+    state.resize(size_t(kMaxQueries) * stride);
     for (int32_t first = 0; first < rows; first += tile) {
         const int32_t count = std::min(tile, rows - first), queries = count * group;
         Queries a{};
@@ -81,7 +83,7 @@ void attend(const UnitCache& u, const Floats2& q, const std::optional<Floats2>& 
             a.sums = sums->data();
             a.observed_first = std::clamp(observed_first - first, 0, count);
             a.observed_end = std::clamp(observed_end - first, a.observed_first, count);
-            observed.resize(attend_observed(queries, parts));
+            observed.resize(std::max(observed.size(), attend_observed(queries, parts)));
             a.observed = observed.data();
         }
         u.kernels.attend_reset(state.data(), queries, d);

@@ -91,7 +91,7 @@ constexpr int kBlockTokens = 16;
 constexpr int kPartition = 64;  // slots whose attention is summed before it joins the running sum
 constexpr size_t kAddressBytes = 64;
 constexpr int kRecent = 32;
-constexpr int kMaxGroupTokens = 128;  // of a packed page
+constexpr int kMaxGroupTokens = 128;  // of a packed page: 16, 32, 64 or 128
 
 // One layer and KV head's share of a page of `tokens` tokens: keys, values, then what their integers mean; every offset but
 // those a multiple of 64. Sub-blocks of 16 tokens, of keys [D / c][16][c], of values [16 / t][D][t]:
@@ -224,9 +224,9 @@ constexpr size_t attend_scratch(int32_t head_size) {
            2 * size_t(kPartition) * size_t(head_size);
 }
 
-// queries: observed rows * group; partitions: of the tile
+// queries: observed rows * group; partitions: of the tile. A line more: it is used from a multiple of 64 bytes on.
 constexpr size_t attend_observed(int32_t queries, int32_t partitions) {
-    return size_t(queries) * size_t(partitions) * 2 * (kPartition + 1);
+    return size_t(queries) * size_t(partitions) * 2 * (kPartition + 1) + 16;
 }
 
 const Kernels& portable_kernels();
