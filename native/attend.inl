@@ -55,15 +55,19 @@ struct Tile {
     const int32_t first, last, start;  // slots of the first and the last row; the first slot that the first row sees
     const int32_t packed_first;        // packed_end of the first row
     const Partitions partitions;
-    const int states;
+    const int states, page_bits;  // a page has 2^bits tokens
 
     Tile(const Queries& queries, const Cache& cache)
         : a(queries), c(cache), first(a.slots[0] - c.shift), last(a.slots[a.rows - 1] - c.shift), start(seen_from(first)),
-          packed_first(c.packed_end(first)), partitions(partitions_of(first, last, a.window, a.sinks)), states(states_of(c)) {}
+          packed_first(c.packed_end(first)), partitions(partitions_of(first, last, a.window, a.sinks)), states(states_of(c)),
+          page_bits(__builtin_ctz(unsigned(c.packed.tokens))) {}
 
     int queries() const { return a.rows * a.group; }
     int places() const { return (a.last_partition - a.first_partition) * states; }
     int32_t slot(int query) const { return a.slots[query / a.group] - c.shift; }
+    int32_t packed_end(int32_t slot) const {
+        return states > 1 && slot + 1 > kRecent ? (slot + 1 - kRecent) >> page_bits << page_bits : 0;
+    }
     // the first slot that a row sees through q
     int32_t seen_from(int32_t slot) const {
         const int32_t begin = a.window && slot + 1 > a.window ? slot + 1 - a.window : 0;
@@ -76,7 +80,7 @@ struct Tile {
     }
     bool sees_packed(int32_t base) const {
         if (base < c.keep) return false;
-        const int32_t page_end = base / c.packed.tokens * c.packed.tokens + c.packed.tokens, earliest = page_end + kRecent - 1;
+        const int32_t page_end = ((base >> page_bits) + 1) << page_bits, earliest = page_end + kRecent - 1;
         const int32_t reader = first > earliest ? first : earliest;  // the first row that reads it packed
         return reader <= last && base + kBlockTokens > seen_from(reader);
     }
@@ -90,8 +94,8 @@ struct Tile {
     }
     void add_packed(Part& at, int32_t base) const {
         const PageShape& s = c.packed;
-        const uint8_t* page = packed_page(c, base / s.tokens);
-        const size_t within = size_t(base % s.tokens / kBlockTokens);
+        const uint8_t* page = packed_page(c, base >> page_bits);
+        const size_t within = size_t(base & (s.tokens - 1)) / kBlockTokens;
         const int b = at.count++;
         at.slots[b] = base;
         at.pages[b] = page;
@@ -131,7 +135,7 @@ struct Tile {
 // Scores to exponentials, in place; what the query may not see becomes 0. Maximum and sum to out[0], out[1].
 static inline void exponentials(const Tile& tile, const Part& at, int32_t slot, float* s, float* out) {
     const int32_t from = at.sinks ? 0 : tile.seen_from(slot), end = at.sinks && tile.a.sinks <= slot ? tile.a.sinks : slot + 1;
-    const int32_t keep = tile.c.keep, packed = tile.c.packed_end(slot);
+    const int32_t keep = tile.c.keep, packed = tile.packed_end(slot);
     F top = set1(kNothing);
     for (int b = 0; b < at.count; ++b) {
         const int32_t base = at.slots[b];

@@ -22,17 +22,22 @@ struct Part {
 // What to ask for while something else is read, a line for a line: `per` lines of block b with each line of that.
 struct Ahead {
     const uint8_t* const* at = nullptr;
-    int lines = 0, per = 1;  // of a block
+    int count = 0, per = 1;  // of a block
     Ahead() = default;
     Ahead(const uint8_t* const* blocks, size_t bytes, size_t beside)
-        : at(blocks), lines(int(bytes / 64)), per(int((bytes + beside - 1) / beside)) {}
+        : at(blocks), per(bytes > beside ? int((bytes + beside - 1) / beside) : 1) {
+        count = int(bytes / 64) / per;
+    }
     Ahead from(int b) const {
         Ahead rest = *this;
         if (at) rest.at += b;
         return rest;
     }
     void ask(int b, int line) const {
-        for (int i = line * per; i < (line + 1) * per && i < lines; ++i) prefetch(at[b] + size_t(i) * 64);
+        if (line >= count) return;
+        const uint8_t* p = at[b] + size_t(line * per) * 64;
+        prefetch(p);
+        for (int i = 1; i < per; ++i) prefetch(p + i * 64);
     }
 };
 
@@ -141,7 +146,7 @@ static void widen(const uint8_t* from, int n, float* to) {
 struct Rounded {
     float step[kQueryTile];
     float beside[kQueryTile];   // queries: what the keys' minimums add to the scores
-    int32_t less[kQueryTile];   // what is taken off the sums: that of the keys' 128, of the values' zeros
+    int32_t less[kQueryTile];   // what is taken off the sums: that of 128 (int8), of the values' zeros
     alignas(64) uint8_t terms[kQueryTile * 2 * kMaxHeadSize];
 };
 
@@ -160,14 +165,14 @@ static inline void round_query(const PageShape& s, const uint8_t* share, const f
         if constexpr (Type == KV::int4) low = fma(load(q + j), load_f16(minimums + j), low);
     }
     const float most = reduce_max(top);
-    const F factor = set1(most > kNoise ? kQueryMost / most : 0.0f);
+    const F factor = set1(most > kNoise ? kMostSteps / most : 0.0f);
     F sum = zero();
     for (int j = 0; j < d; j += kLanes) {
-        const F whole = round_even(within(mul(load(x + j), factor), -kQueryMost, kQueryMost));
-        store_query(out.terms + i * 2 * d, j, d, whole);
+        const F whole = round_even(within(mul(load(x + j), factor), -kMostSteps, kMostSteps));
+        store_terms(out.terms + i * 2 * d, j, d, whole);
         sum = add(sum, whole);
     }
-    out.step[i] = most > kNoise ? most / kQueryMost : 0.0f;
+    out.step[i] = most > kNoise ? most / kMostSteps : 0.0f;
     out.less[i] = Type == KV::int8 ? 128 * int32_t(reduce_add(sum)) : 0;  // of integers below 2^24: exact
     out.beside[i] = Type == KV::int4 ? reduce_add(low) : 0.0f;
 }
@@ -189,11 +194,11 @@ static inline void packed_scores(const uint8_t* const* keys, const Ahead& ahead,
             const Line line = load_line(keys[b] + size_t(j / step) * 64);
             const Line low = Type == KV::int8 ? line : low_nibbles(line);
             KVIK_UNROLL
-            for (int i = 0; i < Q; ++i) dot_keys(sum[i][b], low, q.terms + i * 2 * d, j, d);
+            for (int i = 0; i < Q; ++i) add_dot(sum[i][b], low, q.terms + i * 2 * d, j, d);
             if constexpr (Type == KV::int4) {
                 const Line high = high_nibbles(line);
                 KVIK_UNROLL
-                for (int i = 0; i < Q; ++i) dot_keys(sum[i][b], high, q.terms + i * 2 * d, j + 4, d);
+                for (int i = 0; i < Q; ++i) add_dot(sum[i][b], high, q.terms + i * 2 * d, j + 4, d);
             }
         }
     }
@@ -230,23 +235,23 @@ static void packed_scores_of(int n, const PageShape& s, const Part& at, const Ah
 // Weights of a query times the scales of the tokens.
 template <KV Type>
 static inline void round_weights(const PageShape& s, const Part& at, const float* p, int i, Rounded& out) {
-    F x[kBlocks], top = zero(), total = zero();
+    F x[kBlocks], top = zero(), total = zero();  // total of integers: exact, or below 2^25
     const uint8_t* zeros[kBlocks];
     for (int b = 0; b < at.count; ++b) {
-        const size_t token = size_t(at.slots[b] % s.tokens);
+        const size_t token = size_t(at.slots[b] & (s.tokens - 1));
         zeros[b] = at.pages[b] + s.value_zeros() + token;
         x[b] = mul(load(p + b * kBlockTokens), load_f16(reinterpret_cast<const uint16_t*>(at.pages[b] + s.value_scales()) + token));
         top = max(x[b], top);
     }
     const float most = reduce_max(top);
-    const F factor = set1(most > kNoise ? kWeightMost / most : 0.0f);
+    const F factor = set1(most > kNoise ? kMostSteps / most : 0.0f);
     for (int b = 0; b < at.count; ++b) {
-        const F whole = round_even(within(mul(x[b], factor), 0.0f, kWeightMost));
-        store_weights(out.terms + i * 2 * kPartition, b * kBlockTokens, kPartition, whole);
-        if constexpr (Type == KV::int4) total = fma(whole, load_u8(zeros[b]), total);
+        const F whole = round_even(within(mul(x[b], factor), 0.0f, kMostSteps));
+        store_terms(out.terms + i * 2 * kPartition, b * kBlockTokens, kPartition, whole);
+        total = fma(whole, Type == KV::int4 ? load_u8(zeros[b]) : set1(128.0f), total);
     }
-    out.step[i] = most > kNoise ? most / kWeightMost : 0.0f;
-    out.less[i] = Type == KV::int4 ? int32_t(reduce_add(total)) : 0;
+    out.step[i] = most > kNoise ? most / kMostSteps : 0.0f;
+    out.less[i] = int32_t(reduce_add(total));
 }
 
 template <int Q, int V, KV Type>
@@ -265,23 +270,16 @@ static inline void packed_weigh(const Part& at, const Ahead& ahead, const Rounde
                 KVIK_UNROLL
                 for (int j = 0; j < V; ++j) ahead.ask(b, first + j);
             const int token = b * kBlockTokens + w * (kBlockTokens / words);
-            Line line[V];
             KVIK_UNROLL
-            for (int j = 0; j < V; ++j) line[j] = Type == KV::int8 ? load_line(lines + j * 64) : low_nibbles(load_line(lines + j * 64));
-            KVIK_UNROLL
-            for (int i = 0; i < Q; ++i) {
-                const Weights x = load_weights(p.terms + i * 2 * kPartition, token, kPartition);
+            for (int j = 0; j < V; ++j) {
+                const Line line = load_line(lines + j * 64);
+                const Line low = Type == KV::int8 ? lifted(line) : low_nibbles(line);
                 KVIK_UNROLL
-                for (int j = 0; j < V; ++j) dot_values(sum[i][j], x, line[j]);
-            }
-            if constexpr (Type == KV::int4) {
-                KVIK_UNROLL
-                for (int j = 0; j < V; ++j) line[j] = high_nibbles(load_line(lines + j * 64));
-                KVIK_UNROLL
-                for (int i = 0; i < Q; ++i) {
-                    const Weights x = load_weights(p.terms + i * 2 * kPartition, token + 4, kPartition);
+                for (int i = 0; i < Q; ++i) add_dot(sum[i][j], low, p.terms + i * 2 * kPartition, token, kPartition);
+                if constexpr (Type == KV::int4) {
+                    const Line high = high_nibbles(line);
                     KVIK_UNROLL
-                    for (int j = 0; j < V; ++j) dot_values(sum[i][j], x, line[j]);
+                    for (int i = 0; i < Q; ++i) add_dot(sum[i][j], high, p.terms + i * 2 * kPartition, token + 4, kPartition);
                 }
             }
         }

@@ -20,7 +20,7 @@ using PyShape = std::tuple<int32_t, int32_t, int32_t>;  // formats of keys and v
 PageShape shape_of(const PyShape& shape, int32_t head_size) {
     const auto [k, v, tokens] = shape;
     require(k >= 0 && k < kKVFormats && v >= 0 && v < kKVFormats, "unknown KV format");
-    require(tokens > 0 && tokens % kBlockTokens == 0 && tokens <= kMaxGroupTokens, "tokens of a page: a multiple of 16 up to 128");
+    require(tokens == 16 || tokens == 32 || tokens == 64 || tokens == kMaxGroupTokens, "tokens of a page: 16, 32, 64 or 128");
     require(head_size > 0 && head_size % 16 == 0 && head_size <= kMaxHeadSize, "head size: a multiple of 16 up to 256");
     return {KV(k), KV(v), tokens, head_size};
 }

@@ -91,7 +91,7 @@ constexpr int kBlockTokens = 16;
 constexpr int kPartition = 64;  // slots whose attention is summed before it joins the running sum
 constexpr size_t kAddressBytes = 64;
 constexpr int kRecent = 32;
-constexpr int kMaxGroupTokens = 128;  // of a packed page
+constexpr int kMaxGroupTokens = 128;  // of a packed page: 16, 32, 64 or 128
 
 // One layer and KV head's share of a page of `tokens` tokens: keys, values, then what their integers mean; every offset but
 // those a multiple of 64. Sub-blocks of 16 tokens, of keys [D / c][16][c], of values [16 / t][D][t]:
