@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvik.ops import CacheView, Observation, Pass
-from kvik.ops.pages import RECENT, CacheLayout
+from kvik.ops.pages import CacheLayout
 from kvik.ops.torch_cache import Heads, Places, Table, TorchCache
 from kvik.ops.torch_pages import hadamard
 
@@ -73,12 +73,12 @@ class SequenceRows:
     def layout(self) -> CacheLayout:
         return self.cache.layouts[self.number]
 
-    def attend(self, layer: int, q: Tensor, far_q: Tensor | None, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, far_q: Tensor | None, k: Tensor, v: Tensor) -> Tensor:
         """Append k, v [T, H_kv, D], pack what is due, and attend with q [T, H, D], already scaled: [T, H, D].
 
         far_q: q as sinks are looked at (see `CacheLayout.sinks`); None where there are none.
         """
-        mask = Mask(self.layout.window, self.layout.sinks) if window is None else Mask(window, 0)
+        mask = Mask(self.cache.window(self.number, layer), 0 if self.cache.windows[layer] else self.layout.sinks)
         if self.layout.rotate:
             q, k, far_q = hadamard(q), hadamard(k), None if far_q is None else hadamard(far_q)
         shape = len(k), k.shape[1], -1, k.shape[2]  # [T, H_kv, query heads a KV head, D]
@@ -95,11 +95,9 @@ class SequenceRows:
     def _plan(self, group: int, mask: Mask) -> Plan:
         """The same for all layers whose heads lie in the group and see as much."""
         if (group, mask) not in self._plans:
-            table = self.tables[group]
+            table = self.tables[group].seen(mask.window)
             slots = self.slots - table.shift
             groups = table.groups(int(slots[0]), int(slots[-1]))
-            if 0 < mask.window <= RECENT:  # who sees no more reads nothing packed
-                groups = groups[:0]
             self._plans[group, mask] = Plan(table.find(slots, packed=False), groups, _columns(table, slots, mask))
         return self._plans[group, mask]
 

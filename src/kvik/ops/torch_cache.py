@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ class Places(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Full blocks and packed pages of one group of a sequence, by address. Slots here are those of the table.
+    """Full blocks and packed pages (None: nobody reads any) of one group of a sequence, by address. Slots are the table's.
 
     shift: slots that were evicted; length: slots in use.
     """
@@ -41,16 +41,20 @@ class Table:
     shift: int
     length: int
 
+    def seen(self, window: int) -> Table:
+        """As rows that see so many slots (0: all) use it: those that see no more than RECENT read nothing packed."""
+        return replace(self, packed=None) if 0 < window <= RECENT else self
+
     def is_packed(self, slots: Tensor, readers: Tensor) -> Tensor:
         """Whether the row at a reader's slot reads a slot packed; the two broadcast. See CacheLayout.packed_end."""
-        if self.layout.packed is None:
+        if self.layout.packed is None or self.packed is None:
             return torch.zeros_like(slots + readers, dtype=torch.bool)
         each = self.layout.packed.tokens
         return (slots >= self.layout.keep) & (slots < (readers + 1 - RECENT).clamp(min=0) // each * each)
 
     def groups(self, first: int, last: int) -> Tensor:
         """Groups that rows at slots from first to last are the first to read packed; never those that stay full."""
-        if self.layout.packed is None:
+        if self.layout.packed is None or self.packed is None:
             return self.full[:0]
         each = self.layout.packed.tokens
         begin, end = (max(self.layout.packed_end(slot), self.layout.keep) // each for slot in (first - 1, last))
@@ -137,6 +141,7 @@ class TorchCache:
             raise ParameterError(f"kv_bytes must be at least {ADDRESS_BYTES}, got {kv_bytes}")
         self.memory = torch.zeros(kv_bytes // ADDRESS_BYTES, ADDRESS_BYTES, dtype=torch.uint8, device=device)
         self.config = config
+        self.windows: dict[int, int] = {}  # of layers, 0 where they have none; known from the first pass on
         self.layouts: list[CacheLayout] = []
         self._layers: list[list[list[Heads]]] = []
 
@@ -167,6 +172,10 @@ class TorchCache:
         together = next(heads for heads in self.layer(layout, layer) if head in heads.heads)
         at = together.heads.index(head)
         return together._replace(heads=[head], units=together.units[at : at + 1])
+
+    def window(self, layout: int, layer: int) -> int:
+        """Slots that a row of the layer sees beside sinks; 0: all."""
+        return self.windows[layer] or self.layouts[layout].window
 
     def tables(self, view: CacheView) -> list[Table]:
         """Of each group of a sequence."""

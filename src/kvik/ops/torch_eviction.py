@@ -65,7 +65,7 @@ class Held(NamedTuple):
     @staticmethod
     def of(cache: TorchCache, view: CacheView, layer: int, head: int) -> Held:
         heads = cache.head(view.layout, layer, head)
-        return Held(heads, cache.tables(view)[heads.group])
+        return Held(heads, cache.tables(view)[heads.group].seen(cache.window(view.layout, layer)))
 
     def packed(self, slots: Tensor) -> Tensor:
         """Whether the last row reads each slot packed."""

@@ -96,6 +96,7 @@ class TorchOps:
     ) -> Tensor:
         with self._timed("attention"):
             size = self._cache.config.head_size
+            self._cache.windows[layer] = window or 0
             scale = size**-0.5 if scale is None else scale
             rotated = next((r for r in self._rotated if r.value is q), None)
             self._rotated.clear()
@@ -107,7 +108,7 @@ class TorchOps:
                 if window is None and sequence.layout.sinks:
                     far = self._far(rotated, sequence).reshape(len(sequence.slots), -1, size) * scale
                 near, keys, values = (x[rows].reshape(len(sequence.slots), -1, size) for x in (q, k, v))
-                out[rows] = sequence.attend(layer, near * scale, far, keys, values, window).flatten(1)
+                out[rows] = sequence.attend(layer, near * scale, far, keys, values).flatten(1)
             return out
 
     def _far(self, q: Rotated | None, sequence: SequenceRows) -> Tensor:
