@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from models.small_models import write_gguf
 
 import kvik
+from kvik.engine.receipt import cache_of, params_of, receipt_from_json, receipt_to_json
 from kvik.engine.request import Request
 
 PROMPTS = [f"text {i}" for i in range(9)]
@@ -90,8 +93,69 @@ def test_the_receipt_repeats_the_answer(path: str) -> None:
     assert receipt is not None and receipt.version == kvik.__version__
     assert receipt.prompt == done.prompt_tokens and receipt.model["path"] == path
     assert receipt.model.keys() == {"name", "path", "digest", "weights", "kv", "executor", "device", "isa"}
+    assert receipt.cache == kvik.CacheParams().as_dict()
     assert receipt.params.keys() == asdict(kvik.SamplingParams()).keys() and receipt.params["seed"] is not None
     assert receipt.outputs == tuple(c.token_ids for c in done.choices)
     assert receipt.finish_reasons == tuple(c.finish_reason for c in done.choices)
     again = make(path).generate([list(receipt.prompt)], kvik.SamplingParams(**receipt.params))[0]
     assert again.choices == done.choices and again.receipt == receipt
+
+
+CACHES = [
+    kvik.CacheParams(k="int8", v="int4", group_size=16, rotate=True),
+    kvik.CacheParams(policy="snapkv:budget=50%,window=4", layers="pyramid"),
+    kvik.CacheParams(policy="streamingllm:sinks=2,window=20"),
+]
+
+
+def test_each_prompt_has_its_cache_and_the_receipt_says_so(path: str) -> None:
+    llm, prompts, params = make(path), [f"{i} and some more text than that" for i in range(3)], PARAMS[:3]
+    done = llm.generate(prompts, params, cache=CACHES)
+    assert [c.choices for c in llm.generate(prompts, params)] != outputs(done)
+    for prompt, wanted, cache, one in zip(prompts, params, CACHES, done, strict=True):
+        own = kvik.LLM(path, cache=cache, engine=kvik.EngineParams(threads=1, kv_bytes=2**20))
+        assert own.info.cache == cache and own.info.kv == cache.kv
+        assert own.generate(prompt, wanted)[0].choices == one.choices
+        chunks = list(llm.stream(prompt, wanted, cache=cache))
+        assert tuple(t for c in chunks for t in c.token_ids) == one.choices[0].token_ids
+        receipt = receipt_from_json(receipt_to_json(one.receipt), "r.json")  # type: ignore[arg-type]
+        assert receipt == one.receipt and cache_of(receipt) == cache and receipt.model["kv"] == "f16"
+        again = llm.generate([list(receipt.prompt)], params_of(receipt), cache=cache_of(receipt))[0]
+        assert again.choices == one.choices
+        text = [*one.prompt_tokens, *one.choices[0].token_ids]
+        (scored,) = llm.score([text], first=len(one.prompt_tokens), cache=cache)
+        raw = llm.generate(prompt, replace(wanted, logprobs=0), cache=cache)[0].choices[0].logprobs
+        assert raw is not None and np.allclose(scored.logprobs, [t.logprob for t in raw], atol=1e-5)
+        rows = [rows.logits.copy() for rows in llm.score_rows(text, first=len(one.prompt_tokens), cache=cache)]
+        assert sum(map(len, rows)) == len(text) - len(one.prompt_tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cache": {**CACHES[0].as_dict(), "k": "int5"}}, "cache: k must be one of"),
+        ({"cache": {**CACHES[0].as_dict(), "more": 1}}, "cache has an unknown field 'more'"),
+        ({"cache": None}, "cache is no object"),
+    ],
+)
+def test_a_receipt_of_no_cache_is_none(path: str, change: dict[str, Any], message: str) -> None:
+    receipt = make(path).generate("abc", PARAMS[0])[0].receipt
+    assert receipt is not None
+    text = json.dumps(json.loads(receipt_to_json(receipt)) | change)
+    with pytest.raises(kvik.DataError, match=f"^r.json: is no receipt: {message}"):
+        receipt_from_json(text, "r.json")
+
+
+def test_what_is_wrong_with_a_cache_is_said_at_once(path: str) -> None:
+    llm = make(path)
+    for call, message in (
+        (lambda: kvik.LLM(path, kv="f16", cache=CACHES[0]), "kv and cache both say how the KV cache is kept"),
+        (lambda: kvik.LLM(path, kv="q8"), "kv must be one of"),
+        (lambda: kvik.LLM(path, cache="int8"), "cache must be CacheParams, got 'int8'"),
+        (lambda: llm.generate("a", cache="int8"), "cache must be CacheParams or a list of these"),
+        (lambda: llm.generate(["a", "b"], cache=CACHES), "cache has 3 entries for 2 prompts"),
+        (lambda: llm.score("ab", cache=CACHES[1]), "snapkv evicts at the prompt's length, and a text has none"),
+        (lambda: llm.stream("ab", cache={}), "cache must be CacheParams, got {}"),
+    ):
+        with pytest.raises(kvik.ParameterError, match=message):
+            call()

@@ -152,7 +152,11 @@ def around(*axes: Any) -> Iterator[Cell]:
     whole = [axis if isinstance(axis, list) else [None] for axis in axes]
     for count, names in enumerate(itertools.product(*whole)):
         yield tuple(  # type: ignore[misc]
-            name if name is not None else axis if isinstance(axis, str) else tuple(axis)[(count * step + count // len(axis)) % len(axis)]
+            name
+            if name is not None
+            else axis
+            if isinstance(axis, str)
+            else tuple(axis)[(count * step + count // len(axis)) % len(axis)]
             for step, (name, axis) in enumerate(zip(names, axes, strict=True), 1)
         )
 

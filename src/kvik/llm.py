@@ -140,7 +140,8 @@ class LLM:
             "executor": executor, "device": device, "isa": built.isa,
         }  # fmt: skip
         rope = None if config.rope is None else rope_table(config.rope, config.head_size, config.context_length)
-        self.engine = Engine(built, Model(loaded.tokenizer, config, loaded.path, loaded.digest, rope), own, size, engine)
+        about = Model(loaded.tokenizer, config, loaded.path, loaded.digest, rope, config.attention_scale)
+        self.engine = Engine(built, about, own, size, engine)
         self._defaults = dict(loaded.defaults)
         self.info = ModelInfo(
             name=loaded.name, path=str(loaded.path), digest=loaded.digest, family=config.family,
@@ -217,9 +218,7 @@ class LLM:
             for _, group in running.values():
                 self.engine.cancel(group)
 
-    def stream(
-        self, prompt: Prompt, params: AnyParams | None = None, *, cache: CacheParams | None = None
-    ) -> Stream:
+    def stream(self, prompt: Prompt, params: AnyParams | None = None, *, cache: CacheParams | None = None) -> Stream:
         """The answer's chunks as they come, those of its samples in turn. Closing the iterator cancels.
 
         What a beam search answers is known at its end: there is one chunk for each answer, the best first.
@@ -290,9 +289,7 @@ class LLM:
                 self.engine.cancel(group)
         return results
 
-    def score_rows(
-        self, ids: Prompt, *, first: int = 1, cache: CacheParams | None = None
-    ) -> Generator[LogitRows]:
+    def score_rows(self, ids: Prompt, *, first: int = 1, cache: CacheParams | None = None) -> Generator[LogitRows]:
         """The rows of logits from which the tokens from index `first` on were predicted, at most 64 at a time, in order.
 
         An item's array is valid until the next one is asked for; nothing more of the text is computed until then. Rows are
@@ -321,9 +318,7 @@ class LLM:
         finally:
             self.engine.cancel(group)
 
-    def request(
-        self, prompt: Prompt, params: AnyParams, salt: str = "", cache: CacheParams | None = None
-    ) -> Request:
+    def request(self, prompt: Prompt, params: AnyParams, salt: str = "", cache: CacheParams | None = None) -> Request:
         """A checked request for `complete_each`. salt: only requests with the same one share cached prefixes.
 
         cache: None is the engine's.

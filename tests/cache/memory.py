@@ -60,10 +60,10 @@ class Memory:
         part = self.numbers[address * STEP : (address + steps) * STEP]
         return part[: len(part) // tokens * tokens].reshape(-1, tokens)
 
-    def read(self, layout: KVLayout, group: int, packed: bool, address: int) -> Numbers:
-        """The numbers of a block's slots [tokens]."""
+    def read(self, layout: KVLayout, group: int, packed: bool, address: int, slots: NDArray[np.int64]) -> Numbers:
+        """The numbers of some of a block's slots."""
         table = layout.tables[group * (1 if layout.executor.packed is None else 2) + packed]
-        found = self.block(address, table.steps, table.tokens)
+        found = self.block(address, table.steps, table.tokens)[:, slots]
         assert (found == found[0]).all(), "blocks overlap"
         return found[0]
 
@@ -75,7 +75,9 @@ class Memory:
 
     def copy(self, copies: list[BlockCopy]) -> None:
         for source, target, steps in copies:
-            self.numbers[target * STEP : (target + steps) * STEP] = self.numbers[source * STEP : (source + steps) * STEP]
+            self.numbers[target * STEP : (target + steps) * STEP] = self.numbers[
+                source * STEP : (source + steps) * STEP
+            ]
 
     def run(self, tables: Tables, begin: int, numbers: Numbers) -> list[Numbers]:
         """Rows from slot `begin` on leave their numbers; pages are packed when they are first read.
@@ -92,7 +94,9 @@ class Memory:
             each, last = layout.packed.tokens, begin - shift + len(numbers) - 1
             for page in range(layout.packed_end(begin - shift - 1) // each, layout.packed_end(last) // each):
                 if page >= layout.keep // each:
-                    parts = [self.read(tables.layout, group, False, int(b)) for b in _blocks(full, page, each)]
+                    parts = [
+                        self.read(tables.layout, group, False, int(b), np.arange(16)) for b in _blocks(full, page, each)
+                    ]
                     self.write(tables.layout, group, True, int(packed[page]), 0, np.concatenate(parts))
         last = begin + len(numbers) - 1
         for row in (begin, (begin + last) // 2, last):
@@ -117,9 +121,8 @@ class Memory:
         for is_packed, table, each in ((False, full, 16), (True, packed, layout.packed.tokens if layout.packed else 1)):
             slots = seen[in_pages == is_packed]
             for place in np.unique(slots // each).tolist():
-                numbers = self.read(tables.layout, group, is_packed, int(table[place]))
                 mine = slots[slots // each == place]
-                found[mine] = numbers[mine - place * each]
+                found[mine] = self.read(tables.layout, group, is_packed, int(table[place]), mine - place * each)
         return found[seen]
 
     def evict(self, source: Tables, target: Tables, kept: dict[int, NDArray[np.int64]]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cache.memory import Memory, Numbers, shape, tables_of, visible
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -19,8 +20,7 @@ from kvik.cache.sequence_cache import BlockCopy, SequenceCache, held_together
 from kvik.cache.storage import choose_slab_bytes
 from kvik.errors import KvikError
 from kvik.params.cache import CacheParams
-from kvik.params.eviction import StreamingLLM, TOVA
-from cache.memory import Memory, Numbers, shape, tables_of, visible
+from kvik.params.eviction import TOVA, StreamingLLM
 
 WINDOWS = (None, 20, None, 40)
 
@@ -51,7 +51,8 @@ LAYOUTS = {
     "int8, events by head": layout_of(WINDOWS[:3], k="int8", v="int8", group_size=16, policy=TOVA(), layers="pyramid"),
 }  # fmt: skip
 LAYOUTS["int8, events by head"] = replace(LAYOUTS["int8, events by head"], heads="ada")
-TEXTS = [[n, *range(1, 300)] for n in range(3)]
+TEXTS = [[*range(300)], [*range(57), *range(900, 1200)], [*range(131), *range(900, 1200)], [7] * 300]
+WHICH_TEXT = st.integers(0, 3)
 SEQUENCES = st.integers(0, 4)
 
 
@@ -64,7 +65,7 @@ class Held:
     tokens: list[int] = field(default_factory=list)
     keys: list[BlockKey] = field(default_factory=list)
     slots: list[list[int]] = field(default_factory=list)
-    events: int = 0
+    evicted_at: int = 0
 
     def __post_init__(self) -> None:
         self.slots = self.slots or [[] for _ in self.cache.layout.groups]
@@ -97,8 +98,8 @@ class CacheMachine(RuleBasedStateMachine):
             found.append(before)
         return np.array(found, np.int64)
 
-    @rule(which=SEQUENCES, text=st.sampled_from(TEXTS), count=st.integers(1, 70), rejected=st.sampled_from([0, 0, 0, 5]))
-    def append(self, which: int, text: list[int], count: int, rejected: int) -> None:
+    @rule(which=SEQUENCES, text=WHICH_TEXT, count=st.integers(1, 70), rejected=st.sampled_from([0, 0, 0, 5]))
+    def append(self, which: int, text: int, count: int, rejected: int) -> None:
         """A pass, the last of whose tokens may have been a draft that is rejected, then what follows every pass."""
         of = self.held[which]
         cache, copies = of.cache, list[BlockCopy]()
@@ -109,7 +110,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.held[which] = self.fresh("")
             return
         start = len(of.tokens)
-        of.tokens += [text[i % len(text)] for i in range(start, start + count)]
+        of.tokens += [TEXTS[text][i % 300] for i in range(start, start + count)]
         for slots in of.slots:
             slots += range(start, start + count)
         cache.append(count, copies)
@@ -136,16 +137,22 @@ class CacheMachine(RuleBasedStateMachine):
         return [slots[at] for at in found]
 
     def cut(self, of: Held, count: int) -> None:
+        assert count >= of.evicted_at
         gone = len(of.tokens) - count
         del of.tokens[count:], of.keys[count // 16 :]
         for slots in of.slots:
             del slots[max(0, len(slots) - gone) :]
 
+    @rule(which=SEQUENCES, text=WHICH_TEXT, count=st.integers(1, 20))
+    def decode(self, which: int, text: int, count: int) -> None:
+        for _ in range(count):
+            self.append(which, text, 1, 0)
+
     @rule(which=SEQUENCES)
     def register(self, which: int) -> None:
         of = self.held[which]
         if of.cache.unregistered:
-            assert not of.events
+            assert not of.evicted_at
             block_keys(self.index, of.root, of.tokens, of.keys, of.cache.num_full)
             of.cache.register(of.keys[: of.cache.num_full])
 
@@ -158,10 +165,12 @@ class CacheMachine(RuleBasedStateMachine):
         try:
             forked = of.cache.fork(count)
         except KvikError:
-            assert (of.cache.forgets or of.events) and count < len(of.tokens)
+            assert (of.cache.forgets or of.evicted_at) and count < len(of.tokens)
             return
         self.held[other].cache.free()
-        self.held[other] = Held(forked, of.root, list(of.tokens), list(of.keys), [list(s) for s in of.slots], of.events)
+        self.held[other] = Held(
+            forked, of.root, list(of.tokens), list(of.keys), [list(s) for s in of.slots], of.evicted_at
+        )
         self.cut(self.held[other], count)
 
     @rule(which=SEQUENCES, back=st.sampled_from([0, 1, 3, 30, 200]))
@@ -171,24 +180,24 @@ class CacheMachine(RuleBasedStateMachine):
         try:
             of.cache.truncate(count)
         except KvikError:
-            assert (of.cache.forgets or of.events) and 0 < count < len(of.tokens)
+            assert (of.cache.forgets or of.evicted_at) and 0 < count < len(of.tokens)
             return
         if count:
             self.cut(of, count)
         else:
-            self.held[which] = Held(of.cache, of.root, events=of.cache.layout.by != "window")
+            self.held[which] = Held(of.cache, of.root)
 
     @rule(which=SEQUENCES)
     def free(self, which: int) -> None:
         self.held[which].cache.free()
         self.held[which] = self.fresh("")
 
-    @rule(which=SEQUENCES, text=st.sampled_from(TEXTS), blocks=st.integers(1, 10), salt=st.sampled_from(["", "x"]))
-    def claim_prefix(self, which: int, text: list[int], blocks: int, salt: str) -> None:
+    @rule(which=SEQUENCES, text=WHICH_TEXT, blocks=st.integers(1, 10), salt=st.sampled_from(["", "x"]))
+    def claim_prefix(self, which: int, text: int, blocks: int, salt: str) -> None:
         self.held[which].cache.free()
         of = self.held[which] = self.fresh(salt)
-        block_keys(self.index, of.root, text, of.keys, blocks)
-        of.tokens = text[: of.cache.claim_prefix(of.keys)]
+        block_keys(self.index, of.root, TEXTS[text], of.keys, blocks)
+        of.tokens = TEXTS[text][: of.cache.claim_prefix(of.keys)]
         of.slots = [list(range(len(of.tokens))) for _ in of.slots]
         del of.keys[len(of.tokens) // 16 :]
 
@@ -220,7 +229,7 @@ class CacheMachine(RuleBasedStateMachine):
         target = before.evict(counts)
         self.memory.evict(tables_of(before), tables_of(target), kept)
         before.free()
-        of.cache, of.slots, of.events = target, slots, of.events + 1
+        of.cache, of.slots, of.evicted_at = target, slots, len(of.tokens)
 
     @rule(some=st.sets(SEQUENCES, min_size=1, max_size=3))
     def park(self, some: set[int]) -> None:

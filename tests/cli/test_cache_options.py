@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -9,12 +10,12 @@ import pytest
 from kvik.cli.cache_options import CacheOptions
 from kvik.params import H2O, CacheParams, SnapKV, StreamingLLM
 
-WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 4  # 104 tokens
+WORDS = " a b c d e f g h i j k l m n o p q r s t u v w x y z" * 4  # 104 tokens
 
 
 def test_options_are_the_fields_of_the_parameters():
     fields = set(CacheParams.__dataclass_fields__) - {"k", "v", "policy"}
-    assert set(CacheOptions.__dataclass_fields__) == {"kv", "evict", *(f"kv_{name}" for name in fields)}
+    assert {f.name for f in dataclasses.fields(CacheOptions)} == {"kv", "evict", *(f"kv_{name}" for name in fields)}
     assert CacheOptions().cache() == CacheParams()
 
 
@@ -65,14 +66,14 @@ def test_refused_before_a_model_is_loaded(kvik, made, given, said):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("evict", "said"),
     [
-        ("hi", "--evict: budget 25% keeps 1 of 1 tokens and is below the 32 that snapkv always keeps (window=32)"),
-        (WORDS, "--evict: budget 25% keeps 26 of 104 tokens and is below the 32"),
+        ("snapkv", "--evict: budget 25% keeps 26 of 104 tokens and is below the 32 that snapkv always keeps (window=32)"),
+        ("h2o:budget=200,every=0", "--evict: budget 200 is above the prompt's 104 tokens"),
     ],
 )
-def test_policies_that_make_no_sense_for_the_prompt(kvik, words, said):
-    ended = kvik("run", words, "--raw", "--evict", "snapkv")
+def test_policies_that_make_no_sense_for_the_prompt(kvik, evict, said):
+    ended = kvik("run", WORDS, "--raw", "--evict", evict)
     assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1
 
 
@@ -92,7 +93,7 @@ def test_stats_count_evictions(kvik):
 def test_a_line_of_a_batch_has_its_own(kvik, made, tmp_path):
     lines = [
         {"prompt": WORDS, "kv": "int8"}, {"prompt": WORDS, "evict": {"policy": "h2o", "budget": 20}}, {"prompt": WORDS},
-        {"prompt": "hi", "evict": "snapkv"}, {"prompt": "hi", "kv": {"k": "int9"}}, {"prompt": "hi"},
+        {"prompt": WORDS, "evict": "snapkv"}, {"prompt": "hi", "kv": {"k": "int9"}}, {"prompt": "hi"},
     ]  # fmt: skip
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -104,7 +105,7 @@ def test_a_line_of_a_batch_has_its_own(kvik, made, tmp_path):
         CacheParams(k="int8", v="int8", policy=tova.policy), CacheParams(k="int8", v="int4", policy=H2O(budget=20)), tova, tova,
     ]  # fmt: skip
     found = {line["line"]: line for line in map(json.loads, out.read_text().splitlines())}
-    assert found[4]["error"].startswith("evict: budget 25% keeps 1 of 1 tokens") and found[5]["error"].startswith("kv.k must")
+    assert found[4]["error"].startswith("evict: budget 25% keeps 26 of 104") and found[5]["error"].startswith("kv.k must")
     assert found[2]["receipt"]["cache"]["policy"].startswith("h2o:budget=20")
     lines[0]["kv"] = "int4"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -117,7 +117,8 @@ def test_a_model_that_says_something_else(kvik, receipt, monkeypatch):
     ("change", "said"),
     [
         (lambda r: r["model"].update(digest="d2"), "digest d2, /fake.gguf has d1: other weights"),
-        (lambda r: r["model"].update(kv="f32"), "kv f32"),
+        (lambda r: r["cache"].update(k="int5"), "cache: k must be one of"),
+        (lambda r: r["cache"].pop("policy"), "cache has no field 'policy'"),
         (lambda r: r.update(version="9.9"), "is of Kvik 9.9"),
         (lambda r: r["params"].update(seed=None), "seed is missing"),
         (lambda r: r["params"].update(top_p=7), "top_p"),

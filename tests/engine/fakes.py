@@ -20,6 +20,8 @@ from kvik.ops.reduction import empty_reduced, reduce_logits
 from kvik.params import CacheParams, EngineParams
 from kvik.text.tokenizer import Tokenizer
 
+ROPE = RopeTable(10000.0 ** (-np.arange(0, 16, 2) / 16))
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -31,7 +33,7 @@ class Shape:
     head_size: int = 16
     context_length: int = 400
     vocab_size: int = 98
-    rope: RopeTable | None = RopeTable(10000.0 ** (-np.arange(0, 16, 2) / 16))
+    rope: RopeTable | None = ROPE
 
     @property
     def num_layers(self) -> int:
@@ -170,10 +172,7 @@ class Seeing(Reducing):
 
     def _unit(self, layout: CacheLayout, group: int) -> _Unit:
         places = [
-            (layer, head)
-            for layer, heads in enumerate(layout.group_of)
-            for head, of in enumerate(heads)
-            if of == group
+            (layer, head) for layer, heads in enumerate(layout.group_of) for head, of in enumerate(heads) if of == group
         ]
         shares = [
             0 if page is None else page.share_bytes(self.shape.head_size) // 8 for page in (layout.full, layout.packed)
@@ -224,9 +223,7 @@ class Seeing(Reducing):
         self.rows += len(work.tokens)
         return np.array([out[row] for row in rows.tolist()], np.float32).reshape(len(out), self.table.shape[2])
 
-    def _cells(
-        self, layout: CacheLayout, unit: _Unit, table: _Tables, slot: int, packed_end: int
-    ) -> tuple[Any, Any]:
+    def _cells(self, layout: CacheLayout, unit: _Unit, table: _Tables, slot: int, packed_end: int) -> tuple[Any, Any]:
         """What a row at `slot` of the table sees before it: slots, and cells [units, slots]."""
         low = max(0, slot + 1 - unit.window) if unit.window else 0
         slots = np.arange(low, slot)

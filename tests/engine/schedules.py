@@ -138,7 +138,11 @@ def run_schedule(made: Engine, jobs: list[Job], rng: Rng, totals: Totals, scores
             request: Request = made.request(job.prompt, job.params, salt, job.cache)
             job.group = made.add(request, job.chunks.append)
             if scores is not None and rng.random() < 0.2:
-                scores.append(made.add_score(made.score_request(job.prompt, reduce=False, first=scored_from(job), cache=job.cache)))
+                scores.append(
+                    made.add_score(
+                        made.score_request(job.prompt, reduce=False, first=scored_from(job), cache=job.cache)
+                    )
+                )
         for job in jobs:
             if job.cancelled_at is not None and job.group is not None and step >= job.arrives + job.cancelled_at:
                 made.cancel(job.group)

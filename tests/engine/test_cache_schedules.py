@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from engine.fakes import HEADS, HEADS_AND_WINDOW, Shape, run_out, seeing
 from engine.schedules import (
-    Job,
     Totals,
     alone,
     assert_same,
@@ -18,7 +16,6 @@ from engine.schedules import (
     random_beams,
     random_jobs,
     run_schedule,
-    scored_from,
 )
 
 from kvik.engine.engine import Engine
@@ -56,7 +53,11 @@ def one_schedule(tokenizer: Tokenizer, shape: Shape, seed: int, totals: Totals, 
     caches = [random_cache(rng) for _ in range(3)]
     jobs = random_jobs(rng, tokenizer.vocab_size, 16)
     for place, job in enumerate(jobs):
-        job.arrives, job.prompt, job.cache = job.arrives // 3, job.prompt if len(job.prompt) > 12 else (*job.prompt, *range(12)), caches[place % 3]
+        job.arrives, job.prompt, job.cache = (
+            job.arrives // 3,
+            job.prompt if len(job.prompt) > 12 else (*job.prompt, *range(12)),
+            caches[place % 3],
+        )
         if place % 3 == 1:
             job.params = random_beams(rng)
     build = lambda slabs: seeing(tokenizer, shape, slabs, any_format=True, **settings)  # noqa: E731

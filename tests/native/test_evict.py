@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from oracles.small_caches import Held
 
 from kvik.ops import CacheView
-from kvik.ops.pages import ADDRESS_BYTES, CacheLayout, KVFormat, PageFormat
+from kvik.ops.pages import ADDRESS_BYTES, CacheLayout, KVFormat, PageFormat, is_packed
 from kvik.ops.torch_pages import code_keys, code_values
 from kvik.weights.layouts import Layout
 
@@ -99,6 +99,10 @@ def test_kept_slots_lie_together(name: str) -> None:
         for first in range(0, end, of.packed.tokens if of.packed else 1):
             last = first + (of.packed.tokens if of.packed else 1)
             packed = coded(want[first:last], of, what, True)
+            if what == "values" and of.packed and is_packed(of.packed.v):  # integers stay what they are
+                slots = kept[layer, head, first:last]
+                stay = (slots >= of.keep) & (slots < of.packed_end(199))
+                packed[stay] = want[first:last][stay]
             begin = max(first, min(of.keep, last))
             assert np.array_equal(got[begin:last], packed[begin - first :])
         assert np.array_equal(small.runner.read(source.view, layer, head, what), numbers)

@@ -8,9 +8,10 @@ packed pages behind it. What the bytes of a block are is `PageFormat.share_bytes
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from kvik.errors import ParameterError
@@ -50,6 +51,11 @@ class Places(NamedTuple):
     @property
     def held(self) -> int:
         return min(self.head, self.first) + self.count - self.first
+
+    @property
+    def taken(self) -> Iterator[int]:
+        """Those with blocks, in order."""
+        return chain(range(min(self.head, self.first)), range(self.first, self.count))
 
 
 class Table(NamedTuple):
@@ -214,13 +220,15 @@ class KVLayout:
                 found[table.steps] += count
         return found
 
+    def places(self, tokens: int) -> Iterator[tuple[int, Places, int]]:
+        """Each table's number, where it has blocks after so many tokens, and the tokens of a block."""
+        for number, table in enumerate(self.tables):
+            group = self.groups[table.group]
+            yield number, group.pages(tokens) if table.packed else group.full(tokens), table.tokens
+
     def blocks_at(self, tokens: int) -> tuple[int, ...]:
         """Blocks, by table, that a sequence holds after `tokens` tokens."""
-        return tuple(
-            (group.pages(tokens) if table.packed else group.full(tokens)).held
-            for table in self.tables
-            for group in (self.groups[table.group],)
-        )
+        return tuple(places.held for _, places, _ in self.places(tokens))
 
     def bytes_at(self, tokens: int) -> int:
         """Bytes that a sequence by itself holds after `tokens` tokens."""

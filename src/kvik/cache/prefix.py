@@ -16,9 +16,10 @@ from hashlib import blake2b
 
 import numpy as np
 
-from kvik.cache.layout import BLOCK_TOKENS
+from kvik.cache.layout import BLOCK_TOKENS, KVLayout
+from kvik.ops.pages import RECENT
 
-__all__ = ["BlockKey", "PrefixIndex", "block_keys"]
+__all__ = ["BlockKey", "PrefixIndex", "block_keys", "key_of", "longest_hit"]
 
 _KEY_BYTES = 16
 
@@ -122,3 +123,26 @@ def block_keys(index: PrefixIndex, root: BlockKey, tokens: Sequence[int], known:
         at = len(known) * BLOCK_TOKENS
         previous = known[-1] if known else root
         known.append(index.key(previous, tokens[at : at + BLOCK_TOKENS]))
+
+
+def key_of(place: int, tokens: int) -> int:
+    """Which key finds the block of so many tokens at this place of a table: that of the last 16 it holds."""
+    return (place + 1) * tokens // BLOCK_TOKENS - 1
+
+
+def longest_hit(index: PrefixIndex, layout: KVLayout, keys: Sequence[BlockKey]) -> int:
+    """How many of the keys, from the first on, are of a beginning whose blocks are all there; see `KVLayout.places`."""
+    count, last = len(keys), -1
+    while count and count != last:
+        last, count = count, _most_found(index, layout, keys, count)
+    return count
+
+
+def _most_found(index: PrefixIndex, layout: KVLayout, keys: Sequence[BlockKey], count: int) -> int:
+    """`count` where all is there for so many blocks; else the next smaller count that does not need what is missing."""
+    for table, places, each in layout.places(count * BLOCK_TOKENS):
+        for place in places.taken:
+            if index.find(table, keys[key_of(place, each)]) is None:
+                packed = layout.tables[table].packed
+                return ((place + 1) * each + RECENT - 1) // BLOCK_TOKENS if packed else place
+    return count

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from kvik.cache.block_table import FREED, BlockCopy, BlockTable, GroupTables, group_tables
 from kvik.cache.blocks import BlockPool
-from kvik.cache.layout import BLOCK_TOKENS, KVLayout, Places
-from kvik.cache.prefix import BlockKey, PrefixIndex
+from kvik.cache.layout import BLOCK_TOKENS, KVLayout
+from kvik.cache.prefix import BlockKey, key_of, longest_hit
 from kvik.errors import KvikError
 from kvik.ops import CacheView
-from kvik.ops.pages import RECENT
 
 __all__ = ["FREED", "BlockCopy", "BlockTable", "CacheArrays", "SequenceCache", "held_together"]
 
@@ -354,34 +353,16 @@ class SequenceCache:
         assert self.num_tokens == 0
         if index is None or self.layout.by != "window":
             return 0
-        count, last = len(keys), -1
-        while count and count != last:
-            last, count = count, self._most_found(index, keys, count)
+        count = longest_hit(index, self.layout, keys)
         tokens = count * BLOCK_TOKENS
-        for table, places, each in self._places(tokens):
-            own = self.tables[table]
-            claimed = [self.pool.claim(table, keys[_key(place, each)]) for place in _taken(places)]
+        for table, places, each in self.layout.places(tokens):
+            claimed = [self.pool.claim(table, keys[key_of(place, each)]) for place in places.taken]
             assert None not in claimed
-            own.fill(places, iter(claimed))  # type: ignore[arg-type]  # see above
+            self.tables[table].fill(places, iter(claimed))  # type: ignore[arg-type]  # see above
         self.num_tokens, self._registered = tokens, count
         self._touch()
         self._share()
         return tokens
-
-    def _places(self, tokens: int) -> Iterator[tuple[int, Places, int]]:
-        """Each table's number, the places that are there after so many tokens, and the tokens of a block."""
-        for number, table in enumerate(self.layout.tables):
-            rule = self._groups[table.group].rule
-            yield number, rule.pages(tokens) if table.packed else rule.full(tokens), table.tokens
-
-    def _most_found(self, index: PrefixIndex, keys: Sequence[BlockKey], count: int) -> int:
-        """`count` where all of so many blocks is there; else the next smaller count that does not need what is missing."""
-        for table, places, each in self._places(count * BLOCK_TOKENS):
-            for place in _taken(places):
-                if index.find(table, keys[_key(place, each)]) is None:
-                    packed = self.layout.tables[table].packed
-                    return ((place + 1) * each + RECENT - 1) // BLOCK_TOKENS if packed else place
-        return count
 
     @property
     def unregistered(self) -> int:
@@ -394,12 +375,14 @@ class SequenceCache:
         """Let the index find the full blocks, whose keys these are, and the pages packed of them."""
         index = self.pool.index
         assert index is not None
-        before = self._places(self._registered * BLOCK_TOKENS)
-        for (table, places, each), (_, old, _) in zip(self._places(len(keys) * BLOCK_TOKENS), before, strict=True):
+        before = self.layout.places(self._registered * BLOCK_TOKENS)
+        for (table, places, each), (_, old, _) in zip(
+            self.layout.places(len(keys) * BLOCK_TOKENS), before, strict=True
+        ):
             blocks = self.tables[table].blocks
             for place in range(old.count, places.count):
                 if blocks[place] != FREED:
-                    index.add(table, int(blocks[place]), keys[_key(place, each)])
+                    index.add(table, int(blocks[place]), keys[key_of(place, each)])
         self._registered = len(keys)
 
 
@@ -417,13 +400,3 @@ def _needs(layout: KVLayout, kept: Sequence[int | None]) -> Counter[int]:
         count, rule = kept[table.group], layout.groups[table.group]
         counts.append(0 if count is None else (rule.pages(count) if table.packed else rule.full(count)).held)
     return layout.by_size(counts)
-
-
-def _taken(places: Places) -> Iterator[int]:
-    """The places that have blocks."""
-    return chain(range(min(places.head, places.first)), range(places.first, places.count))
-
-
-def _key(place: int, tokens: int) -> int:
-    """Which key finds the block at this place: that of the last 16 tokens it holds."""
-    return (place + 1) * tokens // BLOCK_TOKENS - 1

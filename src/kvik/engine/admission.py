@@ -38,7 +38,7 @@ class Model:
     """What the engine knows of a model beside its executor.
 
     shape: its configuration. identity: what decides the bytes of a cached block, beside the layout. rope: of the layers that
-    see all; None where positions are learned.
+    see all; None where positions are learned. scale: of attention's products; None: 1 / sqrt(head size).
     """
 
     tokenizer: Tokenizer
@@ -46,6 +46,7 @@ class Model:
     path: Path | None = None
     identity: str = ""
     rope: RopeTable | None = None
+    scale: float | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -81,7 +82,9 @@ class Admission:
         layout = self._layouts.get(cache)
         if layout is None:
             if len(self._layouts) >= MOST_LAYOUTS:
-                raise ParameterError(f"cache: requests have asked for {MOST_LAYOUTS} different ones already; use one of them")
+                raise ParameterError(
+                    f"cache: requests have asked for {MOST_LAYOUTS} different ones already; use one of them"
+                )
             layout = kv_layout(self.model.shape, cache)
             check_slab(layout, self.pool.slab_bytes)
             self._layouts[cache] = layout
@@ -103,7 +106,7 @@ class Admission:
 
     def evictor(self, cache: CacheParams, prompt_tokens: int | None) -> Evictor | None:
         """What gives up tokens of a sequence that begins with so many."""
-        return Evictor.of(cache, self.model.shape, prompt_tokens, self.model.rope)
+        return Evictor.of(cache, self.model.shape, prompt_tokens, self.model.rope, self.model.scale)
 
     def request(
         self, prompt: tuple[int, ...], params: AnyParams, salt: str = "", cache: CacheParams | None = None
@@ -206,7 +209,9 @@ class Admission:
             raise ParameterError(f"first must be an integer in [1, {len(token_ids)}], got {first!r}")
         cache = self._cache(cache, scored_prompt(first))
         if len(token_ids) > self.context(cache):
-            raise ParameterError(f"the text to score has {len(token_ids)} tokens; the context holds {self.context(cache)}")
+            raise ParameterError(
+                f"the text to score has {len(token_ids)} tokens; the context holds {self.context(cache)}"
+            )
         slabs = self.room(cache, scored_prompt(first)).slabs(0, len(token_ids), 1)
         self._check_fits(slabs, len(token_ids), None)
         return ScoreRequest(token_ids, reduce, top, first, salt, cache)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.cache.blocks import BlockPool
+from kvik.cache.layout import KVLayout
 from kvik.cache.prefix import PrefixIndex
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.cache.storage import PoolSize
@@ -53,7 +54,8 @@ class Engine:
         self.executor, self.model, self.params = executor, model, params
         index = PrefixIndex(model.identity.encode()) if params.prefix_sharing else None
         pool = BlockPool(size.num_slabs, size.slab_bytes, index)
-        self.scheduler = Scheduler(pool, params.max_batch_tokens, params.max_sequences, Mover(executor, pool))
+        most_rows = min(params.max_batch_tokens, model.context_length * params.max_sequences)
+        self.scheduler = Scheduler(pool, most_rows, params.max_sequences, Mover(executor, pool))
         self.stats = EngineStats()
         self.on_step: Callable[[StepStats], None] | None = None
         self._turn = threading.RLock()
@@ -67,6 +69,11 @@ class Engine:
     @on_evict.setter
     def on_evict(self, heard: Callable[[EvictionRecord], None] | None) -> None:
         self.scheduler.mover.on_evict = heard
+
+    @property
+    def layout(self) -> KVLayout:
+        """Of requests that do not say how their cache is kept."""
+        return self.admission.layout(self.admission.cache)
 
     # ---- requests
 

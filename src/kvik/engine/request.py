@@ -33,6 +33,9 @@ __all__ = [
     "params_kind",
 ]
 
+PLAIN_CACHE = CacheParams()
+"""f16, and nothing is evicted."""
+
 FinishReason = Literal["stop", "length", "cancelled", "no_token", "error"]
 ParamsKind = Literal["sampling", "beam"]
 
@@ -54,7 +57,7 @@ class Request:
     seed: int
     salt: str = ""
     words: Words = NO_WORDS
-    cache: CacheParams = CacheParams()
+    cache: CacheParams = PLAIN_CACHE
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class ScoreRequest:
     top: int = 0
     first: int = 1
     salt: str = ""
-    cache: CacheParams = CacheParams()
+    cache: CacheParams = PLAIN_CACHE
 
 
 class TokenLogprobs(NamedTuple):

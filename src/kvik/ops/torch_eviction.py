@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvik.errors import ParameterError
 from kvik.ops import CacheView
-from kvik.ops.torch_cache import Heads, TorchCache, in_groups
+from kvik.ops.torch_cache import Heads, Table, TorchCache
 from kvik.ops.torch_pages import Coded, code_keys, code_values, hadamard
 
 __all__ = ["evict", "read"]
@@ -21,16 +21,16 @@ def read(
     cache: TorchCache, view: CacheView, layer: int, head: int, what: Literal["keys", "values"]
 ) -> NDArray[np.float32]:
     """See `Executor.read`: as the last row sees them; 0 where blocks are gone."""
-    heads = cache.heads(view, layer, [head])
-    slots = torch.arange(heads.length, device=cache.memory.device)
-    out = torch.zeros(heads.length, cache.config.head_size, device=cache.memory.device)
-    packed = _packed(heads, slots)
+    held = Held.of(cache, view, layer, head)
+    slots = torch.arange(held.table.length, device=cache.memory.device)
+    out = torch.zeros(len(slots), cache.config.head_size, device=cache.memory.device)
     for form in (False, True):
-        at = slots[packed == form]
-        at = at[heads.there(at, packed=form)]
-        k, v = heads.read(at, packed=form)
-        out[at] = (k if what == "keys" else v)[:, 0]
-    if what == "keys" and heads.layout.rotate:
+        at = slots[held.packed(slots) == form]
+        if len(at):
+            at = at[held.table.there(at, packed=form)]
+            k, v = held.heads.read(held.table.find(at, packed=form))
+            out[at] = (k if what == "keys" else v)[:, 0]
+    if what == "keys" and held.table.layout.rotate:
         out = hadamard(out)
     found: NDArray[np.float32] = out.cpu().numpy()
     return found
@@ -43,40 +43,57 @@ def evict(
     if cache.layouts[source.layout].rotate != cache.layouts[target.layout].rotate:
         raise ParameterError("evict: source and target rotate alike, or neither does")
     for layer, head in np.argwhere(counts >= 0).tolist():
-        old, new = (cache.heads(view, layer, [head]) for view in (source, target))
+        old, new = (Held.of(cache, view, layer, head) for view in (source, target))
         slots = torch.tensor(
             kept[layer, head, : counts[layer, head]].tolist(), dtype=torch.int64, device=cache.memory.device
         )
-        if len(slots) != new.length or not len(slots):
-            raise ParameterError(f"evict: {len(slots)} kept slots of layer {layer}, head {head}, for {new.length}")
-        if int(slots[0]) < 0 or int(slots[-1]) >= old.length or bool((slots.diff() < 1).any()):
-            raise ParameterError(f"evict: kept slots must rise within [0, {old.length}), got {slots.tolist()}")
+        if len(slots) != new.table.length or not len(slots):
+            raise ParameterError(
+                f"evict: {len(slots)} kept slots of layer {layer}, head {head}, for {new.table.length}"
+            )
+        if int(slots[0]) < 0 or int(slots[-1]) >= old.table.length or bool((slots.diff() < 1).any()):
+            raise ParameterError(f"evict: kept slots must rise within [0, {old.table.length}), got {slots.tolist()}")
         _move(old, new, slots)
 
 
-def _move(old: Heads, new: Heads, kept: Tensor) -> None:
+class Held(NamedTuple):
+    """One KV head of one layer of a sequence."""
+
+    heads: Heads
+    table: Table
+
+    @staticmethod
+    def of(cache: TorchCache, view: CacheView, layer: int, head: int) -> Held:
+        heads = cache.head(view.layout, layer, head)
+        return Held(heads, cache.tables(view)[heads.group])
+
+    def packed(self, slots: Tensor) -> Tensor:
+        """Whether the last row reads each slot packed."""
+        return self.table.is_packed(slots, torch.tensor(self.table.length - 1, device=slots.device))
+
+
+def _move(old: Held, new: Held, kept: Tensor) -> None:
     """Slots of one table and KV head to slots 0, 1, … of another."""
-    slots, from_packed = torch.arange(len(kept), device=kept.device), _packed(old, kept)
-    k, v = (torch.empty(len(kept), 1, old.cache.config.head_size, device=kept.device) for _ in range(2))
+    k, v = (torch.empty(len(kept), 1, old.heads.cache.config.head_size, device=kept.device) for _ in range(2))
+    was_packed = old.packed(kept)
     for form in (False, True):
-        k[from_packed == form], v[from_packed == form] = old.read(kept[from_packed == form], packed=form)
-    full = ~_packed(new, slots)
-    new.append(slots[full], k[full], v[full])
-    groups, page = new.groups(0, len(kept) - 1), new.layout.packed
+        at = was_packed == form
+        if bool(at.any()):
+            k[at], v[at] = old.heads.read(old.table.find(kept[at], packed=form))
+    slots = torch.arange(len(kept), device=kept.device)
+    full = slots[~new.packed(slots)]
+    new.heads.append(new.table.find(full, packed=False), k[full], v[full])
+    page, groups = new.table.layout.packed, new.table.groups(0, len(kept) - 1)
     if page is None or not len(groups):
         return
     part = slice(int(groups[0]) * page.tokens, (int(groups[-1]) + 1) * page.tokens)
-    keys, values = (in_groups(x[part], page.tokens) for x in (k, v))
-    coded = code_values(values, page.v)
-    if old.layout.packed is not None and old.layout.packed.v == page.v:  # integers stay what they are
-        stay = from_packed[part]
-        coded = _with(coded, stay, old.coded(kept[part][stay], packed=True)[1])
-    new.store_groups(groups, code_keys(keys, page.k), coded)
-
-
-def _packed(heads: Heads, slots: Tensor) -> Tensor:
-    """Whether the last row reads each slot packed."""
-    return heads.is_packed(slots, torch.tensor(heads.length - 1, device=slots.device))
+    # [groups * tokens, 1, D] to [groups, 1, tokens, D]
+    keys, values = (x[part].reshape(len(groups), 1, page.tokens, -1) for x in (k, v))
+    coded, stay = code_values(values, page.v), was_packed[part]
+    if old.table.layout.packed is not None and old.table.layout.packed.v == page.v and bool(stay.any()):
+        # integers stay what they are
+        coded = _with(coded, stay, old.heads.coded(old.table.find(kept[part][stay], packed=True))[1])
+    new.heads.store(new.table.find(groups * page.tokens, packed=True), code_keys(keys, page.k), coded)
 
 
 def _with(values: Coded, where: Tensor, others: Coded) -> Coded:

@@ -104,7 +104,7 @@ class TorchOps:
                 rows = sequence.rows
                 sequence.observe_queries(layer, (q if rotated is None else rotated.x)[rows])
                 far = None
-                if window is None and sequence.far_position:
+                if window is None and sequence.layout.sinks:
                     far = self._far(rotated, sequence).reshape(len(sequence.slots), -1, size) * scale
                 near, keys, values = (x[rows].reshape(len(sequence.slots), -1, size) for x in (q, k, v))
                 out[rows] = sequence.attend(layer, near * scale, far, keys, values, window).flatten(1)
@@ -114,7 +114,8 @@ class TorchOps:
         """The sequence's queries [T, H * D] as sinks are looked at: rotated by a position within the cache."""
         if q is None:
             raise ParameterError("sinks need queries with rotary embedding; this model has none")
-        positions = self._positions[sequence.rows].clamp(max=sequence.far_position)
+        farthest = sequence.layout.sinks + sequence.layout.window - 1
+        positions = self._positions[sequence.rows].clamp(max=farthest)
         return _rotate(q.x[sequence.rows], q.x.shape[1] // self._cache.config.head_size, q.table, positions)
 
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
