@@ -54,7 +54,10 @@ def test_arrive(kvik, made, given, want, verb):
         ("--kv-layers pyramid", "--kv-layers 'pyramid' needs a policy with a budget, there is none"),
         ("--evict h2o --kv-heads adda", "--kv-heads must be one of uniform, ada"),
         ("--evict h2o,heads=ada --kv-heads uniform", "--evict: policy must be one of"),
-        ("--evict h2o:heads=ada --kv-heads uniform", "--kv-heads is uniform and --evict says heads=ada; give one of them"),
+        (
+            "--evict h2o:heads=ada --kv-heads uniform",
+            "--kv-heads is uniform and --evict says heads=ada; give one of them",
+        ),
         ("--evict tova --kv-heads ada", "heads 'ada' cannot go with tova"),
     ],
 )
@@ -68,7 +71,10 @@ def test_refused_before_a_model_is_loaded(kvik, made, given, said):
 @pytest.mark.parametrize(
     ("evict", "said"),
     [
-        ("snapkv", "--evict: budget 25% keeps 26 of 104 tokens and is below the 32 that snapkv always keeps (window=32)"),
+        (
+            "snapkv",
+            "--evict: budget 25% keeps 26 of 104 tokens and is below the 32 that snapkv always keeps (window=32)",
+        ),
         ("h2o:budget=200,every=0", "--evict: budget 200 is above the prompt's 104 tokens"),
     ],
 )
@@ -81,7 +87,9 @@ def test_the_line_says_what_was_kept(kvik):
     ended = kvik("run", WORDS, "--raw", "--evict", "h2o:budget=20", "--max-tokens", "5")
     assert ended.code == 0 and "24 of 108 tokens kept (" in ended.err
     assert "tokens kept" not in kvik("run", WORDS, "--raw", "--max-tokens", "5").err
-    usage = json.loads(kvik("run", WORDS, "--raw", "--evict", "h2o:budget=20", "--max-tokens", "5", "--json").out)["usage"]
+    usage = json.loads(kvik("run", WORDS, "--raw", "--evict", "h2o:budget=20", "--max-tokens", "5", "--json").out)[
+        "usage"
+    ]
     assert usage["kv_tokens_kept"] == 24 and usage["kv_bytes_now"] == 2 * 4096 < usage["kv_bytes_peak"]
 
 
@@ -97,7 +105,18 @@ def test_a_line_of_a_batch_has_its_own(kvik, made, tmp_path):
     ]  # fmt: skip
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    asked = ("run", "--batch", str(source), "--out", str(out), "--raw", "--kv", "k8v4", "--evict", "tova:budget=40,at=60")
+    asked = (
+        "run",
+        "--batch",
+        str(source),
+        "--out",
+        str(out),
+        "--raw",
+        "--kv",
+        "k8v4",
+        "--evict",
+        "tova:budget=40,at=60",
+    )
     ended = kvik(*asked)
     assert ended.code == 65
     tova = CacheParams(k="int8", v="int4", policy="tova:budget=40,at=60")
@@ -105,7 +124,9 @@ def test_a_line_of_a_batch_has_its_own(kvik, made, tmp_path):
         CacheParams(k="int8", v="int8", policy=tova.policy), CacheParams(k="int8", v="int4", policy=H2O(budget=20)), tova, tova,
     ]  # fmt: skip
     found = {line["line"]: line for line in map(json.loads, out.read_text().splitlines())}
-    assert found[4]["error"].startswith("evict: budget 25% keeps 26 of 104") and found[5]["error"].startswith("kv.k must")
+    assert found[4]["error"].startswith("evict: budget 25% keeps 26 of 104") and found[5]["error"].startswith(
+        "kv.k must"
+    )
     assert found[2]["receipt"]["cache"]["policy"].startswith("h2o:budget=20")
     lines[0]["kv"] = "int4"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
