@@ -7,7 +7,7 @@ from kvik.cli import model_spec
 from kvik.cli.machine import Memory
 from kvik.cli.model_spec import ModelSpec, find_models, load_models, parse_spec, parse_specs
 from kvik.errors import ParameterError, TryAgainError
-from kvik.params import EngineParams
+from kvik.params import CacheParams, EngineParams
 
 
 def test_a_setting_belongs_to_the_model_before_it() -> None:
@@ -17,6 +17,20 @@ def test_a_setting_belongs_to_the_model_before_it() -> None:
         ModelSpec("./c=d.gguf", (("kv", "f32"),)), ModelSpec("http://host/v1?a=b"),
     ]  # fmt: skip
     assert str(found[0]) == "A,weights=f32,executor=torch" and found[0].get("kv", "f16") == "f16"
+
+
+def test_caches():
+    text = "A,kv=K8V4,group_size=32,keep_first=0,rotate=true,evict=snapkv:budget=25%+window=8+heads=ada,B,evict=none,C"
+    first, second, third = parse_specs("--models", text)
+    assert first.cache() == CacheParams(
+        k="int8", v="int4", group_size=32, keep_first=0, rotate=True, policy="snapkv:budget=25%,window=8", heads="ada"
+    )
+    assert str(first) == text.partition(",B")[0].replace("K8V4", "k8v4")
+    assert second.cache() == CacheParams() and third.cache() is None
+    assert parse_spec("--model", "A,weights=int8,kv=int4").arguments() == {
+        "weights": "int8", "cache": CacheParams(k="int4", v="int4"),
+    }  # fmt: skip
+    assert third.arguments() == {}
 
 
 @pytest.mark.parametrize(
@@ -30,6 +44,12 @@ def test_a_setting_belongs_to_the_model_before_it() -> None:
         ("A,kv=", "--model: kv must be one of"),
         ("A,executor=cuda", "--model: executor must be one of"),
         ("A,device=cuda", "--model: device must be 'cpu' with the native executor"),
+        ("A,evict=snapvk", "--model: policy must be one of none, .* did you mean 'snapkv'"),
+        ("A,evict=snapkv:budget=16", "--model: budget 16 is below the 32"),
+        ("A,evict=snapkv:budget=25%,window=8", "--model: a setting of A must be one of .* got 'window'"),
+        ("A,group_size=32", "--model: group_size 32 needs k or v in int8 or int4"),
+        ("A,kv=int8,group_size=x", "--model: group_size must be 16, 32, 64 or 128, got 'x'"),
+        ("A,rotate=yes", "--model: rotate must be one of true, false"),
         ("A,kv=f16,kv=f32", "--model: kv of A is given twice"),
         ("weights=int8,A", "--model begins with weights=int8, before which a model must stand"),
         ("A,,B", "--model has an empty piece"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kvik.cli import options
 from kvik.engine.receipt import receipt_from_json, receipt_to_json
 from kvik.errors import DataError
+from kvik.params import CacheParams, SnapKV
 
 
 @pytest.fixture
@@ -39,7 +40,8 @@ def test_identical(kvik, made, receipt):
     assert (ended.code, ended.err) == (0, "") and ended.out == "identical: 16 tokens in 2 choices\n"
     settings = made[-1].settings
     assert made[-1].model == "fake"  # its file is not there
-    assert [settings[name] for name in ("weights", "kv", "executor", "device")] == ["auto", "f16", "native", "cpu"]
+    assert [settings[name] for name in ("weights", "executor", "device")] == ["auto", "native", "cpu"]
+    assert settings["cache"] == CacheParams()
     kvik("replay", str(path), "--model", "x.gguf", "--max-batch-tokens", "7")
     assert made[-1].model == "x.gguf" and made[-1].settings["engine"].max_batch_tokens == 7
 
@@ -55,6 +57,20 @@ def test_identical_in_a_crowd(kvik, made, receipt, tight):
     engine.scheduler.check_integrity()
     again = json.loads(kvik("replay", str(path), "--crowd", "32", "--seed", "3", "--json", *tight).out)
     assert again["identical"] and again["engine"]["steps"] == engine.stats.steps  # the same crowd
+
+
+def test_the_cache_is_repeated(kvik, made, receipt):
+    words = "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 4
+    asked = ("run", words, "--raw", "--kv", "k8v4", "--kv-group-size", "32", "--evict", "snapkv:budget=50%,window=4")
+    path = receipt()
+    assert kvik(*asked, "--receipt", str(path)).code == 0
+    cache = CacheParams(k="int8", v="int4", group_size=32, policy=SnapKV(budget=0.5, window=4))
+    assert json.loads(path.read_text())["cache"] == cache.as_dict()
+    for crowd in ([], ["--crowd", "12", "--seed", "2"]):
+        ended = kvik("replay", str(path), *crowd)
+        assert ended.code == 0 and "identical" in ended.out, ended.err
+        assert made[-1].settings["cache"] == cache and cache in made[-1].caches
+    assert len(set(made[-1].caches)) > 1  # others of the crowd keep theirs otherwise
 
 
 def test_first_difference_is_named(kvik, receipt):
@@ -101,7 +117,8 @@ def test_a_model_that_says_something_else(kvik, receipt, monkeypatch):
     ("change", "said"),
     [
         (lambda r: r["model"].update(digest="d2"), "digest d2, /fake.gguf has d1: other weights"),
-        (lambda r: r["model"].update(kv="f32"), "kv f32"),
+        (lambda r: r["cache"].update(k="int5"), "cache: k must be one of"),
+        (lambda r: r["cache"].pop("policy"), "cache has no field 'policy'"),
         (lambda r: r.update(version="9.9"), "is of Kvik 9.9"),
         (lambda r: r["params"].update(seed=None), "seed is missing"),
         (lambda r: r["params"].update(top_p=7), "top_p"),

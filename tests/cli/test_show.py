@@ -46,7 +46,8 @@ def test_what_is_shown(kvik, store, small):
     assert lines["layers"] == "2, 64 wide" and lines["attention"] == "4 heads of 16, 2 of keys and values"
     assert lines["feed-forward"] == "96 wide" and lines["windows"] == "32 tokens in 2 of 2 layers"
     assert lines["positions"] == "rotary, base 50000" and lines["context"] == "128 tokens"
-    assert lines["KV in f16"] == "256 bytes a token, 32.8 kB for the whole context"
+    assert lines["KV in f16"] == "256 bytes a token, 8.2 kB for the whole context"  # of windows of 32
+    assert lines["KV in int4"] == lines["KV in f16"]  # what a window of 32 sees is never packed
     assert lines["vocabulary"] == "98 tokens; the output head has the embedding's weights"
     assert lines["chat template"] == "system, user, assistant, tool; begins {# small #}"
     assert lines["defaults"] == "temperature 0.5" and lines["packed forms"] == "none yet"
@@ -66,6 +67,8 @@ def test_json_has_the_same_and_more(kvik, store, small):
     report = json.loads(kvik("models", "show", str(small), "--json", "--weights", "int8").out)
     assert report["path"] == str(small) and report["bytes"] == small.stat().st_size
     assert report["weights"] == "int8" and report["license"] == "mit" and report["context_length"] == 128
+    assert report["kv"][0] == {"kv": "f16", "token_bytes": 256, "context_bytes": 32 * 256}
+    assert [one["kv"] for one in report["kv"]] == ["f16", "int8", "k8v4", "int4"]
     assert report["config"]["num_kv_heads"] == 2 and report["chat_template"]["roles"][0] == "system"
     assert {group["layout"] for group in report["groups"]} == {"int8", "int8_min", "vector"}
     assert report["packed_bytes"] == sum(group["packed_bytes"] for group in report["groups"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from server.conftest import MODEL, NAMED, Client, events
 
-from kvik import AsyncLLM, BeamParams, EngineParams, SamplingParams
+from kvik import AsyncLLM, BeamParams, CacheParams, EngineParams, SamplingParams
 from kvik.server.app import create_app
 from kvik.server.service import Service
 
@@ -48,6 +48,16 @@ SAYING_HI = {**NAMED, "messages": [{"role": "user", "content": "Hi"}]}
         ({"cache_salt": 5}, "cache_salt", "a string"),
         ({"cache_salt": "\ud800"}, "cache_salt", "surrogate"),
         ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
+        ({"kv": "int5"}, "kv", "did you mean 'int"),
+        ({"kv": 8}, "kv", "a string or an object"),
+        ({"kv": {"k": "int8", "group": 64}}, "kv", "got 'group'"),
+        ({"kv": {"k": "int8", "group_size": 48}}, "kv.group_size", "16, 32, 64 or 128"),
+        ({"kv": {"policy": "h2o"}, "evict": "none"}, "kv.policy", "give one of them"),
+        ({"evict": "snapvk"}, "evict", "did you mean 'snapkv'"),
+        ({"evict": {"policy": "snapkv", "windw": 8}}, "evict", "got 'windw'"),
+        ({"evict": {"policy": "snapkv", "budget": 0}}, "evict.budget", "must be in [1, "),
+        ({"evict": "h2o:budget=50,every=0"}, "evict", "nothing would be evicted"),
+        ({"evict": "streamingllm:window=9000"}, "evict", "the model's context is 8192"),
         ({"presence_penalty": 2.5}, "presence_penalty", "[-2, 2]"),
         ({"frequency_penalty": False}, "frequency_penalty", "must be a number"),
         ({"repetition_penalty": 0}, "repetition_penalty", "above 0"),
@@ -340,6 +350,6 @@ def test_failure_within_a_stream_is_its_last_event(client, llm, monkeypatch, cap
     ],
 )
 def test_what_takes_long_is_checked_in_a_thread(llm, monkeypatch, params, inline):
-    monkeypatch.setattr(llm.llm, "request", lambda ids, params, salt: threading.current_thread())
-    checked = asyncio.run(Service(llm, MODEL).request([5], params, ""))
+    monkeypatch.setattr(llm.llm, "request", lambda ids, params, salt, cache: threading.current_thread())
+    checked = asyncio.run(Service(llm, MODEL).request([5], params, "", CacheParams()))
     assert (checked is threading.current_thread()) == inline

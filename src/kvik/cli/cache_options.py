@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from kvik.cli.strategy_options import choices, option
 from kvik.errors import ParameterError
-from kvik.params import GROUP_SIZES, KV_FORMATS, POLICIES, CacheParams, cache_params
+from kvik.params import GROUP_SIZES, KV_FORMATS, POLICIES, CacheParams, cache_field, cache_params
 
-__all__ = ["CACHE_PANEL", "EVICT_HELP", "KV_HELP", "CacheOptions", "PackingOptions", "cache_of_texts", "check_prompt"]
+__all__ = [
+    "CACHE_PANEL",
+    "EVICT_HELP",
+    "KV_HELP",
+    "CacheOptions",
+    "PackingOptions",
+    "cache_of_texts",
+    "check_prompt",
+    "naming_cache",
+]
 
 CACHE_PANEL = "KV cache"
 KV_HELP = "Formats of keys and values: f16, bf16, f32, int8, int4, or of each, like k8v4 or bf16/int4."
@@ -102,6 +113,18 @@ def cache_of_texts(kv: str | None, evict: str | None, more: dict[str, Any], kv_f
         name, blank, rest = str(error).partition(" ")
         said = _FLAGS.get(name, name) + blank + rest
         raise ParameterError(said.replace("needs k or v in int8 or int4", f"needs {kv_flag} int8 or int4")) from None
+
+
+@contextmanager
+def naming_cache() -> Iterator[None]:
+    """Where a model cannot have a cache, name the option that asks for it."""
+    try:
+        yield
+    except ParameterError as error:
+        field = cache_field(str(error))
+        if field is None:
+            raise
+        raise ParameterError(f"--{field}: {error}") from None
 
 
 def check_prompt(cache: CacheParams, prompt_tokens: int | None, name: str = "--evict") -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["KvOptions", "compare_kv"]
 
 _MOST_REPEATS, _MOST_TOKENS, _MOST_CACHES = 100, 1024, 64
+BLOCK_TOKENS = 16  # of a full block
 _DEFAULT = ("int8", "k8v4", "int4")
 _NEEDS = {
     "group_size": "int8 or int4", "keep_first": "int8 or int4", "layers": "a budget", "heads": "a budget",
@@ -185,7 +186,7 @@ def compare_kv(
     full, caches = options.full(), options.caches()
     machine = engine.params()
     text = _text(prompt)
-    llm = model.load_with(machine, full)
+    llm = model.load_with(machine, max((full, *caches.values()), key=_block_bits))
     ids = encode_prompt(llm, text, system, raw)
     for cache in caches.values():
         check_prompt(cache, len(ids))
@@ -212,6 +213,12 @@ def compare_kv(
         print_json({**report, "caches": [{**one._asdict(), "cache": one.cache.as_dict()} for one in found]})
     else:
         _show(found, report)
+
+
+def _block_bits(cache: CacheParams) -> tuple[int, bool]:
+    """How large a block is: an engine has room for blocks as large as its own cache's."""
+    bits = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
+    return (bits[cache.k] + bits[cache.v]) * (cache.group_size if cache.packed else BLOCK_TOKENS), cache.packed
 
 
 def _text(prompt: str) -> str:

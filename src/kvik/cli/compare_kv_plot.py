@@ -18,7 +18,7 @@ __all__ = ["draw_plot"]
 def draw_plot(found: Sequence[CacheMeasured], report: Mapping[str, Any], name: str) -> None:
     """Write it, whole or not at all; the format is the name's ending. A row for each cache, the full one first."""
     figure = new_figure(11.5, 1.9 + 0.42 * len(found), w_pad=0.1, h_pad=0.1)
-    size, moved, speed = figure.subplots(1, 3, sharey=True)
+    size, moved, speed = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1.15, 1))
     full, at = found[0], list(range(len(found)))
     names = [f"full, {one.cache.kv}" if one is full else _short(one.name) for one in found]
     colours = [GREY if one is full else BLUE if one.cache.policy is None else ORANGE for one in found]
@@ -26,7 +26,7 @@ def draw_plot(found: Sequence[CacheMeasured], report: Mapping[str, Any], name: s
     _bars(size, "bytes at the end, of the full cache's", at, shares, colours, [f"{share:.3f}" for share in shares])
     kls = [0.0 if one.moved is None else one.moved.kl_mean for one in found]
     told = ["" if one.moved is None else f"{one.moved.kl_mean:.4f}, {one.moved.same_top:.1%}" for one in found]
-    _bars(moved, "KL in nats, and share with the same best token", at, kls, colours, told)
+    _bars(moved, "KL in nats; same best token", at, kls, colours, told)
     speeds = [one.tokens_per_second or 0.0 for one in found]
     _bars(speed, "tokens of the answer per second", at, speeds, colours, [f"{value:.0f}" for value in speeds])
     size.set_yticks(at, names)

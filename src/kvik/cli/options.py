@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from kvik.cli.cache_options import CacheOptions
+from kvik.cli.cache_options import CacheOptions, naming_cache
 from kvik.cli.naming import naming_options
 from kvik.cli.output import Progress
 from kvik.cli.strategy_options import SAMPLING_PANEL, StrategyOptions, biases, choices, option
@@ -167,7 +167,7 @@ class LoadOptions:
 
     def load_with(self, engine: EngineParams, cache: CacheParams) -> LLM:
         """The model, fetched and packed if need be, with bars on a terminal."""
-        with Progress() as progress, naming_options(LoadOptions), naming_options(EngineParams):
+        with Progress() as progress, naming_cache(), naming_options(LoadOptions), naming_options(EngineParams):
             return make_llm(
                 self.model, weights=self.weights, cache=cache, executor=self.executor, device=self.device,
                 engine=engine, progress=progress,

@@ -23,6 +23,7 @@ __all__ = ["show"]
 
 DEFAULT_TOKENS = 2048
 _WIDTH = 80
+_FORMATS = ("f16", "int8", "k8v4", "int4")
 _LAYOUTS = {"vector": "vector (f32)", "unpacked": "not packed", "unreadable": "cannot be read"}
 
 
@@ -119,8 +120,9 @@ def _report(store: ModelStore, facts: ModelFacts, forms: list[_Form]) -> dict[st
         for weights, path, form in forms
     ]
     context = facts.config.context_length if facts.config else None
+    kv = kv_bytes(facts.config) if facts.config else None
     licence = facts.license or _catalogue_licence(store, facts.path)
-    return {**plain(facts), "license": licence, "context_length": context, "packed": packed}
+    return {**plain(facts), "license": licence, "context_length": context, "packed": packed, "kv": kv}
 
 
 def _catalogue_licence(store: ModelStore, path: Path) -> str | None:
@@ -156,11 +158,6 @@ def _print(report: dict[str, Any], facts: ModelFacts) -> None:
 
 
 def _sizes(c: ModelConfig) -> list[tuple[str, str | None]]:
-    from kvik.cache.layout import kv_layout
-    from kvik.params import EngineParams
-
-    layout = kv_layout(c, "f16")
-    whole = layout.held_bytes(layout.sequence_blocks(c.context_length, EngineParams.max_batch_tokens))
     experts = f"{c.experts_used} of {c.num_experts} experts" if c.num_experts else None
     attention = f"{c.num_heads} heads of {c.head_size}, {c.num_kv_heads} of keys and values"
     feed_forward = f"{c.intermediate_size} wide" + (f", {experts} a token" if experts else "")
@@ -171,7 +168,30 @@ def _sizes(c: ModelConfig) -> list[tuple[str, str | None]]:
         ("windows", _windows(c)),
         ("positions", _positions(c)),
         ("context", f"{c.context_length} tokens"),
-        ("KV in f16", f"{amount(layout.token_bytes)} a token, {amount(whole)} for the whole context"),
+        *_caches(c),
+    ]
+
+
+def _caches(c: ModelConfig) -> list[tuple[str, str | None]]:
+    """Bytes of keys and values in the usual formats."""
+    return [
+        (
+            f"KV in {one['kv']}",
+            f"{amount(one['token_bytes'])} a token, {amount(one['context_bytes'])} for the whole context",
+        )
+        for one in kv_bytes(c)
+    ]
+
+
+def kv_bytes(c: ModelConfig) -> list[dict[str, Any]]:
+    """Of each usual format that the model can have: bytes of a token in the long run, and of a sequence as long as the context."""
+    from kvik.cache.layout import kv_layout
+
+    kinds = [kv for kv in _FORMATS if c.head_size % 2 == 0 or not kv.endswith("4")]
+    layouts = [(kv, kv_layout(c, kv)) for kv in kinds]
+    return [
+        {"kv": kv, "token_bytes": layout.token_bytes, "context_bytes": layout.bytes_at(c.context_length)}
+        for kv, layout in layouts
     ]
 
 

@@ -42,7 +42,8 @@ def check_evicts(cache: CacheParams) -> None:
 
 def look(llm: LLM, ids: Sequence[int], params: SamplingParams) -> KvXray:
     """Answer a prompt with the engine's cache, and note its events."""
-    cache, records = llm.info.cache, list[EvictionRecord]()
+    cache = llm.info.cache
+    records: list[EvictionRecord] = []
     check_evicts(cache)
     check_prompt(cache, len(ids))
     llm.engine.on_evict = records.append
@@ -97,19 +98,27 @@ def _told(event: Event, number: int) -> str:
 
 def _print_layers(event: Event) -> None:
     """A line a layer, of the last event."""
-    rows = [["layer", "kept by head", "first", "last", "by score", "scores down to", "of those given up, best"]]
+    rows = [["layer", "kept by each head", "first", "last", "by score", "least score kept", "attention kept"]]
     for place, layer in enumerate(event.layers):
-        states, scores = event.states[place], event.scores[place]
-        kept, lost = states == KEPT, (event.ranks[place] > 0) & (states < KEPT)
-        worst = f"{scores[kept].min():.3g}" if kept.any() else "-"
-        best = f"{scores[lost].max():.3g}" if lost.any() and np.isfinite(scores[lost]).all() else "-"
-        counts = sorted({int(count) for count in event.counts[place]})
-        told = str(counts[0]) if len(counts) == 1 else " ".join(str(int(count)) for count in event.counts[place])
+        states = event.states[place]
+        kept = states == KEPT
+        least = [float(row[mask].min()) for row, mask in zip(event.scores[place], kept, strict=True) if mask.any()]
+        own = event._replace(
+            states=states[None], ranks=event.ranks[place : place + 1], scores=event.scores[place : place + 1]
+        )
+        share = own.attention_kept
         rows.append([
-            str(layer), told, str((states == FIRST).sum(1).max()), str((states == LAST).sum(1).max()),
-            f"{kept.sum() / len(states):.0f}", worst, best,
+            str(layer), _range([float(count) for count in event.counts[place]]), str((states == FIRST).sum(1).max()),
+            str((states == LAST).sum(1).max()), f"{kept.sum() / len(states):.0f}", _range(least) if least else "-",
+            "-" if share is None else f"{share:.1%}",
         ])  # fmt: skip
     print_table(rows, "><>>>>>")
+
+
+def _range(values: Sequence[float]) -> str:
+    """Of the heads: one figure, or the least and the most."""
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _print_tokens(llm: LLM, found: KvXray, event: Event) -> None:

@@ -22,6 +22,14 @@ __all__ = ["MOST_CELLS", "page", "shown_events"]
 MOST_CELLS = 3_000_000
 """Of all events that are shown, layers x heads x tokens: 5 bytes each before base64."""
 
+_LEGEND = "".join(
+    f'<span><i class="s{state}"></i>{told}</span>'
+    for state, told in (
+        (2, "kept for its score (stronger: better rank)"), (3, "one of the first, always kept"),
+        (4, "one of the last, always kept"), (1, "given up here"), (0, "gone before"),
+    )
+)  # fmt: skip
+
 
 def page(found: KvXray, pieces: Sequence[bytes], model: str) -> str:
     """The whole page. pieces: bytes of the tokens."""
@@ -89,7 +97,7 @@ def _body(found: KvXray, pieces: Sequence[bytes], model: str, chosen: Sequence[i
 <label>width of a token <select id="zoom"><option value="0">as fits</option><option value="3">3</option><option value="6">6</option><option value="12">12</option></select></label></div>
 <div class="frame"><canvas id="labels"></canvas><div class="scroll" id="scroll" tabindex="0" role="region" aria-label="Map, scrolls sideways"><div class="sheet"><canvas id="map"></canvas><i id="column"></i><i id="row"></i></div></div><canvas id="counts"></canvas></div>
 <p class="read" id="read" aria-live="polite">Point at the map: layer, head and token are told here.</p>
-<div class="legend" aria-hidden="true"><i class="s2"></i>kept for its score (darker: better rank)<i class="s3"></i>one of the first, always kept<i class="s4"></i>one of the last, always kept<i class="s1"></i>given up here<i class="s0"></i>gone before</div>
+<div class="legend" aria-hidden="true">{_LEGEND}</div>
 </section>
 <main>
 <section class="reading" aria-label="The text">

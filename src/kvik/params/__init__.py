@@ -2,7 +2,7 @@
 
 from kvik.params.beam import MAX_BEAMS, AnyParams, BeamParams, any_params, beam_params
 from kvik.params.cache import GROUP_SIZES, KV_FORMATS, CacheParams, KVFormat, cache_params, kv_text, parse_kv
-from kvik.params.cache_json import json_cache
+from kvik.params.cache_json import cache_field, json_cache
 from kvik.params.checks import choose
 from kvik.params.engine import EngineParams
 from kvik.params.eviction import (
@@ -58,6 +58,7 @@ __all__ = [
     "StreamingLLM",
     "any_params",
     "beam_params",
+    "cache_field",
     "cache_params",
     "choose",
     "json_biases",

@@ -11,7 +11,7 @@ from kvik.params.cache import CacheParams, cache_params
 from kvik.params.checks import choose
 from kvik.params.eviction import POLICIES, parse_policy, policy_of
 
-__all__ = ["json_cache"]
+__all__ = ["cache_field", "json_cache"]
 
 _PACKING = ("group_size", "keep_first")
 _EVICTING = ("policy", "layers", "heads")
@@ -83,6 +83,14 @@ def _value(name: str, value: Any) -> Any:
         return value
     policy = policy_of(f"{next(n for n, kind in POLICIES.items() if hasattr(kind, 'budget'))}:budget={value}")
     return policy.budget  # type: ignore[union-attr] # of one that has a budget
+
+
+def cache_field(message: str) -> str | None:
+    """Which of "kv" and "evict" a refusal of a whole cache is about, by its first words; None where it is another's."""
+    first, second, *_ = [*message.split(" ", 2), ""]
+    if first in ("k", "v") and second == "is":
+        return "kv"
+    return "evict" if first in ("policy", *POLICIES) else None
 
 
 def _within(name: str, message: str, given: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from kvik.server.fields import (
     GENERATION,
     Common,
     cache_of,
-    check_policy,
+    check_cache,
     check_top,
     completion_fields,
     generation_params,
@@ -124,7 +124,7 @@ async def _jobs(service: Service, fields: Fields, asked: _Asked) -> list[Job]:
 async def _job(service: Service, prompt: Prompt, name: str, asked: _Asked) -> Job:
     llm, params, cache = service.llm, asked.params, asked.cache
     ids = await service.ids(prompt, name, 0 if asked.only_score else 1, cache)
-    check_policy(cache, None if asked.only_score else len(ids))
+    check_cache(llm.engine.admission, cache, None if asked.only_score else len(ids))
     request = None if asked.only_score else await service.request(ids, params, asked.salt, cache)
     score = None
     if asked.echo and (asked.only_score or params.logprobs is not None):

@@ -5,23 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvik.engine.admission import Admission
 from kvik.errors import ParameterError
-from kvik.params import AnyParams, CacheParams, any_params, json_biases, json_cache
+from kvik.params import AnyParams, CacheParams, any_params, cache_field, json_biases, json_cache
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError
 from kvik.server.formats import FORMATS, grammar_field
 from kvik.text.tokenizer import check_text
 
 __all__ = [
-    "GENERATION",
-    "Common",
-    "cache_of",
-    "chat_fields",
-    "check_policy",
-    "check_top",
-    "completion_fields",
-    "generation_params",
-]
+    "GENERATION", "Common", "cache_of", "chat_fields", "check_cache", "check_top", "completion_fields", "generation_params",
+]  # fmt: skip
 
 MAX_TOP_LOGPROBS = 20
 """Best tokens a request may ask for: what they take grows with n, prompts and tokens. OpenAI's limit for chats."""
@@ -138,8 +132,13 @@ def cache_of(fields: Fields, base: CacheParams) -> CacheParams:
     return json_cache(fields.given.get("kv"), fields.given.get("evict"), base) or base
 
 
-def check_policy(cache: CacheParams, prompt_tokens: int | None) -> None:
-    """ParameterError, naming evict, where the policy makes no sense for a prompt of so many tokens (None: a text)."""
+def check_cache(admission: Admission, cache: CacheParams, prompt_tokens: int | None) -> None:
+    """ParameterError, naming kv or evict, where the model cannot have the cache, or the policy makes no sense for a prompt of
+    so many tokens (None: a text)."""
+    try:
+        admission.layout(cache)
+    except ParameterError as error:
+        raise ParameterError(f"{cache_field(str(error)) or 'kv'}: {error}") from None
     try:
         cache.check(prompt_tokens)
     except ParameterError as error:

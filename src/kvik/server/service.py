@@ -14,7 +14,7 @@ from kvik import __version__
 from kvik.async_llm import Answer, AsyncLLM
 from kvik.engine.request import Choice, Completion, Request, ScoreRequest, ScoreResult
 from kvik.errors import TryAgainError
-from kvik.params import AnyParams, CacheParams, SamplingParams
+from kvik.params import AnyParams, CacheParams, SamplingParams, StreamingLLM
 from kvik.server.errors import ApiError, shutting_down
 from kvik.server.metrics import Metrics
 from kvik.weights.catalogue import CATALOGUE, find
@@ -98,7 +98,8 @@ class Service:
 
     def check_length(self, count: int, more: int, param: str, cache: CacheParams) -> None:
         """ApiError 400 unless the context holds so many tokens and `more` generated ones."""
-        limit = self.llm.engine.admission.context(cache)
+        streams = isinstance(cache.policy, StreamingLLM)
+        limit = self.llm.engine.admission.context(cache) if streams else self.info.context_length
         if count + more > limit:
             wanted = ", and at least one is to be generated" if more else ""
             raise ApiError(
