@@ -15,6 +15,7 @@
 // "" and "auto": KVIK_ISA where it is set, else the best this processor has. std::invalid_argument for one that is not here.
 const kvik::Kernels& kernels_named(std::string name);
 
+void bind_program(nanobind::module_&);
 void bind_sampler(nanobind::module_&);
 void bind_scoring(nanobind::module_&);
 

@@ -186,6 +186,23 @@ static void rope(float* x, int32_t heads, int32_t head_size, const float* cosine
     }
 }
 
+// The normalized Walsh-Hadamard transform, its own inverse, of every block as wide as the largest power of two that divides
+// head_size: pairs 1 apart, then 2, 4, … (QuaRot: Ashkboos et al. 2024).
+static void hadamard(float* x, int32_t heads, int32_t head_size) {
+    const int width = head_size & -head_size;
+    const F factor = set1(1.0f / __builtin_sqrtf(float(width)));
+    for (float* end = x + heads * head_size; x < end; x += width) {
+        for (int step = 1; step < width; step *= 2)
+            for (int i = 0; i < width; i += 2 * step)
+                for (int j = i; j < i + step; ++j) {
+                    const float a = x[j], b = x[j + step];
+                    x[j] = a + b;
+                    x[j + step] = a - b;
+                }
+        for (int i = 0; i < width; i += kLanes) store(x + i, mul(load(x + i), factor));
+    }
+}
+
 // Reads n bytes (a multiple of 256) as fast as the weights are read; the sum keeps the reading from being skipped.
 static float read_all(const uint8_t* p, size_t n) {
     F a = zero(), b = zero(), c = zero(), d = zero();

@@ -101,14 +101,18 @@ void Program::run_embed(const Node& n, int32_t r) {
 }
 
 void Program::run_rotations(int32_t from, int32_t to) {
-    for (Rotations& t : rotations_) {
+    const auto rotations = [from, to](const Rotations& t, const int32_t* positions, float* cosine, float* sine) {
         const size_t half = t.inv_freq.size();
         for (int32_t r = from; r < to; ++r)
             for (size_t i = 0; i < half; ++i) {
-                const double angle = double(pass_.positions[r]) * t.inv_freq[i];
-                t.cosine[size_t(r) * half + i] = float(std::cos(angle) * t.factor);
-                t.sine[size_t(r) * half + i] = float(std::sin(angle) * t.factor);
+                const double angle = double(positions[r]) * t.inv_freq[i];
+                cosine[size_t(r) * half + i] = float(std::cos(angle) * t.factor);
+                sine[size_t(r) * half + i] = float(std::sin(angle) * t.factor);
             }
+    };
+    for (Rotations& t : rotations_) {
+        rotations(t, pass_.positions, t.cosine.data(), t.sine.data());
+        if (!sink_positions_.empty()) rotations(t, sink_positions_.data(), t.sink_cosine.data(), t.sink_sine.data());
     }
 }
 
@@ -204,58 +208,6 @@ void Program::look_ahead(uint32_t phase, uint32_t thread) const {
     for (size_t i = 0; i < ask; i += 64) __builtin_prefetch(at.matrix.data + begin + i, 0, 2);
 }
 
-// ---- attention -------------------------------------------------------------------------------------------------------
-
-Cache Program::cache(int32_t sequence, int32_t layer, int32_t head) const {
-    const size_t at = (size_t(place_[size_t(layer)]) * size_t(kv_heads_) + size_t(head)) * head_bytes_;
-    const int32_t group = group_of_[size_t(layer)];
-    return {kv_ + at, groups_[size_t(group)].block_bytes,
-            pass_.blocks + pass_.block_spans[group * pass_.sequences + sequence], kv_type_, head_size_};
-}
-
-// Rows from..to of the KV heads first..last and their query heads: norms, rotation, and the append to the cache.
-void Program::run_heads(const Attention& a, int32_t from, int32_t to, int32_t first, int32_t last) {
-    const int32_t group = heads_ / kv_heads_;
-    const size_t half = size_t(head_size_ / 2);
-    const Rotations* table = a.table < 0 ? nullptr : &rotations_[size_t(a.table)];
-    const auto change = [&](float* x, int32_t heads, const HeadNorm& norm, int32_t r) {
-        if (norm.weight) kernels_.head_norm(x, heads, head_size_, norm.weight, norm.eps);
-        if (table) kernels_.rope(x, heads, head_size_, table->cosine.data() + size_t(r) * half, table->sine.data() + size_t(r) * half);
-    };
-    int32_t s = int32_t(std::upper_bound(pass_.spans, pass_.spans + pass_.sequences + 1, from) - pass_.spans) - 1;
-    for (int32_t r = from; r < to; ++r) {
-        while (r >= pass_.spans[s + 1]) ++s;
-        for (int32_t h = first; h < last; ++h) {
-            const size_t column = size_t(h) * size_t(head_size_);
-            float* k = row(a.k, r) + column;
-            change(row(a.q, r) + size_t(group) * column, group, a.q_norm, r);
-            change(k, 1, a.k_norm, r);
-            kernels_.append(cache(s, a.layer, h), pass_.slots[r], k, row(a.v, r) + column);
-        }
-    }
-}
-
-void Program::run_attend(const Node& node, const Item& item, uint32_t thread) {
-    ThreadState& own = threads_[thread];
-    const int32_t group = heads_ / kv_heads_, queries = item.rows * group;
-    const size_t column = size_t(item.head) * size_t(group) * size_t(head_size_);
-    const size_t partial = size_t(queries) * size_t(state_stride(head_size_));
-    const Attention& a = node.attention;
-    Queries q{row(a.q, item.row) + column, ld(a.q), item.rows, group, pass_.slots + item.row, a.window, a.scale,
-              item.first, item.last, own.attend.data(), own.state.data(), nullptr};
-    if (item.tile >= 0) q.partials = partials_.data() + item.partials + size_t(item.first - item.begin) * partial;
-    kernels_.attend_reset(own.state.data(), queries, head_size_);
-    kernels_.attend(q, cache(item.sequence, a.layer, item.head));
-    if (item.tile >= 0) {
-        std::atomic<int32_t>& left = countdown_[size_t(item.tile)];
-        if (left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-        left.store(item.shares, std::memory_order_relaxed);  // for the next layer
-        for (int32_t n = 0; n < item.end - item.begin; ++n)
-            kernels_.attend_join(own.state.data(), partials_.data() + item.partials + size_t(n) * partial, queries, head_size_);
-    }
-    kernels_.attend_finish(own.state.data(), item.rows, group, head_size_, row(node.out, item.row) + column, ld(node.out));
-}
-
 // ---- phases ----------------------------------------------------------------------------------------------------------
 
 void Program::run_tile(void* self, uint32_t phase, uint32_t tile, uint32_t thread) {
@@ -269,9 +221,11 @@ void Program::run_tile(void* self, uint32_t phase, uint32_t tile, uint32_t threa
         }
         case Phase::linear: return p.run_linear(*at.node, phase, tile, thread);
         case Phase::join: return p.run_join(tile, p.threads_[thread]);
-        case Phase::attend:
-            for (const AttentionPlan& plan : p.plans_)
-                if (plan.window == at.node->attention.window) return p.run_attend(*at.node, plan.items[tile], thread);
+        case Phase::pack: {
+            const PackItem& item = p.plans_[at.plan].packs[tile];
+            return p.kernels_.pack_group(p.cache(item.sequence, at.node->attention.layer, item.head), item.group);
+        }
+        case Phase::attend: return p.run_attend(*at.node, p.plans_[at.plan].items[tile], thread);
     }
 }
 
@@ -283,21 +237,13 @@ void Program::phase_done(void* self, uint32_t phase) {
         kind += t - p.phase_started_;
         p.phase_started_ = t;
     };
-    const bool attention = at.work == Phase::attend || at.work == Phase::rotate;
+    const bool attention = at.work == Phase::attend || at.work == Phase::rotate || at.work == Phase::pack;
     spent(at.work == Phase::linear ? p.times_.matrices : attention ? p.times_.attention : p.times_.rest);
     for (uint32_t i = at.begin; i < at.end; ++i) {
         const Node& n = *p.small_[i];
         if (at.work != Phase::rows) p.run_small(n, 0, p.pass_.rows);
         if (n.kind == Kind::route) p.routing_.sort(p.pass_.rows, n.experts);
         spent(n.kind == Kind::rotate ? p.times_.attention : p.times_.rest);
-    }
-}
-
-void Program::copy_blocks(const PassView& pass) {
-    for (int32_t i = 0; i < pass.copy_count; ++i) {
-        const int32_t* copy = pass.copies + 3 * size_t(i);
-        const size_t bytes = groups_[size_t(copy[0])].block_bytes;
-        std::memcpy(kv_ + size_t(copy[2]) * bytes, kv_ + size_t(copy[1]) * bytes, bytes);
     }
 }
 

@@ -21,29 +21,17 @@ int32_t padded(int32_t n) { return (n + kGroup - 1) / kGroup * kGroup; }
 
 }  // namespace
 
-Program::Program(Pool& pool, const Kernels& kernels, int32_t max_rows, const std::vector<int32_t>& groups, int32_t heads,
-                 int32_t kv_heads, int32_t head_size, KV kv_type, uint8_t* kv, int32_t num_blocks)
-    : pool_(pool), kernels_(kernels), max_rows_(max_rows), layers_(int32_t(groups.size())), heads_(heads),
-      kv_heads_(kv_heads), head_size_(head_size), kv_type_(kv_type), kv_(kv),
-      head_bytes_(2 * size_t(head_size) * kBlockTokens * kv_element(kv_type)), group_of_(groups),
-      threads_(pool.threads()) {
-    const int32_t layers = layers_;
-    require(max_rows > 0 && layers > 0 && kv_heads > 0 && num_blocks > 0, "sizes must be positive");
+Program::Program(Pool& pool, const Kernels& kernels, int32_t max_rows, int32_t layers, int32_t heads, int32_t kv_heads,
+                 int32_t head_size, uint8_t* kv, size_t kv_bytes)
+    : pool_(pool), kernels_(kernels), max_rows_(max_rows), layers_(layers), heads_(heads), kv_heads_(kv_heads),
+      head_size_(head_size), kv_(kv), kv_bytes_(kv_bytes), threads_(pool.threads()) {
+    require(max_rows > 0 && layers > 0 && kv_heads > 0, "sizes must be positive");
     require(heads > 0 && heads % kv_heads == 0, "query heads must be a multiple of KV heads");
     require(heads / kv_heads <= kMaxQueries, "at most 64 query heads a KV head");
     require(int64_t(layers) * kv_heads <= 1 << 20, "too many layers and heads");
     require(head_size > 0 && head_size % 16 == 0 && head_size <= kMaxHeadSize,
             "head size must be a multiple of 16, at most 256");
-    for (const int32_t g : groups) {
-        require(g >= 0 && g < layers, "group of a layer out of range");
-        if (size_t(g) >= groups_.size()) groups_.resize(size_t(g) + 1);
-        place_.push_back(groups_[size_t(g)].layers++);
-    }
-    for (Group& g : groups_) {
-        require(g.layers > 0, "a group has no layers");
-        g.block_bytes = head_bytes_ * size_t(g.layers) * size_t(kv_heads);
-        g.num_blocks = int32_t(std::min<int64_t>(int64_t(num_blocks) * groups_[0].layers / g.layers, INT32_MAX));
-    }
+    windows_.resize(size_t(layers), -1);
 }
 
 int32_t Program::buffer(int32_t width, int32_t copies) {
@@ -58,7 +46,7 @@ int32_t Program::buffer(int32_t width, int32_t copies) {
 
 int32_t Program::rotations(std::vector<double> inv_freq, double factor) {
     require(int64_t(inv_freq.size()) == head_size_ / 2, "rotary frequencies do not fit the head size");
-    rotations_.push_back({std::move(inv_freq), factor, {}, {}});
+    rotations_.push_back({std::move(inv_freq), factor, {}, {}, {}, {}});
     return int32_t(rotations_.size()) - 1;
 }
 
@@ -172,8 +160,10 @@ void Program::attend(const Attention& a, int32_t out) {
     check(a);
     require(at(out).ld >= heads_ * head_size_, "heads do not fit");
     require(std::isfinite(a.scale), "attention's scale must be finite");
-    int32_t& window = groups_[size_t(group_of_[size_t(a.layer)])].window;
-    window = window == 0 || a.window == 0 ? 0 : std::max(window, a.window);
+    require(layouts_.empty(), "layouts come after the recording");
+    int32_t& window = windows_[size_t(a.layer)];
+    require(window == -1 || window == a.window, "a layer has two windows");
+    window = a.window;
     Node n{};
     n.kind = Kind::attend;
     n.attention = a;

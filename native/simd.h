@@ -118,6 +118,13 @@ static inline void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
 static inline F load_f16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+static inline F load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+static inline F load_u8(const uint8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 static inline void store_f16(uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -192,6 +199,11 @@ static inline F load_f16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
             _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
+static inline __m256 widen_bf16(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+static inline F load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
 static inline void store_f16(uint16_t* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -205,6 +217,7 @@ struct Steps {
 static inline F widen_u8(__m128i x) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
 }
+static inline F load_u8(const uint8_t* p) { return widen_u8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 static inline Steps load_steps(const uint8_t* p) {
     const StepBytes s = step_bytes_at(p);
     return {widen_u8(s.scale), widen_u8(s.minimum)};
@@ -282,6 +295,8 @@ static inline F zero() { return set1(0.0f); }
 static inline F load(const float* p) { KVIK_LANES(p[i]); }
 static inline void store(float* p, F a) { std::memcpy(p, a.v, sizeof a.v); }
 static inline F load_f16(const uint16_t* p) { KVIK_LANES(half_to_float(p[i])); }
+static inline F load_bf16(const uint16_t* p) { KVIK_LANES(bf16_to_float(p[i])); }
+static inline F load_u8(const uint8_t* p) { KVIK_LANES(float(p[i])); }
 static inline void store_f16(uint16_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(a.v[i]);
 }

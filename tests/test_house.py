@@ -27,8 +27,11 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 # torch_ops and its readers are the extra `torch`; the hub is `hub`, pictures are `plots`, the server is `serve`, metrics are `eval`.
 BASE = {"numpy", "tokenizers", "jinja2", "typer", "rich", "prompt_toolkit", "click", "llguidance"}
 EXTRAS = {
+    "ops/torch_attention.py": {"torch"},
     "ops/torch_cache.py": {"torch"},
+    "ops/torch_eviction.py": {"torch"},
     "ops/torch_ops.py": {"torch"},
+    "ops/torch_pages.py": {"torch"},
     "ops/torch_rounding.py": {"torch"},
     "engine/executors.py": {"torch"},
     "evaluation/metrics/encoder.py": {"torch", "transformers", "safetensors"},

@@ -1,8 +1,14 @@
-"""Every strategy with every format and feature: it runs and says what the request says alone, or is refused by name."""
+"""Every strategy with every format, eviction policy and feature: it runs and says what the request says alone, or is refused
+by name.
+
+Whole: strategies x features in f16 and f32; strategies x formats, formats x features, policies x features,
+policies x strategies, policies x formats. Further axes of these go round. `make test-all` runs many more.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -14,7 +20,7 @@ from models.small_models import write_gguf
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
 from kvik.errors import ParameterError
-from kvik.params import PRESETS, BeamParams, Grammar, SamplingParams, beam_params
+from kvik.params import PRESETS, BeamParams, CacheParams, Grammar, SamplingParams, beam_params
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.gguf import read_gguf
 
@@ -45,7 +51,29 @@ MORE: dict[str, dict[str, Any]] = {
     "balanced": PRESETS["balanced"],
     "creative": PRESETS["creative"],
 }
-FORMATS = ("f16", "f32")
+FORMATS: dict[str, dict[str, Any]] = {
+    "f16": {},
+    "f32": {"k": "f32", "v": "f32"},
+    "bf16": {"k": "bf16", "v": "bf16"},
+    "int8": {"k": "int8", "v": "int8", "group_size": 16},
+    "int4": {"k": "int4", "v": "int4", "group_size": 16},
+    "k8v4": {"k": "int8", "v": "int4", "group_size": 32},
+    "rotated int4": {"k": "int4", "v": "int4", "group_size": 16, "rotate": True},
+}
+PLAIN = ("f16", "f32")
+POLICIES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "streamingllm": {"policy": "streamingllm:sinks=4,window=20"},
+    "h2o": {"policy": "h2o:budget=50%,every=8"},
+    "snapkv": {"policy": "snapkv:budget=50%,window=8"},
+    "tova": {"policy": "tova:budget=24,every=8"},
+    "keydiff": {"policy": "keydiff:budget=60%,every=16"},
+    "expectedattention": {"policy": "expectedattention:budget=50%,window=16,every=16"},
+    "pyramid": {"policy": "snapkv:budget=40%,window=4,every=16", "layers": "pyramid"},
+    "ada": {"policy": "h2o:budget=50%,every=16", "heads": "ada"},
+    "both": {"policy": "keydiff:budget=40%,every=8", "layers": "pyramid", "heads": "ada"},
+}
+NO_HITS = ("h2o", "ada")  # who wants to see every row
 MODELS = ("grouped heads", "windows")
 # params: of the request; engine: of the engine it runs in; mates: requests beside it; before: requests that ended before.
 FEATURES: dict[str, dict[str, Any]] = {
@@ -82,6 +110,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return tokenizer_of(tmp_path_factory.mktemp("matrix"))
 
 
+Asked = tuple[tuple[int, ...], SamplingParams | BeamParams, CacheParams | None]
+
+
 def params_of(settings: dict[str, Any]) -> SamplingParams | BeamParams:
     return beam_params(settings) if "num_beams" in settings else SamplingParams(**settings)
 
@@ -96,25 +127,59 @@ def said(chunks: list[Chunk], n: int) -> list[Any]:
     ]  # fmt: skip
 
 
-def run_all(made: Engine, requests: list[tuple[tuple[int, ...], SamplingParams | BeamParams]]) -> list[list[Chunk]]:
+def run_all(made: Engine, requests: list[Asked]) -> list[list[Chunk]]:
     heard: list[list[Chunk]] = [[] for _ in requests]
-    for (prompt, params), chunks in zip(requests, heard, strict=True):
-        made.add(made.request(prompt, params), chunks.append)
+    groups = [
+        made.add(made.request(prompt, params, cache=cache), chunks.append)
+        for (prompt, params, cache), chunks in zip(requests, heard, strict=True)
+    ]
     while made.step():
         made.scheduler.check_integrity()
     assert made.scheduler.pool.num_held == 0
+    assert [group.error for group in groups] == [None] * len(groups)
     return heard
 
 
-CELLS = [
-    *itertools.product(STRATEGIES, FEATURES, MODELS, FORMATS),
-    *itertools.product(MORE, FEATURES, MODELS[:1], FORMATS[:1]),
+def cache_of(kv: str, policy: str) -> CacheParams:
+    return CacheParams(**FORMATS[kv], **POLICIES[policy])
+
+
+Cell = tuple[str, str, str, str, str]
+
+
+def around(*axes: Any) -> Iterator[Cell]:
+    """Each of (strategy, feature, model, kv, policy) a name, or the names it goes through while the named ones are whole."""
+    whole = [axis if isinstance(axis, list) else [None] for axis in axes]
+    for count, names in enumerate(itertools.product(*whole)):
+        yield tuple(  # type: ignore[misc]
+            name if name is not None else axis if isinstance(axis, str) else tuple(axis)[(count * step + count // len(axis)) % len(axis)]
+            for step, (name, axis) in enumerate(zip(names, axes, strict=True), 1)
+        )
+
+
+PACKED = tuple(kv for kv in FORMATS if kv not in PLAIN)
+EVICTING = tuple(policy for policy in POLICIES if policy != "none")
+CELLS: dict[Cell, None] = dict.fromkeys(
+    [
+        *around([*STRATEGIES], [*FEATURES], [*MODELS], [*PLAIN], "none"),
+        *around([*MORE], [*FEATURES], MODELS[0], PLAIN[0], "none"),
+        *around([*STRATEGIES], FEATURES, MODELS, [*PACKED], "none"),
+        *around(STRATEGIES, [*FEATURES], MODELS, [*PACKED], "none"),
+        *around(STRATEGIES, [*FEATURES], MODELS, FORMATS, [*EVICTING]),
+        *around([*STRATEGIES], FEATURES, MODELS, PLAIN, [*EVICTING]),
+        *around(STRATEGIES, FEATURES, MODELS, [*FORMATS], [*EVICTING]),
+    ]
+)
+LONG = [
+    pytest.param(*cell, marks=pytest.mark.slow)
+    for cell in around(["greedy", "beam 4", "combined"], [*FEATURES], MODELS, [*FORMATS], [*POLICIES])
+    if cell not in CELLS
 ]
 
 
-@pytest.mark.parametrize(("strategy", "feature", "model", "kv"), CELLS)
-def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv: str) -> None:
-    what = FEATURES[feature]
+@pytest.mark.parametrize(("strategy", "feature", "model", "kv", "policy"), [*CELLS, *LONG])
+def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv: str, policy: str) -> None:
+    what, cache = FEATURES[feature], cache_of(kv, policy)
     strategies = (STRATEGIES | MORE)[strategy]
     drawn = {} if "num_beams" in strategies else {"seed": 11}
     settings = {"max_tokens": 30, "ignore_eos": True} | drawn | strategies | what.get("params", {})
@@ -122,24 +187,33 @@ def test_cell(tokenizer: Tokenizer, strategy: str, feature: str, model: str, kv:
         with pytest.raises(ParameterError, match=REFUSED[strategy, feature]):
             params_of(settings)
         return
-    params = params_of(settings)
-    alone = small_engine(tokenizer, model, kv=kv, prefix_sharing=False)
-    (want,) = run_all(alone, [(PROMPT, params)])
+    params, mixed = params_of(settings), kv not in PLAIN or policy != "none"
+    alone = small_engine(tokenizer, model, cache=cache, any_format=mixed, prefix_sharing=False)
+    (want,) = run_all(alone, [(PROMPT, params, cache)])
     machine = dict(what.get("engine", {}))
     if "num_slabs" in machine:  # at least what the request needs by itself
-        machine["num_slabs"] = max(machine["num_slabs"], alone.admission.slabs(len(PROMPT), 30, params.num_sequences))
-    made = small_engine(tokenizer, model, kv=kv, **machine)
+        machine["num_slabs"] = slabs_of(alone, params, mixed)
+    made = small_engine(tokenizer, model, cache=None if mixed else cache, any_format=mixed, **machine)
     for _ in range(what.get("before", 0)):
-        run_all(made, [(PROMPT, params)])
-    mates: list[tuple[tuple[int, ...], SamplingParams | BeamParams]] = [
-        (PROMPT[i : i + 25], SamplingParams(max_tokens=60, seed=i, ignore_eos=True))
+        run_all(made, [(PROMPT, params, cache)])
+    mates: list[Asked] = [
+        (PROMPT[i : i + 25], SamplingParams(max_tokens=60, seed=i, ignore_eos=True), None)
         for i in range(what.get("mates", 0))
     ]
-    *_, got = run_all(made, [*mates, (PROMPT, params)])
+    *_, got = run_all(made, [*mates, (PROMPT, params, cache)])
     assert said(got, params.num_answers) == said(want, params.num_answers)
-    assert getattr(made.stats, what.get("happens", "steps")) > 0
+    happens = what.get("happens", "steps")
+    assert getattr(made.stats, happens) > 0 or (happens == "prefix_hit_tokens" and policy in NO_HITS)
+    assert (alone.stats.evictions > 0) == (cache.scorer is not None)
     if "stop" in settings:
         assert all(stop not in text for text, *_ in said(got, params.num_answers) for stop in params.stop)
+
+
+def slabs_of(alone: Engine, params: SamplingParams | BeamParams, mixed: bool) -> int:
+    """Of a pool in which the request fits by itself, and those beside it do not all."""
+    needs = alone.admission.slabs(len(PROMPT), 30, params.num_sequences)
+    mate = alone.admission.slabs(25, 60, 1, CacheParams())
+    return max(needs, 3 * mate if mixed else 10)
 
 
 SCORED: dict[str, dict[str, Any]] = {
@@ -166,23 +240,44 @@ def scored_beside(made: Engine, asked: dict[str, Any], mates: int) -> Any:
     return results[-1]
 
 
-@pytest.mark.parametrize(("how", "feature", "model", "kv"), [*itertools.product(SCORED, BESIDE, MODELS, FORMATS)])
-def test_scored_cell(tokenizer: Tokenizer, how: str, feature: str, model: str, kv: str) -> None:
-    what, asked = FEATURES[feature], SCORED[how]
-    alone = small_engine(tokenizer, model, kv=kv, prefix_sharing=False)
+SCORED_CELLS = [
+    *((*cell, "none") for cell in itertools.product(SCORED, BESIDE, MODELS, PLAIN)),
+    *around([*SCORED], BESIDE, MODELS, [*PACKED], "none"),
+    *around(SCORED, [*BESIDE], MODELS, FORMATS, [*EVICTING]),
+]
+
+
+@pytest.mark.parametrize(("how", "feature", "model", "kv", "policy"), SCORED_CELLS)
+def test_scored_cell(tokenizer: Tokenizer, how: str, feature: str, model: str, kv: str, policy: str) -> None:
+    what, cache = FEATURES[feature], cache_of(kv, policy)
+    asked, mixed = SCORED[how] | {"cache": cache}, kv not in PLAIN or policy != "none"
     first = asked.get("first", 1)
-    want = scored_beside(alone, {"reduce": False, "top": 3}, 0)
-    made = small_engine(tokenizer, model, kv=kv, **what.get("engine", {}))
+    if cache.scorer is not None:  # evicts in the text, the same wherever it is scored from
+        first = asked["first"] = 20
+    alone = small_engine(tokenizer, model, any_format=mixed, prefix_sharing=False)
+    want = scored_beside(
+        alone, {"reduce": False, "top": 3, "cache": cache} | ({"first": 20} if cache.scorer is not None else {}), 0
+    )
+    made = small_engine(tokenizer, model, any_format=mixed, **what.get("engine", {}))
     for _ in range(what.get("before", 0)):
-        scored_beside(made, {}, 0)
+        scored_beside(made, {"cache": cache, "first": first}, 0)
     got = scored_beside(made, asked, what.get("mates", 0))
-    assert np.array_equal(got.logprobs, want.logprobs[first - 1 :])
-    assert np.array_equal(got.logsumexp, want.logsumexp[first - 1 :])
+    begin = 20 if cache.scorer is not None else 1
+    assert np.array_equal(got.logprobs, want.logprobs[first - begin :])
+    assert np.array_equal(got.logsumexp, want.logsumexp[first - begin :])
     assert got.top == (want.top if "top" in asked else ())
     if asked.get("reduce", True):
         assert got.logits is None
     else:
-        assert np.array_equal(got.logits, want.logits[first - 1 :])
+        assert np.array_equal(got.logits, want.logits[first - begin :])
     happens = what.get("happens", "steps")
-    if happens != "prefix_hit_tokens" or first > 16:  # a row that is wanted is computed
+    hit = first > 16 and policy not in NO_HITS  # a row that is wanted is computed
+    if (happens != "prefix_hit_tokens" or hit) and not (happens == "preemptions" and mixed):
         assert getattr(made.stats, happens) > 0
+    assert (alone.stats.evictions > 0) == (cache.scorer is not None)
+
+
+def test_a_text_without_a_prompt_has_no_event_at_its_end(tokenizer: Tokenizer) -> None:
+    made = small_engine(tokenizer, "grouped heads")
+    with pytest.raises(ParameterError, match="snapkv evicts at the prompt's length, and a text has none"):
+        made.score_request(PROMPT, cache=cache_of("f16", "snapkv"))

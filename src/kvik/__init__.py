@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvik.errors import DataError, KvikError, ParameterError, StorageError, TryAgainError
-from kvik.params import BeamParams, EngineParams, Grammar, SamplingParams
+from kvik.params import (
+    H2O,
+    TOVA,
+    BeamParams,
+    CacheParams,
+    EngineParams,
+    ExpectedAttention,
+    Grammar,
+    KeyDiff,
+    SamplingParams,
+    SnapKV,
+    StreamingLLM,
+)
 
 if TYPE_CHECKING:
     from kvik.async_llm import AsyncLLM
@@ -16,16 +28,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "H2O",
     "LLM",
+    "TOVA",
     "AsyncLLM",
     "BeamParams",
+    "CacheParams",
     "Choice",
     "Chunk",
     "Completion",
     "DataError",
     "EngineParams",
     "EngineStats",
+    "ExpectedAttention",
     "Grammar",
+    "KeyDiff",
     "KvikError",
     "LogitRows",
     "ModelInfo",
@@ -34,8 +51,10 @@ __all__ = [
     "RequestStats",
     "SamplingParams",
     "ScoreResult",
+    "SnapKV",
     "StepStats",
     "StorageError",
+    "StreamingLLM",
     "TryAgainError",
     "Usage",
 ]

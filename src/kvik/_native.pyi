@@ -105,6 +105,10 @@ def compare_logits(
 
 _Matrix: TypeAlias = tuple[NDArray[np.uint8], int, int, int]
 _Norm: TypeAlias = tuple[NDArray[np.float32], float]
+_Page: TypeAlias = tuple[int, int, int]
+# kvik.ops.CacheView and Observation
+_View: TypeAlias = tuple[int, NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], int]
+_Observation: TypeAlias = tuple[int, int, int, NDArray[np.int64] | None, NDArray[np.float32] | None]
 
 class Pool:
     def __init__(self, threads: int, /) -> None: ...
@@ -118,13 +122,11 @@ class Program:
         pool: Pool,
         isa: str,
         max_rows: int,
-        groups: Sequence[int],
+        layers: int,
         heads: int,
         kv_heads: int,
         head_size: int,
-        kv_type: int,
         kv: NDArray[np.uint8],
-        num_blocks: int,
         /,
     ) -> None: ...
     # The other tuples are RowOp and Part of kvik.ops.native_lowering.
@@ -154,14 +156,33 @@ class Program:
     ) -> None: ...
     # vocabulary: the rows of the head that are tokens
     def logits(self, op: tuple[Any, ...], head: _Matrix, fine: bool, vocabulary: int, /) -> None: ...
+    # full, packed: formats of keys and values by number, tokens; group_of: by layer, then KV head
+    def register(
+        self,
+        full: _Page,
+        packed: _Page | None,
+        group_of: Sequence[int],
+        keep: int,
+        rotate: bool,
+        sinks: int,
+        window: int,
+        /,
+    ) -> int: ...
+    def evict(self, source: _View, target: _View, kept: NDArray[np.int32], counts: NDArray[np.int32], /) -> None: ...
+    def slots(self, view: _View, layer: int, head: int, /) -> int: ...
+    def read(self, view: _View, layer: int, head: int, keys: bool, out: NDArray[np.float32], /) -> None: ...
+    def save(self, blocks: NDArray[np.int32], steps: int, out: NDArray[np.uint8], /) -> None: ...
+    def restore(self, blocks: NDArray[np.int32], steps: int, data: NDArray[np.uint8], /) -> None: ...
     def run(
         self,
         tokens: NDArray[np.int32],
         positions: NDArray[np.int32],
         slots: NDArray[np.int32],
         spans: NDArray[np.int32],
+        layouts: NDArray[np.int32],
         blocks: NDArray[np.int32],
         block_spans: NDArray[np.int32],
+        shifts: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
         copies: NDArray[np.int32],
         reduce_rows: NDArray[np.int32],
@@ -171,6 +192,7 @@ class Program:
         target_logits: NDArray[np.float32],
         top_ids: NDArray[np.int32],
         top_logits: NDArray[np.float32],
+        observations: Sequence[_Observation],
         /,
     ) -> None: ...
     @property

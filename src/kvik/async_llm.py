@@ -12,7 +12,7 @@ from kvik.engine.request import Chunk, Completion, Request, ScoreRequest, ScoreR
 from kvik.engine.sequence import Group
 from kvik.errors import KvikError, TryAgainError
 from kvik.llm import LLM, Prompt, score_result
-from kvik.params import AnyParams, SamplingParams
+from kvik.params import AnyParams, CacheParams, SamplingParams
 from kvik.text.chat_template import Tools
 from kvik.text.conversation import Message
 
@@ -43,13 +43,14 @@ class AsyncLLM:
         self.close()
 
     def generate(
-        self, prompt: Prompt, params: AnyParams | None = None, *, salt: str = ""
+        self, prompt: Prompt, params: AnyParams | None = None, *, salt: str = "", cache: CacheParams | None = None
     ) -> AsyncGenerator[Chunk, None]:
         """The answer's chunks as they come, those of its samples in turn. `aclose` (or cancelling the task) cancels.
 
         A reader that is slower than the model gets several chunks in one; the engine never waits for it.
+        cache: None is the engine's.
         """
-        return self.run(self.llm.request(prompt, params or SamplingParams(), salt))
+        return self.run(self.llm.request(prompt, params or SamplingParams(), salt, cache))
 
     def chat(
         self,
@@ -58,9 +59,10 @@ class AsyncLLM:
         tools: Tools | None = None,
         *,
         salt: str = "",
+        cache: CacheParams | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """`generate` for a conversation, through the model's chat template."""
-        return self.generate(self.llm.chat_ids(messages, tools), params, salt=salt)
+        return self.generate(self.llm.chat_ids(messages, tools), params, salt=salt, cache=cache)
 
     def start(self, request: Request) -> Answer:
         """Begin a checked request (`LLM.request`) and read it as it suits: `Answer`."""
@@ -82,9 +84,11 @@ class AsyncLLM:
             answer.cancel()
         return answer.completion()
 
-    async def score(self, text: Prompt, *, top: int = 0, first: int = 1) -> ScoreResult:
+    async def score(
+        self, text: Prompt, *, top: int = 0, first: int = 1, cache: CacheParams | None = None
+    ) -> ScoreResult:
         """Log-probabilities of a given text; see `LLM.score`."""
-        return await self.scored(self.llm.score_request(text, top=top, first=first))
+        return await self.scored(self.llm.score_request(text, top=top, first=first, cache=cache))
 
     async def scored(self, request: ScoreRequest) -> ScoreResult:
         """The result of a checked request to score (`LLM.score_request`)."""

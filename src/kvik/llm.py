@@ -10,8 +10,8 @@ from time import perf_counter
 from typing import Any, TypeGuard, TypeVar
 
 from kvik import __version__
-from kvik.cache.layout import kv_layout, parse_kv
-from kvik.cache.storage import num_slabs_for
+from kvik.cache.layout import kv_layout
+from kvik.cache.storage import pool_size, usual_layouts
 from kvik.engine.admission import Model
 from kvik.engine.beams import BeamAnswer, BeamGroup
 from kvik.engine.engine import Engine
@@ -30,7 +30,8 @@ from kvik.engine.scoring import Reading, Scored, Scoring
 from kvik.engine.sequence import Generating, Group
 from kvik.errors import ParameterError, TryAgainError
 from kvik.models.loading import load_model
-from kvik.params import AnyParams, BeamParams, EngineParams, SamplingParams, choose
+from kvik.models.rope import rope_table
+from kvik.params import AnyParams, BeamParams, CacheParams, EngineParams, SamplingParams, cache_params, choose
 from kvik.text.chat_template import ChatTemplate, Tools
 from kvik.text.conversation import Message
 from kvik.text.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ __all__ = ["LLM", "ModelInfo", "Stream", "as_prompts", "score_result"]
 Prompt = str | Sequence[int]
 Key = TypeVar("Key", bound=Hashable)
 Params = AnyParams | Sequence[AnyParams] | None
+Caches = CacheParams | Sequence[CacheParams] | None
 
 _FALLBACK = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
 """Sampling of `default_params` for a model that brings none of its own, or only penalties."""
@@ -50,7 +52,10 @@ _PENALTIES = {"repetition_penalty", "no_repeat_ngram_size"}
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is loaded. Bytes are measured: the packed tensors' and the cache's own; matrix_bytes are those a step reads."""
+    """What is loaded. Bytes are measured: the packed tensors' and the cache's own; matrix_bytes are those a step reads.
+
+    kv: formats of the engine's cache, kv_bytes_per_token in these; cache: all of it.
+    """
 
     name: str
     path: str
@@ -65,6 +70,7 @@ class ModelInfo:
     weights_bytes: int
     matrix_bytes: int
     kv: str
+    cache: CacheParams
     kv_bytes_per_token: int
     kv_pool_bytes: int
     executor: str
@@ -88,7 +94,9 @@ class LLM:
     Args:
         model: catalogue name (`smollm2-135m`), path of a .gguf file or of a folder with one or with safetensors, or hub id.
         weights: "auto" keeps what the file has; "f32", "bf16", "int8", "int4" convert on load.
-        kv: format of the KV cache, "f16" or "f32".
+        kv: formats of the KV cache: "f16" (None), "bf16", "f32", "int8", "int4", or of keys and values, "k8v4"; short for
+            cache=CacheParams(k=…, v=…).
+        cache: how the KV cache is kept, for requests that do not say.
         executor: "native", or "torch" (extra `torch`).
         device: "cpu"; with the torch executor also "cuda".
         engine: threads, cache bytes, tokens a step.
@@ -102,7 +110,8 @@ class LLM:
         model: str | os.PathLike[str] = "smollm2-135m",
         *,
         weights: str = "auto",
-        kv: str = "f16",
+        kv: str | None = None,
+        cache: CacheParams | None = None,
         executor: str = "native",
         device: str = "cpu",
         engine: EngineParams | None = None,
@@ -114,35 +123,32 @@ class LLM:
             raise ParameterError(f"engine must be EngineParams, got {engine!r}")
         if not isinstance(model, str | os.PathLike):
             raise ParameterError(f"model must be a name or a path, got {model!r}")
-        kv_format, report = parse_kv(kv), progress or _ignore
+        own, report = _engine_cache(kv, cache), progress or _ignore
         made_by, kept = choose("executor", executor, EXECUTORS), parse_weights(weights)
         check_device(made_by, device)
         loaded = load_model(model, kept, report)
         config = loaded.config
-        layout = kv_layout(config, kv_format)
-        num_slabs = num_slabs_for(layout, config.context_length, engine.max_sequences, engine.kv_bytes)
+        layout = kv_layout(config, own)
+        size = pool_size(layout, usual_layouts(config), config.context_length, engine.max_sequences, engine.kv_bytes)
         threads = engine.threads or len(os.sched_getaffinity(0))
         max_rows = min(engine.max_batch_tokens, config.context_length * engine.max_sequences)
-        built = build_executor(made_by, loaded, layout, num_slabs, threads=threads, max_rows=max_rows, device=device)
+        built = build_executor(made_by, loaded, size, threads=threads, max_rows=max_rows, device=device)
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.chat_template: ChatTemplate | None = ChatTemplate.of(loaded.tokenizer, loaded.path)
         self.identity = {
-            "name": loaded.name, "path": str(loaded.path), "digest": loaded.digest, "weights": kept, "kv": kv_format,
+            "name": loaded.name, "path": str(loaded.path), "digest": loaded.digest, "weights": kept, "kv": own.kv,
             "executor": executor, "device": device, "isa": built.isa,
         }  # fmt: skip
-        self.engine = Engine(
-            built,
-            Model(loaded.tokenizer, config.vocab_size, config.context_length, loaded.path, loaded.digest),
-            layout, num_slabs, engine,
-        )  # fmt: skip
+        rope = None if config.rope is None else rope_table(config.rope, config.head_size, config.context_length)
+        self.engine = Engine(built, Model(loaded.tokenizer, config, loaded.path, loaded.digest, rope), own, size, engine)
         self._defaults = dict(loaded.defaults)
         self.info = ModelInfo(
             name=loaded.name, path=str(loaded.path), digest=loaded.digest, family=config.family,
             parameters=loaded.parameters,
             license=loaded.license, context_length=config.context_length, vocab_size=config.vocab_size,
             layouts=loaded.weights.bytes_by_layout(), weights=kept, weights_bytes=loaded.weights.nbytes,
-            matrix_bytes=loaded.matrix_bytes, kv=kv_format,
-            kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=num_slabs * layout.slab_bytes,
+            matrix_bytes=loaded.matrix_bytes, kv=own.kv, cache=own,
+            kv_bytes_per_token=layout.token_bytes, kv_pool_bytes=size.nbytes,
             executor=executor, isa=built.isa, threads=threads,
             load_seconds=perf_counter() - begun,
         )  # fmt: skip
@@ -152,14 +158,18 @@ class LLM:
         own = self._defaults
         return SamplingParams(**(own if own.keys() - _PENALTIES else {**_FALLBACK, **own}))
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[Completion]:
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, cache: Caches = None
+    ) -> list[Completion]:
         """One Completion a prompt, in order; all run together as far as the engine has room.
 
         prompts: a string, a list of token ids, or a list of those. params: SamplingParams or BeamParams, one for all or
-        one a prompt; None is SamplingParams(). Everything is checked before anything is computed.
+        one a prompt; None is SamplingParams(). cache: CacheParams likewise; None is the engine's. Everything is checked
+        before anything is computed.
         """
         many = as_prompts(prompts)
-        requests = [self.request(p, q) for p, q in zip(many, _as_params(params, len(many)), strict=True)]
+        each = zip(many, _as_params(params, len(many)), _as_caches(cache, len(many)), strict=True)
+        requests = [self.request(prompt, wanted, cache=kept) for prompt, wanted, kept in each]
         found: list[Completion | None] = [None] * len(requests)
         for index, result in self.complete_each(enumerate(requests)):
             if isinstance(result, Exception):
@@ -207,28 +217,33 @@ class LLM:
             for _, group in running.values():
                 self.engine.cancel(group)
 
-    def stream(self, prompt: Prompt, params: AnyParams | None = None) -> Stream:
+    def stream(
+        self, prompt: Prompt, params: AnyParams | None = None, *, cache: CacheParams | None = None
+    ) -> Stream:
         """The answer's chunks as they come, those of its samples in turn. Closing the iterator cancels.
 
         What a beam search answers is known at its end: there is one chunk for each answer, the best first.
+        cache: None is the engine's.
         """
-        return Stream(self, self.request(prompt, params or SamplingParams()))
+        return Stream(self, self.request(prompt, params or SamplingParams(), cache=cache))
 
     def chat(
-        self, messages: Sequence[Message], params: AnyParams | None = None, tools: Tools | None = None
-    ) -> Completion:
+        self, messages: Sequence[Message], params: AnyParams | None = None, tools: Tools | None = None, *,
+        cache: CacheParams | None = None,
+    ) -> Completion:  # fmt: skip
         """The assistant's answer to a conversation, through the model's chat template.
 
         messages and tools as `ChatTemplate.encode` takes them. The answer is text: a call of a tool stands in it as the
-        model writes it.
+        model writes it. cache: None is the engine's.
         """
-        return self.generate([self.chat_ids(messages, tools)], params)[0]
+        return self.generate([self.chat_ids(messages, tools)], params, cache=cache)[0]
 
     def stream_chat(
-        self, messages: Sequence[Message], params: AnyParams | None = None, tools: Tools | None = None
-    ) -> Stream:
+        self, messages: Sequence[Message], params: AnyParams | None = None, tools: Tools | None = None, *,
+        cache: CacheParams | None = None,
+    ) -> Stream:  # fmt: skip
         """`chat`, streamed."""
-        return self.stream(self.chat_ids(messages, tools), params)
+        return self.stream(self.chat_ids(messages, tools), params, cache=cache)
 
     def score(
         self,
@@ -237,13 +252,15 @@ class LLM:
         reduce: bool = True,
         top: int = 0,
         first: int | Sequence[int] = 1,
+        cache: CacheParams | None = None,
     ) -> list[ScoreResult]:
         """Log-probabilities of given texts or token ids, without generating. See ScoreResult for shapes.
 
         reduce: logits are reduced as they are made, [N, V] of them never exist; False keeps them.
         top: how many of the best tokens to report at each place, 0 to 1,024.
         first: token index from which on, one for all or one an input, each from 1 to the number of its tokens; what comes
-        before costs no logits, and the cache may have it.
+        before costs no logits, and the cache may have it. To an eviction policy it is the prompt.
+        cache: how keys and values are kept; None is the engine's.
         """
         many = as_prompts(inputs)
         if not isinstance(first, int | Sequence) or isinstance(first, str):
@@ -252,7 +269,7 @@ class LLM:
         if len(firsts) != len(many):
             raise ParameterError(f"first has {len(firsts)} entries for {len(many)} inputs; give one, or one an input")
         requests = [
-            self.score_request(text, reduce=reduce, top=top, first=each)
+            self.score_request(text, reduce=reduce, top=top, first=each, cache=cache)
             for text, each in zip(many, firsts, strict=True)
         ]
         waiting, running = deque(requests), deque[Group]()
@@ -273,13 +290,16 @@ class LLM:
                 self.engine.cancel(group)
         return results
 
-    def score_rows(self, ids: Prompt, *, first: int = 1) -> Generator[LogitRows]:
+    def score_rows(
+        self, ids: Prompt, *, first: int = 1, cache: CacheParams | None = None
+    ) -> Generator[LogitRows]:
         """The rows of logits from which the tokens from index `first` on were predicted, at most 64 at a time, in order.
 
         An item's array is valid until the next one is asked for; nothing more of the text is computed until then. Rows are
-        not checked: damaged weights may make some that are not finite. Closing the iterator cancels.
+        not checked: damaged weights may make some that are not finite. Closing the iterator cancels. first, cache: as in
+        `score`.
         """
-        request = self.score_request(ids, first=first)
+        request = self.score_request(ids, first=first, cache=cache)
         return self._rows(request)
 
     def _rows(self, request: ScoreRequest) -> Generator[LogitRows]:
@@ -301,16 +321,22 @@ class LLM:
         finally:
             self.engine.cancel(group)
 
-    def request(self, prompt: Prompt, params: AnyParams, salt: str = "") -> Request:
-        """A checked request for `complete_each`. salt: only requests with the same one share cached prefixes."""
-        return self.engine.request(self._ids(prompt, "prompt"), params, salt)
+    def request(
+        self, prompt: Prompt, params: AnyParams, salt: str = "", cache: CacheParams | None = None
+    ) -> Request:
+        """A checked request for `complete_each`. salt: only requests with the same one share cached prefixes.
+
+        cache: None is the engine's.
+        """
+        return self.engine.request(self._ids(prompt, "prompt"), params, salt, cache)
 
     def score_request(
-        self, text: Prompt, *, reduce: bool = True, top: int = 0, first: int = 1, salt: str = ""
-    ) -> ScoreRequest:
-        """A checked request to score a text. salt as in `request`."""
+        self, text: Prompt, *, reduce: bool = True, top: int = 0, first: int = 1, salt: str = "",
+        cache: CacheParams | None = None,
+    ) -> ScoreRequest:  # fmt: skip
+        """A checked request to score a text. salt and cache as in `request`."""
         ids = self._ids(text, "input")
-        return self.engine.score_request(ids, reduce=reduce, top=top, first=first, salt=salt)
+        return self.engine.score_request(ids, reduce=reduce, top=top, first=first, salt=salt, cache=cache)
 
     def completion(self, request: Request, group: Group) -> Completion:
         """The answer of a request that is done."""
@@ -319,8 +345,8 @@ class LLM:
         usage, stats = next((s.usage, s.stats) for s in samples if s.usage is not None)
         assert usage is not None
         receipt = Receipt(
-            __version__, self.identity, params_kind(request.params), _params_as_used(request, samples), request.prompt,
-            tuple(c.token_ids for c in choices), tuple(c.finish_reason for c in choices),
+            __version__, self.identity, params_kind(request.params), _params_as_used(request, samples),
+            request.cache.as_dict(), request.prompt, tuple(c.token_ids for c in choices), tuple(c.finish_reason for c in choices),
         )  # fmt: skip
         beams = tuple(group.search.steps) if isinstance(group, BeamGroup) and group.params.trace else None
         return Completion(choices[0].text, choices, request.prompt, usage, stats, receipt, beams)
@@ -427,6 +453,26 @@ def _is_prompt(prompt: object) -> TypeGuard[Prompt]:
     if isinstance(prompt, str | Sequence) and not isinstance(prompt, bytes):
         return True
     raise ParameterError(f"a prompt must be a string or a list of token ids, got {prompt!r}")
+
+
+def _engine_cache(kv: str | None, cache: CacheParams | None) -> CacheParams:
+    if cache is None:
+        return cache_params(kv, None, CacheParams())
+    if kv is not None:
+        raise ParameterError("kv and cache both say how the KV cache is kept; give one of them")
+    if not isinstance(cache, CacheParams):
+        raise ParameterError(f"cache must be CacheParams, got {cache!r}")
+    return cache
+
+
+def _as_caches(cache: Caches, count: int) -> list[CacheParams | None]:
+    if cache is None or isinstance(cache, CacheParams):
+        return [cache] * count
+    if not isinstance(cache, list | tuple) or not all(isinstance(one, CacheParams) for one in cache):
+        raise ParameterError(f"cache must be CacheParams or a list of these, got {cache!r}")
+    if len(cache) != count:
+        raise ParameterError(f"cache has {len(cache)} entries for {count} prompts; give one, or one a prompt")
+    return list(cache)
 
 
 def _as_params(params: Params, count: int) -> list[AnyParams]:

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvik.cache.layout import KVLayout
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk, Request
 from kvik.engine.sequence import Group
 from kvik.engine.stats import StepStats
-from kvik.params import BeamParams, SamplingParams
+from kvik.params import BeamParams, CacheParams, SamplingParams
 
 Rng = np.random.Generator
 TOKENS = 64
@@ -46,6 +45,7 @@ class Job:
     params: SamplingParams | BeamParams
     arrives: int
     cancelled_at: int | None = None
+    cache: CacheParams | None = None
     group: Group | None = None
     chunks: list[Chunk] = field(default_factory=list)
 
@@ -101,7 +101,10 @@ def check_statistics(made: Engine, stats: StepStats) -> None:
     held = [pair for s in sequences for pair in s.cache.held()]
     assert stats.blocks_unshared == len(held) and stats.blocks_used == len(set(held))
     unused = sum(
-        16 * len(table.blocks) - s.cache.num_tokens if table.count else 0 for s in sequences for table in s.cache.tables
+        -(s.cache.num_tokens - shift) % 16
+        for s in sequences
+        for table, shift in zip(s.cache.layout.tables, s.cache.arrays.shifts, strict=True)
+        if not table.packed
     )
     assert stats.slots_unused == unused
     assert stats.running == sum(group.width for group in made.scheduler.running) and stats.waiting == len(
@@ -109,10 +112,17 @@ def check_statistics(made: Engine, stats: StepStats) -> None:
     )
 
 
-def pool_for(made: Callable[[int], Engine], layout: KVLayout, jobs: list[Job], share: float) -> int:
+def scored_from(job: Job) -> int:
+    """First token of a prompt that is scored; behind its middle where a policy needs something to evict from."""
+    return 1 if job.cache is None or job.cache.scorer is None else len(job.prompt) // 2 + 1
+
+
+def pool_for(made: Callable[[int], Engine], jobs: list[Job], share: float) -> int:
     """Slabs for a share of what all jobs need at once, but for each of them alone."""
     probe = made(1)
-    each = [probe.admission.slabs(len(j.prompt), j.params.max_tokens or 0, j.params.num_sequences) for j in jobs]
+    each = [
+        probe.admission.slabs(len(j.prompt), j.params.max_tokens or 0, j.params.num_sequences, j.cache) for j in jobs
+    ]
     return max(max(each), int(share * sum(each)))
 
 
@@ -125,10 +135,10 @@ def run_schedule(made: Engine, jobs: list[Job], rng: Rng, totals: Totals, scores
         while waiting and waiting[0].arrives <= step:
             job = waiting.pop(0)
             salt = "" if len(job.prompt) % 5 else "other"
-            request: Request = made.request(job.prompt, job.params, salt)
+            request: Request = made.request(job.prompt, job.params, salt, job.cache)
             job.group = made.add(request, job.chunks.append)
             if scores is not None and rng.random() < 0.2:
-                scores.append(made.add_score(made.score_request(job.prompt, reduce=False)))
+                scores.append(made.add_score(made.score_request(job.prompt, reduce=False, first=scored_from(job), cache=job.cache)))
         for job in jobs:
             if job.cancelled_at is not None and job.group is not None and step >= job.arrives + job.cancelled_at:
                 made.cancel(job.group)
@@ -152,7 +162,7 @@ def run_schedule(made: Engine, jobs: list[Job], rng: Rng, totals: Totals, scores
 def alone(made: Engine, job: Job) -> list[Answer]:
     """The job by itself in an engine."""
     single = Job(job.prompt, job.params, 0)
-    made.add(made.request(job.prompt, job.params), single.chunks.append)
+    made.add(made.request(job.prompt, job.params, cache=job.cache), single.chunks.append)
     while made.step():
         pass
     return single.answers

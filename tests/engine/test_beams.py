@@ -61,8 +61,8 @@ def test_the_noted_bytes_are_those_of_the_tables(small_tokenizer: Tokenizer, lay
     seen = 0
     while made.step():
         if not group.done:
-            pairs = {pair for beam in group.sequences for pair in beam.cache.held()}
-            assert group.held_bytes() == group.sequences[0].cache.bytes_of(pairs)
+            blocks = {block for beam in group.sequences for block in beam.cache.held()}
+            assert group.held_bytes() == group.sequences[0].cache.bytes_of(blocks)
             seen += 1
     assert seen == 49
 

@@ -12,7 +12,7 @@ from engine.fakes import LAYOUT, engine, run_out
 from kvik.engine.request import Chunk
 from kvik.errors import DataError, ParameterError
 from kvik.llm import score_result
-from kvik.params import SamplingParams
+from kvik.params import CacheParams, SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.weights.gguf import read_gguf
 
@@ -126,8 +126,7 @@ def test_logits_that_are_not_finite_are_refused(tokenizer: Tokenizer) -> None:
     assert isinstance(group.error, DataError) and group.error.path == made.model.path
     with pytest.raises(DataError, match=r"^m\.gguf: position 1: the logit of token 7 is nan: .*kv=\"f32\""):
         raise group.error
-    made.layout = replace(made.layout, format="f32")
-    group = made.add_score(made.score_request((5, 6, 7)))
+    group = made.add_score(made.score_request((5, 6, 7), cache=CacheParams(k="f32", v="f32")))
     run_out(made)
     message = r"^m\.gguf: the logits after token 0 are not finite: the model's weights are damaged$"
     with pytest.raises(DataError, match=message):

@@ -10,7 +10,7 @@ from engine.fakes import LAYOUT, ONE_WINDOW, ONLY_WINDOWS, WINDOWS, Seeing, engi
 
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
-from kvik.engine.scheduler import prompt_tokens_beside
+from kvik.engine.scheduler import Step, prompt_tokens_beside
 from kvik.engine.sequence import Group
 from kvik.errors import ParameterError, TryAgainError
 from kvik.params import SamplingParams
@@ -100,7 +100,7 @@ def test_samples_of_a_request_are_preempted_together_and_end_alike(small_tokeniz
             if not group.done:
                 assert len({s.num_computed > 0 for s in group.sequences}) == 1
         if not group.done and group in made.scheduler.running:
-            step = type("Step", (), {"preemptions": 0})()
+            step = Step()
             made.scheduler._preempt(group, step)
             assert all(s.cache.num_held == 0 and s.num_computed == 0 for s in group.sequences)
     run_out(made)

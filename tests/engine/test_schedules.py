@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine.fakes import LAYOUT, ONLY_WINDOWS, WINDOWS, Seeing, seeing
+from engine.fakes import LAYOUT, ONLY_WINDOWS, WINDOWS, Seeing, Shape, seeing
 from engine.schedules import Totals, alone, assert_same, pool_for, random_jobs, run_schedule
 
-from kvik.cache.layout import KVLayout
 from kvik.text.tokenizer import Tokenizer
 
 LAYOUTS = {"plain": LAYOUT, "windows": WINDOWS, "only windows": ONLY_WINDOWS}
 
 
-def one_schedule(tokenizer: Tokenizer, layout: KVLayout, seed: int, totals: Totals, count: int = 8) -> None:
+def one_schedule(tokenizer: Tokenizer, layout: Shape, seed: int, totals: Totals, count: int = 8) -> None:
     rng = np.random.default_rng(seed)
     settings: dict[str, Any] = {
         "max_batch_tokens": int(rng.choice([1, 7, 16, 40, 100, 512])), "max_sequences": int(rng.choice([3, 8, 64])),
@@ -23,7 +22,7 @@ def one_schedule(tokenizer: Tokenizer, layout: KVLayout, seed: int, totals: Tota
     }  # fmt: skip
     jobs = random_jobs(rng, tokenizer.vocab_size, count)
     build = lambda slabs: seeing(tokenizer, layout, slabs, **settings)  # noqa: E731
-    made = build(pool_for(build, layout, jobs, float(rng.choice([0.25, 0.4, 0.7, 1.5]))))
+    made = build(pool_for(build, jobs, float(rng.choice([0.25, 0.4, 0.7, 1.5]))))
     scores: list[Any] = []
     run_schedule(made, jobs, rng, totals, scores)
     assert isinstance(made.executor, Seeing)

@@ -46,8 +46,7 @@ class Crowd:
             cancelled = int(rng.integers(1, 60)) if rng.random() < 0.1 else None
             jobs.append(Job(self.jobs[i].prompt, self.jobs[i].params, int(rng.integers(0, 20)), cancelled))
         build = lambda slabs: self.build(slabs, **settings)  # noqa: E731
-        layout = self.single.layout
-        made = build(pool_for(build, layout, jobs, float(rng.choice([0.25, 0.4, 0.7, 1.5]))))
+        made = build(pool_for(build, jobs, float(rng.choice([0.25, 0.4, 0.7, 1.5]))))
         run = made.executor.run
         splits = 0
 

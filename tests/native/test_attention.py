@@ -61,11 +61,11 @@ def test_only_blocks_before_every_window_may_be_gone() -> None:
     whole(runner, ids, table)
     runner.run(make_pass([([1, 2], 128, [-1, -1, -1, *table[3:]])]))  # slot 59 is the first that is seen
     for blocks in ([-1] * 4 + table[4:], [*table[:8], -1], [-2, *table[1:]]):
-        with pytest.raises(ValueError, match="block id"):
+        with pytest.raises(ValueError, match="block out"):
             runner.run(make_pass([([1, 2], 128, blocks)]))
     unlimited = executor(config(windows=(70, None, 24)), made)
     whole(unlimited, ids, table)
-    with pytest.raises(ValueError, match="block id"):
+    with pytest.raises(ValueError, match="block out"):
         unlimited.run(make_pass([([1, 2], 128, [-1, *table[1:]])]))
 
 

@@ -198,8 +198,7 @@ def test_tables_with_one_content_are_one() -> None:
 
 
 def raw_program() -> tuple[_native.Program, dict[int, int]]:
-    kv = np.zeros(4 * 2 * 16 * 16 * 4, np.uint8)  # 4 blocks of one layer and head of 16 in f32
-    program = _native.Program(_native.Pool(1), "auto", 8, [0], 1, 1, 16, 0, kv, 4)
+    program = _native.Program(_native.Pool(1), "auto", 8, 1, 1, 1, 16, np.zeros(4096, np.uint8))
     return program, {width: program.buffer(width, 1) for width in (16, 64, 65)}
 
 

@@ -8,11 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from native.tiny import assert_invariant, config, definition, executor, make_pass, tokens, weights
+from native.tiny import address, assert_invariant, config, definition, executor, make_pass, tokens, weights
 
 from kvik import _native
-from kvik.cache.layout import BLOCK_TOKENS
 from kvik.errors import ParameterError
+from kvik.ops.pages import BLOCK_TOKENS
 from kvik.weights.layouts import Layout, input_rounding
 
 SHAPES = [
@@ -62,8 +62,11 @@ def test_logits_only_where_asked() -> None:
     ("change", "message"),
     [
         ({"tokens": [97, 0]}, "vocabulary"), ({"tokens": [-1, 0]}, "vocabulary"), ({"slots": [0, 2]}, "consecutive"),
-        ({"slots": [15, 16]}, "slot outside"), ({"blocks": [64]}, "block id"), ({"blocks": [-1]}, "block id"),
-        ({"spans": [0, 1]}, "cover the rows"), ({"spans": [0, 0, 2], "block_spans": [0, 0, 1]}, "ascend"),
+        ({"slots": [15, 16]}, "slot outside"), ({"blocks": [address(64)]}, "block out"), ({"blocks": [-1]}, "block out"),
+        ({"blocks": [address(64) - 1]}, "block out"), ({"layouts": [1]}, "not registered"), ({"layouts": [-1]}, "not registered"),
+        ({"shifts": [1]}, "shift"), ({"shifts": [-1]}, "shift"), ({"shifts": [0, 0]}, "match the shifts"),
+        ({"shifts": [0, 0], "block_spans": [0, 1, 1]}, "more tables"), ({"layouts": [0, 0]}, "spans do not match"),
+        ({"spans": [0, 1]}, "cover the rows"), ({"spans": [0, 0, 2], "layouts": [0, 0]}, "ascend"),
         ({"block_spans": [0, 2]}, "cover the blocks"), ({"logit_rows": [2]}, "logit row"), ({"positions": [-1, 0]}, "position"),
     ],
 )  # fmt: skip
@@ -92,7 +95,10 @@ def test_spans_are_checked_before_the_rows_they_lead_to() -> None:
     runner = executor(c, weights(c, Layout.F32))
     work = make_pass([([1, 2, 3], 0, [0])])
     for spans in ([0, 1_000_000, 3], [0, -5, 3]):
-        changed = work._replace(spans=np.array(spans, np.int32), block_spans=np.array([0, 1, 1], np.int32))
+        changed = work._replace(
+            spans=np.array(spans, np.int32), layouts=np.zeros(2, np.int32), block_spans=np.array([0, 1, 1], np.int32),
+            shifts=np.zeros(2, np.int32),
+        )  # fmt: skip
         with pytest.raises(ValueError, match="ascend"):
             runner.run(changed)
 

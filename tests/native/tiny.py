@@ -17,12 +17,15 @@ from kvik.models import llama
 from kvik.models.config import ModelConfig, RopeConfig
 from kvik.ops import Executor, Ops, Pass
 from kvik.ops.native_ops import NativeExecutor
+from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, CacheLayout, KVFormat, PageFormat, is_packed
 from kvik.ops.torch_ops import TorchExecutor
 from kvik.weights.ggml_types import GGMLType
 from kvik.weights.layouts import Layout
 from kvik.weights.packed import PackedTensor
 
 F32 = 0  # GGUF's number of the type
+STEP = 4096
+"""From block to block of tests that number their blocks, in the unit of addresses: more than any block they have."""
 
 
 def pack(weights: NDArray[np.float32], layout: Layout, name: str = "w") -> PackedTensor:
@@ -85,6 +88,29 @@ def weights(c: ModelConfig, layout: Layout, seed: int = 0) -> dict[str, PackedTe
     return random_tensors({spec.name: spec.shape for spec in llama.tensors(c)}, layout, seed)
 
 
+def cache_layout(
+    c: ModelConfig,
+    k: KVFormat = "f16",
+    v: KVFormat | None = None,
+    group_size: int = 64,
+    *,
+    by: str = "",
+    keep: int = 0,
+    rotate: bool = False,
+    sinks: int = 0,
+    window: int = 0,
+) -> CacheLayout:
+    """Formats of keys and values (None: as keys). by: "layer" or "head" for tables of each, else all units are one group."""
+    v = v or k
+    full: tuple[KVFormat, ...] = tuple("f16" if is_packed(kv) else kv for kv in (k, v))
+    packed = PageFormat(k, v, group_size) if is_packed(k) or is_packed(v) else None
+    groups = [
+        tuple({"layer": i, "head": i * c.num_kv_heads + h}.get(by, 0) for h in range(c.num_kv_heads))
+        for i in range(c.num_layers)
+    ]
+    return CacheLayout(PageFormat(*full, BLOCK_TOKENS), packed, tuple(groups), keep, rotate, sinks, window)
+
+
 def executor(
     c: ModelConfig,
     tensors: Mapping[str, PackedTensor],
@@ -92,16 +118,17 @@ def executor(
     *,
     threads: int = 2,
     isa: str = "auto",
-    kv: str = "f16",
+    kv: KVFormat | CacheLayout = "f16",
     num_blocks: int = 64,
     max_rows: int = 256,
 ) -> NativeExecutor:
-    """All layers in one group, whatever their windows."""
-    nbytes = num_blocks * c.num_layers * kv_layout(c, kv).layer_bytes  # type: ignore[arg-type]
-    return NativeExecutor(
-        c, forward, tensors, pool=_native.Pool(threads),
-        kv=allocate_cache(nbytes), kv_format=kv, num_blocks=num_blocks, max_rows=max_rows, isa=isa,
+    """Its layout 0 is what `kv` says, without more all layers in one group, whatever their windows."""
+    made = NativeExecutor(
+        c, forward, tensors, pool=_native.Pool(threads), kv=allocate_cache(num_blocks * STEP * ADDRESS_BYTES),
+        max_rows=max_rows, isa=isa,
     )  # fmt: skip
+    assert made.register(kv if isinstance(kv, CacheLayout) else cache_layout(c, kv)) == 0
+    return made
 
 
 def grouped(
@@ -114,20 +141,12 @@ def grouped(
     max_rows: int = 512,
     definition: bool = False,
 ) -> Executor:
-    """The Llama-like model over slabs, layers that forget alike in a group; natively or by its definition."""
-    layout = kv_layout(c, kv)  # type: ignore[arg-type]
-    groups = [next(g for g, of in enumerate(layout.groups) if i in of.layers) for i in range(c.num_layers)]
-    num_blocks = num_slabs * layout.slab_blocks[0]
+    """The Llama-like model over slabs of the cache's own layout; natively or by its definition."""
+    storage = allocate_cache(num_slabs * kv_layout(c, kv).slab_bytes)  # type: ignore[arg-type]
     if definition:
         floats = {n: t.floats() for n, t in tensors.items()}
-        return TorchExecutor(
-            c, llama.forward, floats, kv=kv, num_blocks=num_blocks, groups=groups,  # type: ignore[arg-type]
-            rounding=input_roundings(tensors),
-        )  # fmt: skip
-    return NativeExecutor(
-        c, llama.forward, tensors, pool=_native.Pool(threads), kv=allocate_cache(num_slabs * layout.slab_bytes),
-        kv_format=kv, num_blocks=num_blocks, max_rows=max_rows, groups=groups,
-    )  # fmt: skip
+        return TorchExecutor(c, llama.forward, floats, kv_bytes=len(storage), rounding=input_roundings(tensors))
+    return NativeExecutor(c, llama.forward, tensors, pool=_native.Pool(threads), kv=storage, max_rows=max_rows)
 
 
 def definition(
@@ -135,28 +154,39 @@ def definition(
     tensors: Mapping[str, PackedTensor],
     forward: Callable[[Ops[Any], ModelConfig], None] = llama.forward,
     *,
-    kv: str = "f16",
+    kv: KVFormat | CacheLayout = "f16",
     num_blocks: int = 64,
 ) -> TorchExecutor[ModelConfig]:
     """The same model on the executor that defines it."""
     floats = {n: t.floats() for n, t in tensors.items()}
-    roundings = input_roundings(tensors)
-    return TorchExecutor(c, forward, floats, kv=kv, num_blocks=num_blocks, rounding=roundings)  # type: ignore[arg-type]
+    made = TorchExecutor(
+        c, forward, floats, kv_bytes=num_blocks * STEP * ADDRESS_BYTES, rounding=input_roundings(tensors)
+    )
+    assert made.register(kv if isinstance(kv, CacheLayout) else cache_layout(c, kv)) == 0
+    return made
+
+
+def address(block: int) -> int:
+    """Of a block of `executor` or `definition` by number; what is negative stays."""
+    return block * STEP if block >= 0 else block
 
 
 def make_pass(sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]], every_row: bool = True) -> Pass:
-    """A pass of (tokens, first slot, blocks) for each sequence; logits of every row or of each sequence's last."""
+    """A pass of (tokens, first slot, blocks by number) for each sequence of the first layout, which has one table.
+
+    Logits of every row or of each sequence's last.
+    """
     tokens, slots, spans, blocks, block_spans, rows = [], [], [0], [], [0], []
     for ids, start, table in sequences:
         tokens += list(ids)
         slots += range(start, start + len(ids))
         spans.append(len(tokens))
-        blocks += list(table)
+        blocks += [address(block) for block in table]
         block_spans.append(len(blocks))
         rows += range(spans[-2], spans[-1]) if every_row else [len(tokens) - 1]
-    places = np.array(slots, np.int32)
+    places, none = np.array(slots, np.int32), np.zeros(len(sequences), np.int32)
     i32 = lambda x: np.array(x, np.int32)  # noqa: E731
-    return Pass(i32(tokens), places, places, i32(spans), i32(blocks), i32(block_spans), i32(rows))
+    return Pass(i32(tokens), places, places, i32(spans), none, i32(blocks), i32(block_spans), none, i32(rows))
 
 
 def tokens(vocab_size: int, count: int, seed: int = 0) -> list[int]:

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native.tiny import cache_layout
 from oracles.random_models.gguf_file import write_gguf
 from oracles.random_models.model import oracle_logits, random_model, random_tokens, relative_error
 from oracles.random_models.shapes import SHAPES, Shape
 from oracles.random_models.weights import kvik_weights, read_gguf
+from oracles.small_caches import Held, Space, pass_of
 
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig
-from kvik.ops import Pass
 from kvik.ops.torch_ops import TorchExecutor
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -26,10 +27,10 @@ TOLERANCE = 1e-4
 
 
 def logits_of(config: ModelConfig, weights: dict[str, Any], ids: Any) -> Any:
-    rows, blocks = np.arange(len(ids)), np.arange(-(-len(ids) // 16))
-    executor = TorchExecutor(config, MODELS[config.family].forward, weights, kv="f32", num_blocks=len(blocks))
-    fields = (ids, rows, rows, [0, len(ids)], blocks, [0, len(blocks)], rows)
-    return executor.run(Pass(*(np.asarray(x, np.int32) for x in fields)))
+    executor = TorchExecutor(config, MODELS[config.family].forward, weights, kv_bytes=4 << 20)
+    layout = cache_layout(config, "f32", "f32")
+    held = Held.of(Space(config), layout, executor.register(layout), len(ids))
+    return executor.run(pass_of([(held, ids)]))
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s.in_gguf], ids=str)

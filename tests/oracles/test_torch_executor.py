@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from native.tiny import cache_layout
 from oracles.random_models.model import (
     SHARPNESS,
     oracle_logits,
@@ -24,7 +25,8 @@ from kvik.errors import ParameterError
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig, RopeConfig
 from kvik.ops import Experts, Pass, Rounding
-from kvik.ops.torch_cache import PagedKV
+from kvik.ops.pages import ADDRESS_BYTES, KVFormat
+from kvik.ops.torch_cache import TorchCache
 from kvik.ops.torch_ops import TorchExecutor, TorchOps
 from kvik.ops.torch_rounding import round_to_bf16, round_to_int8
 
@@ -49,14 +51,29 @@ def config_of(shape: Shape) -> ModelConfig:
     return config_of_model(model_of(shape))
 
 
-def executor_of(shape: Shape, changes: dict[str, Any] | None = None, **options: Any) -> TorchExecutor[ModelConfig]:
-    settings: dict[str, Any] = {"kv": "f32", "num_blocks": 32} | options
-    config = replace(config_of(shape), **(changes or {}))
-    return TorchExecutor(config, MODELS[config.family].forward, weights_of(shape), **settings)
+def executor_of(
+    shape: Shape, changes: dict[str, Any] | None = None, *, k: KVFormat = "f32", blocks: int = 32, **options: Any
+) -> TorchExecutor[ModelConfig]:
+    """With one layout, number 0, whose blocks lie one after another: see `make_pass`."""
+    return build(replace(config_of(shape), **(changes or {})), weights_of(shape), k=k, blocks=blocks, **options)
 
 
-def make_pass(chunks: list[tuple[Any, int]], tables: list[Any], logit_rows: Any = None) -> Pass:
-    """A pass of (tokens, first slot) per sequence, positions equal to slots."""
+def build(
+    config: ModelConfig, weights: dict[str, Any], *, k: KVFormat = "f32", blocks: int = 32, **options: Any
+) -> TorchExecutor[ModelConfig]:
+    layout = cache_layout(config, k, k)
+    kv_bytes = blocks * layout.units[0] * layout.full.share_bytes(config.head_size)
+    executor = TorchExecutor(config, MODELS[config.family].forward, weights, kv_bytes=kv_bytes, **options)
+    assert executor.register(layout) == 0
+    return executor
+
+
+def make_pass(
+    config: ModelConfig, chunks: list[tuple[Any, int]], tables: list[Any], logit_rows: Any = None, k: KVFormat = "f32"
+) -> Pass:
+    """A pass of (tokens, first slot) per sequence, positions equal to slots. tables: numbers of blocks."""
+    layout = cache_layout(config, k, k)
+    steps = layout.units[0] * layout.full.share_bytes(config.head_size) // ADDRESS_BYTES
     spans = np.cumsum([0] + [len(tokens) for tokens, _ in chunks])
     slots = np.concatenate([np.arange(first, first + len(tokens)) for tokens, first in chunks])
     rows = np.arange(spans[-1]) if logit_rows is None else logit_rows
@@ -65,8 +82,10 @@ def make_pass(chunks: list[tuple[Any, int]], tables: list[Any], logit_rows: Any 
         slots,
         slots,
         spans,
-        np.concatenate(tables),
+        np.zeros(len(chunks)),
+        np.concatenate(tables) * steps,
         np.cumsum([0] + [len(table) for table in tables]),
+        np.zeros(len(chunks)),
         rows,
     )
     return Pass(*(np.asarray(x, dtype=np.int32) for x in fields))
@@ -90,7 +109,7 @@ def test_prefill_in_chunks_then_decode_of_mixed_sequences(shape: Shape) -> None:
             prompt_left = len(sequences[i]) - DECODED - done[i]
             size = min(int(rng.integers(1, 50)), prompt_left) if prompt_left > 0 else 1
             chunks.append((sequences[i][done[i] : done[i] + size], done[i]))
-        logits = executor.run(make_pass(chunks, [tables[i] for i in live])).copy()
+        logits = executor.run(make_pass(config_of(shape), chunks, [tables[i] for i in live])).copy()
         for i, (chunk, _) in zip(live, chunks, strict=True):
             got[i].append(logits[: len(chunk)])
             logits = logits[len(chunk) :]
@@ -121,8 +140,8 @@ def test_prefill_in_chunks_then_decode_of_mixed_sequences(shape: Shape) -> None:
 def test_every_feature_matters(name: str, changes: dict[str, Any]) -> None:
     """The models are sharp enough that leaving a feature out fails the tolerance by far."""
     shape = next(s for s in SHAPES if s.name == name)
-    executor, tokens = executor_of(shape, changes, num_blocks=10), random_tokens(150, 3)
-    logits = executor.run(make_pass([(tokens, 0)], [np.arange(10)]))
+    executor, tokens = executor_of(shape, changes, blocks=10), random_tokens(150, 3)
+    logits = executor.run(make_pass(config_of(shape), [(tokens, 0)], [np.arange(10)]))
     assert relative_error(logits, oracle_logits(model_of(shape), tokens)) > 100 * TOLERANCE
 
 
@@ -137,40 +156,29 @@ def test_every_tensor_matters(shape: Shape) -> None:
         if config.rope is None and name.endswith("k_bias"):  # adds the same to every score of a row
             continue
         changed = weights | {name: weights[name][::-1].copy()}
-        executor = TorchExecutor(config, MODELS[config.family].forward, changed, kv="f32", num_blocks=4)
-        logits = executor.run(make_pass([(tokens, 0)], [np.arange(4)]))
+        executor = build(config, changed, blocks=4)
+        logits = executor.run(make_pass(config, [(tokens, 0)], [np.arange(4)]))
         assert relative_error(logits, oracle) > 100 * TOLERANCE, name
 
 
 def test_only_the_asked_rows_get_logits() -> None:
     executor, tokens = executor_of(SHAPES[0]), random_tokens(40, 1)
-    everything = executor.run(make_pass([(tokens, 0)], [np.arange(3)])).copy()
-    some = executor.run(make_pass([(tokens, 0)], [np.arange(3)], [7, 39]))
+    everything = executor.run(make_pass(config_of(SHAPES[0]), [(tokens, 0)], [np.arange(3)])).copy()
+    some = executor.run(make_pass(config_of(SHAPES[0]), [(tokens, 0)], [np.arange(3)], [7, 39]))
     assert some.shape == (2, VOCAB) and some.dtype == np.float32
     np.testing.assert_allclose(some, everything[[7, 39]], atol=1e-5)
-    assert executor.run(make_pass([(tokens, 0)], [np.arange(3)], [])).shape == (0, VOCAB)
+    assert executor.run(make_pass(config_of(SHAPES[0]), [(tokens, 0)], [np.arange(3)], [])).shape == (0, VOCAB)
 
 
 def test_positions_drive_rotation_and_slots_drive_memory() -> None:
     """Rotary attention is relative: the same slots at later positions give the same logits."""
     executor, tokens = executor_of(SHAPES[0]), random_tokens(40, 2)
-    work = make_pass([(tokens, 0)], [np.arange(3)])
+    work = make_pass(config_of(SHAPES[0]), [(tokens, 0)], [np.arange(3)])
     plain = executor.run(work).copy()
     shifted = executor.run(work._replace(positions=work.positions + 200))
     assert relative_error(shifted, plain) <= TOLERANCE
     stretched = executor.run(work._replace(positions=work.positions * 2))
     assert relative_error(stretched, plain) > 100 * TOLERANCE
-
-
-def test_f16_cache_rounds_keys_and_values() -> None:
-    tokens = random_tokens(64, 4)
-    work = make_pass([(tokens, 0)], [np.arange(4)])
-    exact, rounded = (executor_of(SHAPES[0], kv=kv, num_blocks=4) for kv in ("f32", "f16"))
-    error = relative_error(rounded.run(work).copy(), exact.run(work))
-    assert 1e-6 < error < 2e-2
-    assert rounded.cache.memory.dtype == torch.float16
-    (kept, _), (whole, _) = (x.cache.gather(0, torch.arange(4), 64) for x in (rounded, exact))
-    torch.testing.assert_close(kept, whole.half().float(), rtol=0, atol=0)
 
 
 def test_round_to_int8_is_as_written_down() -> None:
@@ -209,7 +217,7 @@ def test_round_to_int8_halves_go_to_even() -> None:
 @pytest.mark.parametrize(("kind", "least", "most"), [("int8", 1e-4, 0.2), ("bf16", 1e-5, 0.05)])
 def test_rounding_applies_to_the_named_weights_only(kind: Any, least: float, most: float) -> None:
     tokens = random_tokens(20, 5)
-    work = make_pass([(tokens, 0)], [np.arange(2)])
+    work = make_pass(config_of(SHAPES[0]), [(tokens, 0)], [np.arange(2)])
     exact = executor_of(SHAPES[0]).run(work).copy()
     head = executor_of(SHAPES[0], rounding={"head": Rounding(kind, False)}).run(work).copy()
     every = [n for n, w in weights_of(SHAPES[0]).items() if w.ndim == 2 and n != "embed"]
@@ -230,7 +238,7 @@ def test_round_to_bf16_keeps_eight_bits_and_finely_sixteen() -> None:
 def test_times_are_of_the_last_pass() -> None:
     executor = executor_of(SHAPES[0])
     assert executor.times() == (0.0, 0.0, 0.0)
-    executor.run(make_pass([(random_tokens(20, 5), 0)], [np.arange(2)]))
+    executor.run(make_pass(config_of(SHAPES[0]), [(random_tokens(20, 5), 0)], [np.arange(2)]))
     assert all(0.0 < seconds < 10.0 for seconds in executor.times())
 
 
@@ -239,7 +247,7 @@ def test_times_are_of_the_last_pass() -> None:
     [
         ({"tokens": [VOCAB] * 20}, "tokens"),
         ({"tokens": [-1] * 20}, "tokens"),
-        ({"blocks": [0, 32]}, "blocks"),
+        ({"blocks": [0, 32 << 10]}, "blocks"),
         ({"slots": range(13, 33)}, "slots of sequence 0"),
         ({"positions": [0]}, "positions"),
         ({"spans": [0, 19]}, "spans"),
@@ -249,7 +257,7 @@ def test_times_are_of_the_last_pass() -> None:
     ],
 )
 def test_a_pass_that_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
-    work = make_pass([(random_tokens(20, 5), 0)], [np.arange(2)])
+    work = make_pass(config_of(SHAPES[0]), [(random_tokens(20, 5), 0)], [np.arange(2)])
     broken = work._replace(**{name: np.asarray(value, dtype=np.int32) for name, value in change.items()})
     with pytest.raises(ParameterError, match=message):
         executor_of(SHAPES[0]).run(broken)
@@ -258,13 +266,13 @@ def test_a_pass_that_does_not_fit_is_refused(change: dict[str, Any], message: st
 def test_options_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ParameterError, match="nowhere"):
         executor_of(SHAPES[0], rounding={"nowhere": Rounding("bf16", False)})
-    with pytest.raises(ParameterError, match="kv must be"):
-        executor_of(SHAPES[0], kv="int8")
+    with pytest.raises(ParameterError, match="kv_bytes must be at least 64, got 0"):
+        executor_of(SHAPES[0], blocks=0)
 
 
 def test_positions_outside_the_learned_table_are_refused() -> None:
     shape = next(s for s in SHAPES if s.name == "gpt2-untied")
-    work = make_pass([(random_tokens(20, 5), 0)], [np.arange(2)])
+    work = make_pass(config_of(shape), [(random_tokens(20, 5), 0)], [np.arange(2)])
     executor_of(shape).run(work._replace(positions=work.positions + 160))
     for shift in (161, -1):
         with pytest.raises(ParameterError, match=r"positions must lie in \[0, 180\)"):
@@ -285,8 +293,9 @@ def test_experts_are_as_written_down(normalize: bool) -> None:
     scores[3, 1:4] = scores[3].max() + 1.0
     experts = Experts("gate", "up", "down", count, used, normalize, "silu")
     tensors = {name: torch.from_numpy(w) for name, w in weights.items()}
-    cache = PagedKV(config_of(SHAPES[0]), "f32", 1, 16, torch.device("cpu"))
-    ops = TorchOps(make_pass([([0] * rows, 0)], [[0]]), tensors, {}, cache)
+    cache = TorchCache(config_of(SHAPES[0]), 1 << 20, torch.device("cpu"))
+    cache.register(cache_layout(config_of(SHAPES[0])))
+    ops = TorchOps(make_pass(config_of(SHAPES[0]), [([0] * rows, 0)], [[0]]), tensors, {}, cache)
     got = ops.experts(torch.from_numpy(x), torch.from_numpy(scores), experts).numpy()
     for t in range(rows):
         p = np.exp(scores[t]) / np.exp(scores[t]).sum()
@@ -310,7 +319,7 @@ def test_experts_no_row_uses_are_not_computed() -> None:
         spoilt = weights["layers.0.experts_gate"].copy()
         spoilt[expert * inner : (expert + 1) * inner] = np.nan
         changed["layers.0.experts_gate"] = spoilt
-        executor = TorchExecutor(config_of(shape), MODELS["moe"].forward, changed, kv="f32", num_blocks=1)
-        if np.isnan(executor.run(make_pass([(tokens, 0)], [np.arange(1)]))).any():
+        executor = build(config_of(shape), changed, blocks=1)
+        if np.isnan(executor.run(make_pass(config_of(shape), [(tokens, 0)], [np.arange(1)]))).any():
             used.add(expert)
     assert len(used) == 2

@@ -9,19 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from kvik.cache.layout import BLOCK_TOKENS, KVLayout
+from kvik.cache.eviction import Evictor
+from kvik.cache.layout import CacheShape, KVLayout, kv_layout
+from kvik.cache.storage import PoolSize, check_slab
 from kvik.decoding.grammar import Grammars
 from kvik.decoding.history import Breakers
 from kvik.decoding.state import DecodingState, Words
 from kvik.engine.request import Request, ScoreRequest
+from kvik.engine.room import Room
 from kvik.errors import ParameterError
-from kvik.params import MAX_LOGPROBS, AnyParams, BeamParams, EngineParams, SamplingParams
+from kvik.ops import RopeTable
+from kvik.params import MAX_LOGPROBS, AnyParams, BeamParams, CacheParams, EngineParams, SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.text.words import Pieces, bad_word_ids, breaker_ids
 
-__all__ = ["Admission", "Model"]
+__all__ = ["Admission", "Model", "scored_prompt"]
 
 MOST_LISTS = 16  # of bad_words, and of dry_breakers, that an engine remembers
+MOST_LAYOUTS = 4096
+MOST_STREAMED = 2**30  # tokens of a sequence that has no context to fit
 
 Sequences = tuple[tuple[int, ...], ...]
 Found = TypeVar("Found")
@@ -29,13 +35,25 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Model:
-    """What the engine knows of a model beside its executor. identity: what decides the bytes of a cached block."""
+    """What the engine knows of a model beside its executor.
+
+    shape: its configuration. identity: what decides the bytes of a cached block, beside the layout. rope: of the layers that
+    see all; None where positions are learned.
+    """
 
     tokenizer: Tokenizer
-    vocab_size: int
-    context_length: int
+    shape: CacheShape
     path: Path | None = None
     identity: str = ""
+    rope: RopeTable | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.shape.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        return self.shape.context_length
 
 
 class Admission:
@@ -43,22 +61,57 @@ class Admission:
 
     Args:
         model: whose vocabulary and context they must fit.
-        layout: bytes of its cache; num_slabs of them.
+        cache: of requests that do not say.
+        pool: where it lies.
         params: the machine's share.
     """
 
-    def __init__(self, model: Model, layout: KVLayout, num_slabs: int, params: EngineParams) -> None:
-        self.model, self.layout, self.num_slabs, self.params = model, layout, num_slabs, params
+    def __init__(self, model: Model, cache: CacheParams, pool: PoolSize, params: EngineParams) -> None:
+        self.model, self.cache, self.pool, self.params = model, cache, pool, params
+        self._layouts: dict[CacheParams, KVLayout] = {}
+        self.layout(cache)
         self._bad: dict[tuple[str, ...], Sequences] = {}
         self._breakers: dict[tuple[str, ...], Breakers] = {}
         self._pieces: Pieces | None = None
         self._remembering = threading.Lock()  # requests are checked in any thread
         self.grammars = Grammars(model.tokenizer, model.vocab_size)
 
-    def request(self, prompt: tuple[int, ...], params: AnyParams, salt: str = "") -> Request:
+    def layout(self, cache: CacheParams) -> KVLayout:
+        """Of a request's cache. ParameterError where the model cannot have it."""
+        layout = self._layouts.get(cache)
+        if layout is None:
+            if len(self._layouts) >= MOST_LAYOUTS:
+                raise ParameterError(f"cache: requests have asked for {MOST_LAYOUTS} different ones already; use one of them")
+            layout = kv_layout(self.model.shape, cache)
+            check_slab(layout, self.pool.slab_bytes)
+            self._layouts[cache] = layout
+        return layout
+
+    def _cache(self, cache: CacheParams | None, prompt_tokens: int | None) -> CacheParams:
+        """The request's, which suits the model and the prompt."""
+        if cache is None:
+            cache = self.cache
+        elif not isinstance(cache, CacheParams):
+            raise ParameterError(f"cache must be CacheParams, got {cache!r}")
+        self.layout(cache)
+        cache.check(prompt_tokens)
+        return cache
+
+    def context(self, cache: CacheParams) -> int:
+        """Tokens that a sequence may have, by the model."""
+        return MOST_STREAMED if self.layout(cache).executor.window else self.model.context_length
+
+    def evictor(self, cache: CacheParams, prompt_tokens: int | None) -> Evictor | None:
+        """What gives up tokens of a sequence that begins with so many."""
+        return Evictor.of(cache, self.model.shape, prompt_tokens, self.model.rope)
+
+    def request(
+        self, prompt: tuple[int, ...], params: AnyParams, salt: str = "", cache: CacheParams | None = None
+    ) -> Request:
         """Check a prompt against the model and the cache. ParameterError says what does not fit, with both numbers."""
-        context = self.model.context_length
         self._check_ids(prompt, "the prompt")
+        cache = self._cache(cache, len(prompt))
+        context = self.context(cache)
         room = context - len(prompt)
         if room < 1:
             raise ParameterError(
@@ -70,18 +123,19 @@ class Admission:
         if count > self.params.max_sequences:
             raise ParameterError(f"{name} is {count}; max_sequences allows {self.params.max_sequences} at once")
         # Without max_tokens an answer ends where the context or the pool does.
-        self._check_fits(len(prompt), 1 if params.max_tokens is None else min(room, params.max_tokens), params)
+        answer = 1 if params.max_tokens is None else min(room, params.max_tokens)
+        self._check_fits(self.slabs(len(prompt), answer, params.num_sequences, cache), len(prompt) + answer, params)
         outside = [token for token in params.stop_token_ids if token >= self.model.vocab_size]
         if outside:
             raise ParameterError(f"stop_token_ids must be in [0, {self.model.vocab_size - 1}], got {outside[0]}")
         if params.grammar is not None:
             self.grammars.compile(params.grammar)
         if isinstance(params, BeamParams):
-            return Request(prompt, params, 0, salt)
+            return Request(prompt, params, 0, salt, cache=cache)
         self._check_biases(params)
         words = self._words(params)
         seed = params.seed if params.seed is not None else secrets.randbits(64)
-        return Request(prompt, params, seed, salt, words)
+        return Request(prompt, params, seed, salt, words, cache)
 
     def _check_biases(self, params: SamplingParams) -> None:
         """Refuse what names tokens that the model does not have."""
@@ -141,20 +195,21 @@ class Admission:
         return DecodingState(params, prompt, self.model.vocab_size, end_ids=ends, words=request.words, matcher=matcher)
 
     def score_request(
-        self, token_ids: tuple[int, ...], *, reduce: bool = True, top: int = 0, first: int = 1, salt: str = ""
-    ) -> ScoreRequest:
+        self, token_ids: tuple[int, ...], *, reduce: bool = True, top: int = 0, first: int = 1, salt: str = "",
+        cache: CacheParams | None = None,
+    ) -> ScoreRequest:  # fmt: skip
         """Check a text to be scored from token index `first` on, as `request` does a prompt."""
         self._check_ids(token_ids, "the text to score")
-        if len(token_ids) > self.model.context_length:
-            raise ParameterError(
-                f"the text to score has {len(token_ids)} tokens; the context holds {self.model.context_length}"
-            )
         if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= MAX_LOGPROBS:
             raise ParameterError(f"top must be an integer in [0, {MAX_LOGPROBS}], got {top!r}")
         if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= len(token_ids):
             raise ParameterError(f"first must be an integer in [1, {len(token_ids)}], got {first!r}")
-        self._check_fits(len(token_ids), 0, None)
-        return ScoreRequest(token_ids, reduce, top, first, salt)
+        cache = self._cache(cache, scored_prompt(first))
+        if len(token_ids) > self.context(cache):
+            raise ParameterError(f"the text to score has {len(token_ids)} tokens; the context holds {self.context(cache)}")
+        slabs = self.room(cache, scored_prompt(first)).slabs(0, len(token_ids), 1)
+        self._check_fits(slabs, len(token_ids), None)
+        return ScoreRequest(token_ids, reduce, top, first, salt, cache)
 
     def _check_ids(self, ids: tuple[int, ...], what: str) -> None:
         if not ids:
@@ -164,31 +219,37 @@ class Admission:
                 last = self.model.vocab_size - 1
                 raise ParameterError(f"{what} has token id {token} at index {place}, outside [0, {last}]")
 
-    def slabs(self, prompt: int, answer: int, n: int) -> int:
-        """Most slabs that n samples or beams of a prompt hold at once: what they share, and the rest n times."""
-        whole = self.layout.sequence_blocks(prompt + answer, self.params.max_batch_tokens)
-        groups = self.layout.groups
-        shared = prompt // BLOCK_TOKENS if len(groups) == 1 and not groups[0].window else 0
-        return self.layout.slabs_for([shared + n * (blocks - shared) for blocks in whole])
+    def room(self, cache: CacheParams, prompt: int | None) -> Room:
+        """What a request with this cache takes; prompt: its tokens as a policy sees them."""
+        return Room(self.layout(cache), cache, prompt, self.params.max_batch_tokens, self.pool.slab_bytes)
 
-    def _check_fits(self, prompt: int, answer: int, params: AnyParams | None) -> None:
-        n = 1 if params is None else params.num_sequences
-        slabs = self.slabs(prompt, answer, n)
-        have = self.num_slabs
+    def slabs(self, prompt: int, answer: int, n: int, cache: CacheParams | None = None) -> int:
+        """Most slabs that n samples or beams of a prompt hold at once: what they share, and the rest n times."""
+        return self.room(cache or self.cache, prompt).slabs(prompt, prompt + answer, n)
+
+    def _check_fits(self, slabs: int, tokens: int, params: AnyParams | None) -> None:
+        n, (have, each) = 1 if params is None else params.num_sequences, self.pool
         if slabs > have:
             samples = f" of {n} {'beams' if isinstance(params, BeamParams) else 'samples'}" if n > 1 else ""
             raise ParameterError(
-                f"{prompt + answer} tokens{samples} need {slabs * self.layout.slab_bytes} bytes of KV cache and kv_bytes "
-                f"allows {have * self.layout.slab_bytes}; lower max_tokens or raise kv_bytes"
+                f"{tokens} tokens{samples} need {slabs * each} bytes of KV cache and kv_bytes "
+                f"allows {have * each}; lower max_tokens or raise kv_bytes"
             )
 
-    def most_tokens(self, prompt: int, n: int) -> int:
+    def most_tokens(self, cache: CacheParams, prompt: int, n: int) -> int:
         """Tokens a sample can have, by the context and the pool."""
-        low, high = prompt + 1, self.model.context_length
-        if self.slabs(prompt, high - prompt, n) <= self.num_slabs:
+        low, high = prompt + 1, self.context(cache)
+        if self.slabs(prompt, high - prompt, n, cache) <= self.pool.num_slabs:
             return high
         while low < high:  # the largest that fits; `request` has made sure of the first
             middle = (low + high + 1) // 2
-            fits = self.slabs(prompt, middle - prompt, n) <= self.num_slabs
+            fits = self.slabs(prompt, middle - prompt, n, cache) <= self.pool.num_slabs
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
+
+
+def scored_prompt(first: int) -> int | None:
+    """Tokens of a scored text that are to a policy what a prompt is: those before the first that is scored, if not the very
+    first.
+    """
+    return first if first > 1 else None

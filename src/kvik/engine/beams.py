@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik._native import Pool
-from kvik.cache.prefix import BlockKey
 from kvik.cache.sequence_cache import SequenceCache
 from kvik.decoding.beam import BeamSearch, Chosen, Hypothesis
 from kvik.decoding.best import Best, best_rows
@@ -67,8 +66,12 @@ class Beam(Sequence):
     def fork(self) -> Beam:
         """Another that begins alike and is computed as far."""
         state, reading = self.state.fork(), None if self.reading is None else self.reading.fork()
+        evictor = None if self.evictor is None else self.evictor.fork()
         cache = self.cache.fork(self.num_computed)  # last: if anything above raises, it holds no blocks
-        return Beam(self.tokens.copy(), cache, self.num_computed, self.keys.copy(), state=state, reading=reading)
+        return Beam(
+            self.tokens.copy(), cache, self.num_computed, self.keys.copy(), layout=self.layout, evictor=evictor,
+            state=state, reading=reading,
+        )  # fmt: skip
 
     def append(self, token: int) -> None:
         self.tokens.append(token)
@@ -141,7 +144,10 @@ class BeamGroup(Group):
         """As `Group.held_bytes`, fast where all beams are equally far: looks at blocks only from where they differ on."""
         caches: list[SequenceCache] = [sequence.cache for sequence in self.sequences]
         lead, *others = caches
-        if not others or any(cache.num_tokens != lead.num_tokens for cache in others):
+        if (
+            not others or any(cache.num_tokens != lead.num_tokens for cache in others) or lead.evicted_at
+            or lead.layout.executor.packed is not None or lead.layout.executor.window
+        ):  # fmt: skip
             return super().held_bytes()
         first = [cache.tables[0].blocks for cache in caches]
         place, full = self._common, lead.num_full  # a full block is not written to again
@@ -257,8 +263,8 @@ class BeamGroup(Group):
 
 
 def beam_group(
-    request: Request, params: BeamParams, state: DecodingState, cache: SequenceCache, root: BlockKey | None,
-    tokenizer: Tokenizer, most_tokens: int, emit: Callable[[Chunk], None],
+    request: Request, params: BeamParams, state: DecodingState, cache: SequenceCache, tokenizer: Tokenizer,
+    most_tokens: int, emit: Callable[[Chunk], None],
 ) -> BeamGroup:  # fmt: skip
     """A request's search before its first step. state: the prompt's; most_tokens: that a sequence may have."""
     prompt = request.prompt
@@ -267,7 +273,7 @@ def beam_group(
     most = room if params.max_tokens is None else min(room, params.max_tokens)
     reading = Reading(Detokenizer(tokenizer, after=prompt[-1]), StopChecker(params.stop)) if params.stop else None
     return BeamGroup(
-        [Beam(list(prompt), cache, state=state, reading=reading)], len(prompt), root, Timeline(perf_counter()),
+        [Beam(list(prompt), cache, state=state, reading=reading)], len(prompt), None, Timeline(perf_counter()),
         request=request, params=params, search=BeamSearch(params, most, len(ends)), tokenizer=tokenizer, end_ids=ends,
         most_tokens_held=most_tokens, emit=emit,
     )  # fmt: skip

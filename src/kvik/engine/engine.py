@@ -12,21 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik.cache.blocks import BlockPool
-from kvik.cache.layout import KVLayout
-from kvik.cache.prefix import BlockKey, PrefixIndex
+from kvik.cache.prefix import PrefixIndex
 from kvik.cache.sequence_cache import SequenceCache
+from kvik.cache.storage import PoolSize
 from kvik.decoding.sampler import Drawn, DrawRequest, Sampler, sample_rows
-from kvik.engine.admission import Admission, Model
+from kvik.engine.admission import Admission, Model, scored_prompt
 from kvik.engine.beams import Beam, BeamGroup, beam_group, take_candidates
+from kvik.engine.moving import Mover
 from kvik.engine.request import Chunk, FinishReason, Request, ScoreRequest, Usage
 from kvik.engine.runner import RowLogits, StepResult, run_step
 from kvik.engine.scheduler import Scheduler, Step
 from kvik.engine.scoring import Reading, Scored, Scoring
 from kvik.engine.sequence import Generating, Group, Timeline
 from kvik.engine.stats import EngineStats, StepStats
-from kvik.errors import DataError, KvikError, TryAgainError
+from kvik.errors import DataError, TryAgainError
 from kvik.ops import Executor
-from kvik.params import AnyParams, BeamParams, EngineParams
+from kvik.params import AnyParams, BeamParams, CacheParams, EngineParams
 from kvik.text.detokenize import Detokenizer
 from kvik.text.stop import StopChecker
 
@@ -41,68 +42,72 @@ class Engine:
     Args:
         executor: computes passes.
         model: its sizes and its text side.
-        layout: bytes of its cache; num_slabs of them.
+        cache: how keys and values are kept of requests that do not say.
+        size: of the pool, the executor's storage.
         params: the machine's share.
     """
 
     def __init__(
-        self, executor: Executor, model: Model, layout: KVLayout, num_slabs: int, params: EngineParams
+        self, executor: Executor, model: Model, cache: CacheParams, size: PoolSize, params: EngineParams
     ) -> None:
-        self.executor, self.model, self.layout, self.params = executor, model, layout, params
-        index = PrefixIndex(f"{model.identity} {layout}".encode()) if params.prefix_sharing else None
-        pool = BlockPool(num_slabs, layout.slab_blocks, index)
-        self.scheduler = Scheduler(pool, params.max_batch_tokens, params.max_sequences)
+        self.executor, self.model, self.params = executor, model, params
+        index = PrefixIndex(model.identity.encode()) if params.prefix_sharing else None
+        pool = BlockPool(size.num_slabs, size.slab_bytes, index)
+        self.scheduler = Scheduler(pool, params.max_batch_tokens, params.max_sequences, Mover(executor, pool))
         self.stats = EngineStats()
         self.on_step: Callable[[StepStats], None] | None = None
         self._turn = threading.RLock()
-        self.admission = Admission(model, layout, num_slabs, params)
+        self.admission = Admission(model, cache, size, params)
 
     # ---- requests
 
-    def request(self, prompt: tuple[int, ...], params: AnyParams, salt: str = "") -> Request:
-        """A checked request; see `Admission.request`."""
-        return self.admission.request(prompt, params, salt)
+    def request(
+        self, prompt: tuple[int, ...], params: AnyParams, salt: str = "", cache: CacheParams | None = None
+    ) -> Request:
+        """A checked request; see `Admission.request`. cache: None is the engine's."""
+        return self.admission.request(prompt, params, salt, cache)
 
     def score_request(
-        self, token_ids: tuple[int, ...], *, reduce: bool = True, top: int = 0, first: int = 1, salt: str = ""
-    ) -> ScoreRequest:
-        """A checked text to score; see `Admission.score_request`."""
-        return self.admission.score_request(token_ids, reduce=reduce, top=top, first=first, salt=salt)
+        self, token_ids: tuple[int, ...], *, reduce: bool = True, top: int = 0, first: int = 1, salt: str = "",
+        cache: CacheParams | None = None,
+    ) -> ScoreRequest:  # fmt: skip
+        """A checked text to score; see `Admission.score_request`. cache: None is the engine's."""
+        return self.admission.score_request(token_ids, reduce=reduce, top=top, first=first, salt=salt, cache=cache)
 
     def add(self, request: Request, emit: Callable[[Chunk], None]) -> Group:
         """Queue a request. emit gets its chunks, from inside `step`. TryAgainError where too many wait already."""
         tokenizer, params = self.model.tokenizer, request.params
-        most = self.admission.most_tokens(len(request.prompt), params.num_sequences)
+        most = self.admission.most_tokens(request.cache, len(request.prompt), params.num_sequences)
         state = self.admission.decoding_state(request)
         if isinstance(params, BeamParams):
-            root = self._root(request.salt)
-            return self._queue(beam_group(request, params, state, self._cache(), root, tokenizer, most, emit))
+            group = beam_group(request, params, state, self._cache(request.cache), tokenizer, most, emit)
+            return self._queue(self._prepared(group, request, len(request.prompt)))
         states = [state, *(state.fork() for _ in range(params.n - 1))]
         samples = [
             Generating(
-                list(request.prompt), self._cache(), request=request, index=index,
+                list(request.prompt), self._cache(request.cache), request=request, index=index,
                 sampler=Sampler(self.model.vocab_size, params, request.seed, index), state=states[index],
                 detokenizer=Detokenizer(tokenizer, after=request.prompt[-1]), stop=StopChecker(params.stop),
                 end_ids=tokenizer.eos_ids, most_tokens_held=most, emit=emit,
             )
             for index in range(params.n)
         ]  # fmt: skip
-        return self._queue(self._group(samples, len(request.prompt), request.salt))
+        return self._queue(self._group(samples, request, len(request.prompt)))
 
     def add_score(self, request: ScoreRequest) -> Group:
         """Queue a text to be scored; its one sequence, a `Scoring`, has the result when the group is done."""
-        ids = request.token_ids
+        ids, cache = request.token_ids, self._cache(request.cache)
         if request.reduce:
             ids = ids[:-1]  # nothing follows the last one
-        return self._scored(Scoring(list(ids), self._cache(), request=request, vocab_size=self.model.vocab_size))
+        return self._scored(Scoring(list(ids), cache, request=request, vocab_size=self.model.vocab_size))
 
     def add_reading(self, request: ScoreRequest) -> Group:
         """Queue a text whose rows of logits are read as they come; its one sequence is a `Reading`."""
-        ids = list(request.token_ids[:-1])
-        return self._scored(Reading(ids, self._cache(), request=request, vocab_size=self.model.vocab_size))
+        ids, cache = list(request.token_ids[:-1]), self._cache(request.cache)
+        return self._scored(Reading(ids, cache, request=request, vocab_size=self.model.vocab_size))
 
     def _scored(self, sequence: Scoring | Reading) -> Group:
-        group = self._group([sequence], len(sequence.tokens), sequence.request.salt)
+        group = self._group([sequence], sequence.request, scored_prompt(sequence.request.first))
         if sequence.unscored:
             return self._queue(group)
         group.sequences = []  # no row is asked for
@@ -111,15 +116,30 @@ class Engine:
             self.stats.finished += 1
         return group
 
-    def _cache(self) -> SequenceCache:
-        return SequenceCache(self.scheduler.pool, self.layout)
+    def _cache(self, cache: CacheParams) -> SequenceCache:
+        return SequenceCache(self.scheduler.pool, self.admission.layout(cache))
 
-    def _root(self, salt: str) -> BlockKey | None:
-        index = self.scheduler.pool.index
-        return None if index is None else index.root(salt)
+    def _group(
+        self, sequences: list[Generating] | list[Scoring | Reading], request: Request | ScoreRequest, prompt: int | None
+    ) -> Group:
+        group = Group(list(sequences), len(sequences[0].tokens), None, Timeline(perf_counter()))
+        return self._prepared(group, request, prompt)
 
-    def _group(self, sequences: list[Generating] | list[Scoring | Reading], shared: int, salt: str) -> Group:
-        return Group(list(sequences), shared, self._root(salt), Timeline(perf_counter()))
+    def _prepared(self, group: Group, request: Request | ScoreRequest, prompt: int | None) -> Group:
+        """What the group's cache asks for: the root of its blocks' keys, its layout's number, who evicts.
+
+        prompt: tokens after which it does first, where the policy does not say.
+        """
+        layout, index = self.admission.layout(request.cache), self.scheduler.pool.index
+        group.root = None if index is None else index.root(request.salt, layout.name)
+        with self._turn:
+            number = self.scheduler.mover.numbers.of(layout)
+        for sequence in group.sequences:
+            sequence.layout = number
+        group.sequences[0].evictor = self.admission.evictor(request.cache, prompt)
+        if group.evicts:
+            group.copying = self.admission.room(request.cache, prompt).copying
+        return group
 
     def _queue(self, group: Group) -> Group:
         with self._turn:
@@ -182,10 +202,10 @@ class Engine:
     def _step(self) -> bool:
         begun = perf_counter()
         step = self.scheduler.schedule()
-        for group in step.hopeless:
-            self._fail(group, KvikError(f"the pool of {self.scheduler.pool.num_slabs} slabs cannot hold this request"))
+        for group, error in step.failed:
+            self._fail(group, error)
         if not step.work:
-            return bool(step.hopeless)
+            return bool(step.failed)
         for _, _, group in step.work:
             if group.times.started is None:
                 group.times.started = begun
@@ -235,7 +255,7 @@ class Engine:
         try:
             note()
         except Exception as error:  # of this text: the others go on
-            self._fail(row.group, self._damaged(error) if isinstance(error, DataError) else error)
+            self._fail(row.group, self._damaged(row.group, error) if isinstance(error, DataError) else error)
             return
         if row.sequence.pending == 0:
             self.stats.finished += 1
@@ -246,7 +266,7 @@ class Engine:
         now, count = perf_counter(), 0
         for group, failed in take_candidates(logits, rows, self.executor.pool).items():
             if failed is not None:
-                self._fail(group, self._damaged(failed) if isinstance(failed, DataError) else failed)
+                self._fail(group, self._damaged(group, failed) if isinstance(failed, DataError) else failed)
                 continue
             try:
                 count += self._advance(group, now)
@@ -268,7 +288,7 @@ class Engine:
     def _conclude(self, group: BeamGroup, held: int, now: float, cut: FinishReason | None) -> None:
         """Hand the answers of a search out; its blocks are freed after that."""
         group.conclude(cut)
-        kept = group.sequences[0].cache.num_tokens
+        kept = group.sequences[0].cache.tokens_kept
         group.say(self._usage(group, group.request, group.num_generated, held, kept), group.times.stats(now))
 
     def _draw(self, logits: NDArray[np.float32], drawing: list[tuple[Group, Generating, int]]) -> None:
@@ -288,7 +308,7 @@ class Engine:
         now = perf_counter()
         for place, ((group, sequence, _), outcome) in enumerate(zip(drawing, drawn, strict=True)):
             if isinstance(outcome, DataError):
-                self._fail(group, self._damaged(outcome))
+                self._fail(group, self._damaged(group, outcome))
             elif not group.done:
                 group.times.token(now)
                 try:
@@ -329,18 +349,18 @@ class Engine:
         """The last sample knows what its request took; asked for before its blocks are freed."""
         sequence.stats = group.times.stats(now)
         generated = sum(sample.num_generated for sample in group.samples)
-        sequence.usage = self._usage(group, sequence.request, generated, held, sequence.cache.num_tokens)
+        sequence.usage = self._usage(group, sequence.request, generated, held, sequence.cache.tokens_kept)
 
-    def _usage(self, group: Group, request: Request, generated: int, held: int, kept: int) -> Usage:
+    def _usage(self, group: Group, request: Request, generated: int, held: int, kept: float) -> Usage:
         return Usage(
             len(request.prompt), generated, group.times.cached_tokens, held, group.peak_bytes, kept, group.peak_unshared
         )
 
-    def _damaged(self, error: DataError) -> DataError:
+    def _damaged(self, group: Group, error: DataError) -> DataError:
         """The error of a row of logits, which knows the token, with the model's file and what may be wrong."""
-        f16 = ', or its keys and values overflow the KV cache\'s f16 (kv="f32" holds them)'
-        reason = "the model's weights are damaged" + (f16 if self.layout.format == "f16" else "")
-        return DataError(f"{error}: {reason}", path=self.model.path)
+        full = group.sequences[0].cache.layout.executor.full
+        f16 = ', or its keys and values overflow the KV cache\'s f16 (kv="f32" holds them)' if "f16" in full[:2] else ""
+        return DataError(f"{error}: the model's weights are damaged{f16}", path=self.model.path)
 
     def _count(self, step: Step, generated: int, begun: float) -> None:
         pool, running = self.scheduler.pool, self.scheduler.running
@@ -349,13 +369,14 @@ class Engine:
             for sequence in group.sequences:
                 cache = sequence.cache
                 unshared += cache.num_held
-                unused += cache.unused_slots * len(cache.tables)
+                unused += cache.unused_slots
         matrices, attention, rest = self.executor.times()
         seconds = perf_counter() - begun
         stats = StepStats(
             step.tokens, step.prompt_tokens, generated, self.scheduler.num_running, len(self.scheduler.waiting),
             step.prefix_query_tokens, step.prefix_hit_tokens, step.preemptions, len(step.copies), pool.num_held, unshared, unused,
             matrices, attention, rest, max(0.0, seconds - matrices - attention - rest),
+            step.evictions, step.evicted_tokens, step.parked, step.restored,
         )  # fmt: skip
         self.stats.add(stats)
         if self.on_step is not None:

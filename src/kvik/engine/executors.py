@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from kvik import _native
-from kvik.cache.layout import KVLayout
-from kvik.cache.storage import allocate_cache
+from kvik.cache.storage import PoolSize, allocate_cache
 from kvik.errors import DataError, ParameterError, TryAgainError
 from kvik.models import MODELS
 from kvik.models.loading import LoadedModel
@@ -32,31 +31,23 @@ def check_device(executor: ExecutorName, device: object) -> None:
 def build_executor(
     executor: ExecutorName,
     loaded: LoadedModel,
-    layout: KVLayout,
-    num_slabs: int,
+    size: PoolSize,
     *,
     threads: int,
     max_rows: int,
     device: str,
 ) -> Executor:
-    """The model on an executor, with storage for num_slabs slabs. max_rows: most tokens of a pass (native).
+    """The model on an executor, with storage for a pool of this size. max_rows: most tokens of a pass (native).
 
     Raises ParameterError (PyTorch or device missing, unknown KVIK_ISA), DataError (sizes the native kernels lack) or
     TryAgainError (the system gives no more threads).
     """
-    num_blocks = num_slabs * layout.slab_blocks[0]
     if executor == "native":
-        return _native_executor(loaded, layout, num_blocks, threads, max_rows)
-    return _torch_executor(loaded, layout, num_blocks, threads, device)
+        return _native_executor(loaded, size, threads, max_rows)
+    return _torch_executor(loaded, size, threads, device)
 
 
-def _groups(layout: KVLayout) -> list[int]:
-    """Of each layer, its group."""
-    group_of = {layer: number for number, group in enumerate(layout.groups) for layer in group.layers}
-    return [group_of[layer] for layer in range(layout.layers)]
-
-
-def _native_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, threads: int, max_rows: int) -> Executor:
+def _native_executor(loaded: LoadedModel, size: PoolSize, threads: int, max_rows: int) -> Executor:
     from kvik.ops.native_ops import NativeExecutor
 
     try:
@@ -67,12 +58,11 @@ def _native_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, thr
         pool = _native.Pool(threads)
     except RuntimeError as error:  # the system gives no more threads
         raise TryAgainError(f"{error}; fewer threads may do") from None
-    storage = allocate_cache(num_blocks * layout.block_bytes[0])
+    storage = allocate_cache(size.nbytes)
     try:
         return NativeExecutor(
             loaded.config, MODELS[loaded.config.family].forward, loaded.weights.tensors,
-            pool=pool, kv=storage, kv_format=layout.format, num_blocks=num_blocks, max_rows=max_rows,
-            groups=_groups(layout),
+            pool=pool, kv=storage, max_rows=max_rows,
         )  # fmt: skip
     except ValueError as error:  # sizes its kernels do not have
         raise DataError(f'the native executor cannot run it: {error}; executor "torch" may', path=loaded.path) from None
@@ -84,7 +74,7 @@ def input_roundings(tensors: Mapping[str, PackedTensor]) -> dict[str, Rounding]:
     return {name: Rounding(kind, fine_input(name)) for name, kind in kinds.items() if kind is not None}
 
 
-def _torch_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, threads: int, device: str) -> Executor:
+def _torch_executor(loaded: LoadedModel, size: PoolSize, threads: int, device: str) -> Executor:
     try:
         import torch
 
@@ -98,6 +88,5 @@ def _torch_executor(loaded: LoadedModel, layout: KVLayout, num_blocks: int, thre
     tensors = loaded.weights.tensors
     return TorchExecutor(
         loaded.config, MODELS[loaded.config.family].forward, {n: t.floats() for n, t in tensors.items()},
-        rounding=input_roundings(tensors),
-        kv=layout.format, num_blocks=num_blocks, groups=_groups(layout), device=device,
+        rounding=input_roundings(tensors), kv_bytes=size.nbytes, device=device,
     )  # fmt: skip

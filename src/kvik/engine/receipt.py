@@ -9,9 +9,9 @@ from typing import Any, NoReturn, get_args
 
 from kvik.engine.request import FinishReason, ParamsKind, Receipt
 from kvik.errors import DataError, ParameterError
-from kvik.params import AnyParams, BeamParams, SamplingParams
+from kvik.params import AnyParams, BeamParams, CacheParams, SamplingParams
 
-__all__ = ["params_of", "receipt_from_json", "receipt_to_json"]
+__all__ = ["cache_of", "params_of", "receipt_from_json", "receipt_to_json"]
 
 _MODEL = {"name": str, "path": str, "digest": str, "weights": str, "kv": str, "executor": str, "device": str}
 _REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
@@ -31,6 +31,11 @@ def receipt_from_json(text: str, name: str) -> Receipt:
     except (ValueError, RecursionError) as error:
         raise DataError(f"is no receipt: not JSON: {error}", path=name) from None
     return _Reader(name).receipt(found)
+
+
+def cache_of(receipt: Receipt) -> CacheParams:
+    """How the cache is kept when the receipt is repeated."""
+    return CacheParams.from_dict(receipt.cache)
 
 
 def params_of(receipt: Receipt) -> AnyParams:
@@ -67,8 +72,8 @@ class _Reader:
         for reason in reasons:
             if reason not in _REASONS:
                 self.fail(f"finish_reasons has {reason!r}, none of {', '.join(_REASONS)}")
-        model = self.model(entries["model"])
-        return Receipt(entries["version"], model, entries["kind"], params, prompt, outputs, tuple(reasons))
+        model, cache = self.model(entries["model"]), self.cache(entries["cache"])
+        return Receipt(entries["version"], model, entries["kind"], params, cache, prompt, outputs, tuple(reasons))
 
     def model(self, found: Any) -> Mapping[str, Any]:
         entries = self.entries(found, [*_MODEL, "isa"], "model")
@@ -88,6 +93,13 @@ class _Reader:
         if isinstance(params, SamplingParams) and params.seed is None:
             self.fail("params: seed is missing, so the request cannot be repeated")
         return asdict(params)
+
+    def cache(self, found: Any) -> dict[str, Any]:
+        entries = self.entries(found, [f.name for f in fields(CacheParams)], "cache")
+        try:
+            return CacheParams.from_dict(entries).as_dict()
+        except ParameterError as error:
+            self.fail(f"cache: {error}")
 
     def entries(self, found: Any, wanted: list[str], what: str) -> dict[str, Any]:
         if not isinstance(found, dict):

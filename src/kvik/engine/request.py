@@ -13,7 +13,7 @@ from kvik.decoding.beam import BeamStep
 from kvik.decoding.sampler import TokenLogprob
 from kvik.decoding.state import NO_WORDS, Words
 from kvik.decoding.trace import TokenTrace
-from kvik.params import AnyParams, BeamParams
+from kvik.params import AnyParams, BeamParams, CacheParams
 
 __all__ = [
     "Choice",
@@ -46,7 +46,7 @@ class Request:
     """A prompt to continue.
 
     seed is params.seed, or one drawn for a request without; 0 where nothing is drawn. salt: only requests with the same
-    one share cached prefixes. words: of params, as the model's tokens.
+    one share cached prefixes. words: of params, as the model's tokens. cache: how keys and values are kept.
     """
 
     prompt: tuple[int, ...]
@@ -54,6 +54,7 @@ class Request:
     seed: int
     salt: str = ""
     words: Words = NO_WORDS
+    cache: CacheParams = CacheParams()
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class ScoreRequest:
     """Token ids whose log-probabilities are asked for.
 
     reduce: logits are reduced as they are made, not kept. top: of how many best tokens at each place besides.
-    first: token index from which on, 1 to their number. salt: only requests with the same one share cached prefixes.
+    first: token index from which on, 1 to their number; to an eviction policy the tokens before it are the prompt.
+    salt: only requests with the same one share cached prefixes. cache: how keys and values are kept.
     """
 
     token_ids: tuple[int, ...]
@@ -69,6 +71,7 @@ class ScoreRequest:
     top: int = 0
     first: int = 1
     salt: str = ""
+    cache: CacheParams = CacheParams()
 
 
 class TokenLogprobs(NamedTuple):
@@ -89,7 +92,8 @@ class Usage:
         cached_tokens: prompt tokens that were in the cache already.
         kv_bytes_now: bytes of the request's blocks when its last sample ended, just before they were freed.
         kv_bytes_peak: most bytes its blocks took, those that samples share counted once.
-        kv_tokens_kept: tokens of the last sample whose keys and values were still held at the end.
+        kv_tokens_kept: tokens of the last sample whose keys and values were still held at the end, the mean over layers
+            and KV heads.
         kv_bytes_unshared: most bytes its blocks would have taken with a copy for each sample or beam.
     """
 
@@ -98,7 +102,7 @@ class Usage:
     cached_tokens: int
     kv_bytes_now: int
     kv_bytes_peak: int
-    kv_tokens_kept: int
+    kv_tokens_kept: float
     kv_bytes_unshared: int
 
 
@@ -134,6 +138,7 @@ class Receipt:
         model: name, path, digest of packed weights and configuration, weights, kv, executor, device, isa.
         kind: of the parameters, "sampling" or "beam".
         params: every field of SamplingParams, seed the one that was used; or of BeamParams.
+        cache: every field of CacheParams, the policy as text.
         prompt: token ids.
         outputs: token ids of each choice. finish_reasons: of each choice.
     """
@@ -142,6 +147,7 @@ class Receipt:
     model: Mapping[str, Any]
     kind: ParamsKind
     params: Mapping[str, Any]
+    cache: Mapping[str, Any]
     prompt: tuple[int, ...]
     outputs: tuple[tuple[int, ...], ...]
     finish_reasons: tuple[FinishReason, ...]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kvik.engine.scheduler import Step
 from kvik.engine.scoring import Reading, Scoring
 from kvik.engine.sequence import Group, Sequence
-from kvik.ops import Executor, Pass, Reduced
+from kvik.ops import Executor, Observation, Pass, Reduced
 
 __all__ = ["RowLogits", "StepResult", "build_pass", "run_step"]
 
@@ -45,6 +45,10 @@ def build_pass(step: Step) -> Pass:
     spans, logit_rows, top = [0], [], 0
     reduce_rows: list[int] = []
     targets: list[int] = []
+    layouts: list[int] = []
+    blocks: list[NDArray[np.int32]] = []
+    lengths: list[int] = []
+    shifts: list[int] = []
     for sequence, count, _ in step.work:
         start, first_row = sequence.num_computed, len(tokens)
         if count == 1:
@@ -59,17 +63,31 @@ def build_pass(step: Step) -> Pass:
             targets += sequence.targets(reduced)
             top = max(top, sequence.top)
         spans.append(len(tokens))
-    tables = [s.cache.tables for s, _, _ in step.work]
-    blocks = [of[group].blocks for group in range(len(tables[0])) for of in tables]
-    block_spans = np.zeros(len(blocks) + 1, np.int32)
-    np.cumsum([len(table) for table in blocks], out=block_spans[1:])
-    places = np.array(slots, np.int32)  # nothing is moved yet, so a token's position is its slot
+        arrays = sequence.cache.arrays
+        blocks.append(arrays.blocks)
+        lengths += arrays.lengths
+        shifts += arrays.shifts
+        layouts.append(sequence.layout)
+    places = np.array(slots, np.int32)  # evicted or not, a token's position is the number of tokens before it
+    block_spans = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=block_spans[1:])
     return Pass(
         np.array(tokens, np.int32), places, places, np.array(spans, np.int32),
-        blocks[0] if len(blocks) == 1 else np.concatenate(blocks), block_spans, np.array(logit_rows, np.int32),
-        np.array(step.copies, np.int32).reshape(-1, 3), np.array(reduce_rows, np.int32), np.array(targets, np.int32), top,
-        _memory(step),
+        np.array(layouts, np.int32), blocks[0] if len(blocks) == 1 else np.concatenate(blocks), block_spans,
+        np.array(shifts, np.int32), np.array(logit_rows, np.int32), np.array(step.copies, np.int32).reshape(-1, 3),
+        np.array(reduce_rows, np.int32), np.array(targets, np.int32), top, _memory(step), _observations(step),
     )  # fmt: skip
+
+
+def _observations(step: Step) -> tuple[Observation, ...]:
+    """What policies want to know of the step's rows."""
+    found = []
+    for place, (sequence, count, _) in enumerate(step.work):
+        if sequence.evictor is not None:
+            watched = sequence.evictor.observation(sequence.num_computed, count)
+            if watched is not None:
+                found.append(watched._replace(sequence=place))
+    return tuple(found)
 
 
 def _memory(step: Step) -> NDArray[np.float32] | None:

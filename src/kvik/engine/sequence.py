@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvik.cache.eviction import Evictor
+from kvik.cache.parking import Parked
 from kvik.cache.prefix import BlockKey
-from kvik.cache.sequence_cache import SequenceCache
+from kvik.cache.sequence_cache import SequenceCache, held_together
 from kvik.decoding.sampler import Drawn, DrawRequest, Sampler
 from kvik.decoding.state import DecodingState
 from kvik.decoding.trace import TokenTrace, trace_token
@@ -31,12 +34,17 @@ __all__ = ["Generating", "Group", "Sequence", "Timeline"]
 
 @dataclass(eq=False)
 class Sequence:
-    """A sequence has `tokens` it should have computed and `num_computed` it has; a step lets them catch up."""
+    """A sequence has `tokens` it should have computed and `num_computed` it has; a step lets them catch up.
+
+    layout: the executor's number of the layout of its cache. evictor: None where tokens are never given up at events.
+    """
 
     tokens: list[int]
     cache: SequenceCache
     num_computed: int = 0
     keys: list[BlockKey] = field(default_factory=list)  # of its first full blocks
+    layout: int = field(default=0, kw_only=True)
+    evictor: Evictor | None = field(default=None, kw_only=True)
 
     @property
     def pending(self) -> int:
@@ -69,10 +77,29 @@ class Sequence:
         """Most of the next tokens whose `score_cost` is no more than that."""
         return self.pending
 
+    @property
+    def event_due(self) -> bool:
+        """Whether tokens must be given up before the next row."""
+        evictor, at = self.evictor, self.num_computed
+        return evictor is not None and at > 0 and evictor.next_event(at) == at and self.pending > 0
+
+    def before_event(self, count: int) -> int:
+        """How many of the next `count` tokens come before the next event."""
+        event = None if self.evictor is None else self.evictor.next_event(self.num_computed)
+        return count if event is None else min(count, event - self.num_computed)
+
+    def share(self, lead: Sequence, num_tokens: int) -> None:
+        """Hold the first `num_tokens` slots of the lead's cache too, and be computed as far."""
+        self.cache = lead.cache.fork(num_tokens)
+        self.num_computed, self.keys = num_tokens, lead.keys[: self.cache.num_full]
+        self.layout, self.evictor = lead.layout, None if lead.evictor is None else lead.evictor.fork()
+
     def restart(self) -> None:
         """Give the cache back; everything is computed again."""
         self.cache.free()
         self.num_computed = 0
+        if self.evictor is not None:
+            self.evictor.restart()
 
 
 @dataclass(eq=False)
@@ -112,6 +139,8 @@ class Group:
     The samples of a prompt share it: the first computes it, the others fork its cache. sequences: those that have not
     ended, the first leads. root: the key before those of first blocks; None without an index. shared_tokens: what all have in common.
     peak_bytes, peak_unshared: most bytes its blocks took, and would have taken without sharing, as far as noted.
+    parked: where its blocks lie while it waits with what it has computed. copying: blocks, by size, that an event after so
+    many tokens takes for what a sequence keeps.
     """
 
     sequences: list[Any]
@@ -122,6 +151,8 @@ class Group:
     peak_bytes: int = 0
     peak_unshared: int = 0
     lost_alone: int = 0  # how often it gave up its blocks with nobody beside it
+    parked: Parked | None = None
+    copying: Callable[[int], Counter[int]] | None = None
 
     def __post_init__(self) -> None:
         self.samples = tuple(self.sequences)  # all of them, ended ones too
@@ -135,6 +166,23 @@ class Group:
         """Sequences that it may have at once."""
         return len(self.sequences)
 
+    @property
+    def evicts(self) -> bool:
+        """Whether its sequences give tokens up at events."""
+        return self.sequences[0].evictor is not None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether what it holds is moved, not computed again: tokens are gone, or it may be longer than any context."""
+        if self.sequences[0].cache.layout.executor.window:
+            return True
+        return any(sequence.cache.evicted_at for sequence in self.sequences)
+
+    @property
+    def forked(self) -> bool:
+        """Whether its sequences went their own ways."""
+        return all(sequence.num_computed for sequence in self.sequences[1:])
+
     def restart(self) -> None:
         """Give all blocks back; everything is computed again."""
         for sequence in self.sequences:
@@ -147,20 +195,18 @@ class Group:
             return
         for other in self.sequences[1:]:
             if not other.num_computed:
-                other.cache = lead.cache.fork(self.shared_tokens)
-                other.num_computed = self.shared_tokens
-                other.keys = lead.keys[: other.cache.num_full]
+                other.share(lead, self.shared_tokens)
 
     def held_bytes(self) -> int:
         """Bytes of the blocks the sequences hold, shared ones counted once."""
-        if len(self.sequences) == 1:
-            return int(self.sequences[0].cache.held_bytes)
-        cache: SequenceCache = self.sequences[0].cache
-        return cache.bytes_of({pair for sequence in self.sequences for pair in sequence.cache.held()})
+        return held_together([sequence.cache for sequence in self.sequences])
 
-    def note_bytes(self) -> int:
-        """`held_bytes`, which may be the most so far."""
-        held = self.held_bytes()
+    def note_bytes(self, besides: SequenceCache | None = None) -> int:
+        """`held_bytes`, which may be the most so far; besides: a cache that takes the place of one."""
+        if besides is None:
+            held = self.held_bytes()
+        else:
+            held = held_together([*(sequence.cache for sequence in self.sequences), besides])
         self.peak_bytes = max(self.peak_bytes, held)
         self.peak_unshared = max(self.peak_unshared, sum(sequence.cache.held_bytes for sequence in self.sequences))
         return held

@@ -14,7 +14,9 @@ class StepStats(NamedTuple):
     tokens: computed; prompt_tokens of them belong to prompts (and to what was computed before a preemption), the others
     were drawn before. generated: tokens drawn. running, waiting: sequences and requests, after the step.
     prefix_query_tokens: looked up in the cache; prefix_hit_tokens of them not computed, because it had them. blocks_used: held by tables, counted once;
-    blocks_unshared: as many as without sharing; slots_unused: of the held ones, in 16ths of a block.
+    blocks_unshared: as many as without sharing; slots_unused: of the held ones, in 16ths of a block. evictions: sequences
+    that gave tokens up; evicted_tokens: how many, the mean over layers and KV heads. parked, restored: requests whose blocks
+    were moved out of the pool, and back.
     Seconds by where the time went; python is what remains.
     """
 
@@ -34,6 +36,10 @@ class StepStats(NamedTuple):
     attention: float
     rest: float
     python: float
+    evictions: int = 0
+    evicted_tokens: float = 0.0
+    parked: int = 0
+    restored: int = 0
 
 
 @dataclass
@@ -65,6 +71,10 @@ class EngineStats:
     attention: float = 0.0
     rest: float = 0.0
     python: float = 0.0
+    evictions: int = 0
+    evicted_tokens: float = 0.0
+    parked: int = 0
+    restored: int = 0
 
     def reset(self) -> None:
         """Count from zero again."""
@@ -89,3 +99,7 @@ class EngineStats:
         self.attention += step.attention
         self.rest += step.rest
         self.python += step.python
+        self.evictions += step.evictions
+        self.evicted_tokens += step.evicted_tokens
+        self.parked += step.parked
+        self.restored += step.restored

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
-__all__ = ["ADDRESS_BYTES", "BLOCK_TOKENS", "KV_FORMATS", "RECENT", "CacheLayout", "KVFormat", "PageFormat", "is_packed"]
+__all__ = [
+    "ADDRESS_BYTES",
+    "BLOCK_TOKENS",
+    "KV_FORMATS",
+    "RECENT",
+    "CacheLayout",
+    "KVFormat",
+    "PageFormat",
+    "is_packed",
+]
 
 KVFormat = Literal["f32", "f16", "bf16", "int8", "int4"]
 """In the order of the native core's numbers."""
@@ -44,7 +53,9 @@ class PageFormat(NamedTuple):
 
     def share_bytes(self, head_size: int) -> int:
         """Bytes of one layer and KV head of a page, a multiple of 64: the one formula of the cache's bytes."""
-        meaning = {"int8": 2, "int4": 4}.get(self.k, 0) * head_size + {"int8": 2, "int4": 3}.get(self.v, 0) * self.tokens
+        meaning = {"int8": 2, "int4": 4}.get(self.k, 0) * head_size + {"int8": 2, "int4": 3}.get(
+            self.v, 0
+        ) * self.tokens
         numbers = self.tokens * head_size * (_BITS[self.k] + _BITS[self.v]) // 8
         return -(-(numbers + meaning) // ADDRESS_BYTES) * ADDRESS_BYTES
 

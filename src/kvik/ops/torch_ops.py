@@ -5,10 +5,10 @@ The oracle of the native executor, and the path that runs on a GPU. Needs the ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Generic, Literal
+from typing import Generic, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvik.errors import ParameterError
-from kvik.ops import Activation, Config, Experts, Ops, Pass, Reduced, RopeTable, Rounding, StepTimes
+from kvik.ops import Activation, CacheView, Config, Experts, Ops, Pass, Reduced, RopeTable, Rounding, StepTimes
+from kvik.ops.pages import CacheLayout
 from kvik.ops.reduction import empty_reduced
-from kvik.ops.torch_cache import PagedKV
+from kvik.ops.torch_attention import SequenceRows, sequences_of
+from kvik.ops.torch_cache import TorchCache
+from kvik.ops.torch_checks import check_pass, within
+from kvik.ops.torch_eviction import evict, read
 from kvik.ops.torch_rounding import round_input
 
 __all__ = ["TorchExecutor", "TorchOps"]
@@ -29,20 +33,26 @@ REDUCE_ROWS = 64
 """Rows whose logits exist at once where they are only reduced."""
 
 
+class Rotated(NamedTuple):
+    """What rotary embedding returned, of what [T, heads * D], by which table."""
+
+    value: Tensor
+    x: Tensor
+    table: RopeTable
+
+
 class TorchOps:
     """Runs the ops of one pass at once. See `kvik.ops.Ops` for what each means."""
 
     def __init__(
-        self, work: Pass, weights: Mapping[str, Tensor], rounding: Mapping[str, Rounding], cache: PagedKV
+        self, work: Pass, weights: Mapping[str, Tensor], rounding: Mapping[str, Rounding], cache: TorchCache
     ) -> None:
         self._weights, self._rounding, self._cache = weights, rounding, cache
         self._device = cache.memory.device
         self._work = work
         self._tokens, self._positions, self._slots = (self._index(x) for x in work[:3])
-        self._sequences = [slice(*work.spans[s : s + 2].tolist()) for s in range(len(work.spans) - 1)]
-        self._tables = [
-            self._index(work.blocks[slice(*work.block_spans[t : t + 2])]) for t in range(len(work.block_spans) - 1)
-        ]
+        self._sequences = sequences_of(work, cache)
+        self._rotated: list[Rotated] = []
         self._logit_rows = self._index(work.logit_rows)
         self._reduce_rows, self._targets = self._index(work.reduce_rows), self._index(work.targets)
         self.result: Tensor | None = None
@@ -55,7 +65,7 @@ class TorchOps:
 
     def embed_positions(self, weight: str) -> Tensor:
         table = self._weights[weight]
-        _within("positions", self._work.positions, len(table))
+        within("positions", self._work.positions, len(table))
         with self._timed("rest"):
             return table[self._positions]
 
@@ -77,32 +87,35 @@ class TorchOps:
 
     def rope(self, x: Tensor, heads: int, table: RopeTable) -> Tensor:
         with self._timed("rest"):
-            inv_freq = torch.tensor(table.inv_freq, device=self._device)
-            angles = self._positions[:, None].double() * inv_freq  # [T, D / 2]; float64 keeps far positions exact
-            cos, sin = ((f(angles) * table.factor).float()[:, None] for f in (torch.cos, torch.sin))
-            first, second = x.reshape(len(x), heads, -1).chunk(2, dim=-1)  # [T, heads, D / 2] each
-            return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(1)
+            value = _rotate(x, heads, table, self._positions)
+            self._rotated.append(Rotated(value, x, table))
+            return value
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None, scale: float | None = None
     ) -> Tensor:
         with self._timed("attention"):
-            kv_heads, size = self._cache.kv_heads, self._cache.head_size
-            first = self._cache.group_of[layer] * len(self._sequences)
-            tables = self._tables[first : first + len(self._sequences)]
-            q, k, v = (x.reshape(len(x), -1, size) for x in (q, k, v))  # [T, heads, D]
-            q = q * (size**-0.5 if scale is None else scale)
-            q = q.reshape(len(q), kv_heads, -1, size)  # [T, H_kv, query heads per key head, D]
+            size = self._cache.config.head_size
+            scale = size**-0.5 if scale is None else scale
+            rotated = next((r for r in self._rotated if r.value is q), None)
+            self._rotated.clear()
             out = torch.empty_like(q)
-            for rows, blocks in zip(self._sequences, tables, strict=True):
-                slots = self._slots[rows]
-                self._cache.append(layer, blocks, slots, k[rows], v[rows])
-                keys, values = self._cache.gather(layer, blocks, int(slots.max()) + 1)
-                scores = torch.einsum("thgd,shd->thgs", q[rows], keys)
-                hidden = _hidden(slots, keys.shape[0], window)
-                probabilities = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(-1)
-                out[rows] = torch.einsum("thgs,shd->thgd", probabilities, values)
-            return out.flatten(1)
+            for sequence in self._sequences:
+                rows = sequence.rows
+                sequence.observe_queries(layer, (q if rotated is None else rotated.x)[rows])
+                far = None
+                if window is None and sequence.far_position:
+                    far = self._far(rotated, sequence).reshape(len(sequence.slots), -1, size) * scale
+                near, keys, values = (x[rows].reshape(len(sequence.slots), -1, size) for x in (q, k, v))
+                out[rows] = sequence.attend(layer, near * scale, far, keys, values, window).flatten(1)
+            return out
+
+    def _far(self, q: Rotated | None, sequence: SequenceRows) -> Tensor:
+        """The sequence's queries [T, H * D] as sinks are looked at: rotated by a position within the cache."""
+        if q is None:
+            raise ParameterError("sinks need queries with rotary embedding; this model has none")
+        positions = self._positions[sequence.rows].clamp(max=sequence.far_position)
+        return _rotate(q.x[sequence.rows], q.x.shape[1] // self._cache.config.head_size, q.table, positions)
 
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         with self._timed("rest"):
@@ -181,11 +194,13 @@ def _activated(x: Tensor, activation: Activation) -> Tensor:
     raise ParameterError(f"the torch executor has no activation {activation!r}")
 
 
-def _hidden(slots: Tensor, length: int, window: int | None) -> Tensor:
-    """[T, length]: True where a row's slot must not see a slot."""
-    keys = torch.arange(length, device=slots.device)
-    hidden = keys > slots[:, None]
-    return hidden if window is None else hidden | (keys <= slots[:, None] - window)
+def _rotate(x: Tensor, heads: int, table: RopeTable, positions: Tensor) -> Tensor:
+    """x [T, heads * D] rotated by positions [T]; see `Ops.rope`."""
+    inv_freq = torch.tensor(table.inv_freq, device=x.device)
+    angles = positions[:, None].double() * inv_freq  # [T, D / 2]; float64 keeps far positions exact
+    cos, sin = ((f(angles) * table.factor).float()[:, None] for f in (torch.cos, torch.sin))
+    first, second = x.reshape(len(x), heads, -1).chunk(2, dim=-1)  # [T, heads, D / 2] each
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(1)
 
 
 class TorchExecutor(Generic[Config]):
@@ -196,9 +211,7 @@ class TorchExecutor(Generic[Config]):
         forward: its definition, `kvik.models.llama.forward` for the Llama family.
         weights: float32 arrays by the definition's names; copied to the device.
         rounding: by weight, how its inputs are rounded before the product; the others are not.
-        kv: format of keys and values, "f16" or "f32".
-        num_blocks, block_tokens: the cache's storage, in blocks of the first group.
-        groups: of each layer, the group whose block tables it reads; None: all the first.
+        kv_bytes: the cache's storage.
         device: "cpu" or "cuda".
     """
 
@@ -209,10 +222,7 @@ class TorchExecutor(Generic[Config]):
         weights: Mapping[str, NDArray[np.float32]],
         *,
         rounding: Mapping[str, Rounding] | None = None,
-        kv: Literal["f16", "f32"],
-        num_blocks: int,
-        block_tokens: int = 16,
-        groups: Sequence[int] | None = None,
+        kv_bytes: int,
         device: str = "cpu",
     ) -> None:
         _check_rounding(weights, rounding or {})
@@ -220,7 +230,7 @@ class TorchExecutor(Generic[Config]):
         self._config, self._forward = config, forward
         self._weights = {name: torch.tensor(w, dtype=torch.float32, device=place) for name, w in weights.items()}
         self._rounding = dict(rounding or {})
-        self.cache = PagedKV(config, kv, num_blocks, block_tokens, place, groups)
+        self.cache = TorchCache(config, kv_bytes, place)
         self._times = StepTimes(0.0, 0.0, 0.0)
         self._reduced = empty_reduced(0, 0)
 
@@ -234,9 +244,27 @@ class TorchExecutor(Generic[Config]):
         """PyTorch's threads are its own."""
         return None
 
+    def register(self, layout: CacheLayout) -> int:
+        """See `Executor.register`. ParameterError names what the layout has that this model's cache cannot have."""
+        return self.cache.register(layout)
+
+    def evict(self, source: CacheView, target: CacheView, kept: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
+        with torch.inference_mode():
+            evict(self.cache, source, target, kept, counts)
+
+    def read(self, view: CacheView, layer: int, head: int, what: Literal["keys", "values"]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return read(self.cache, view, layer, head, what)
+
+    def save(self, blocks: NDArray[np.int32], steps: int) -> NDArray[np.uint8]:
+        return self.cache.save(blocks, steps)
+
+    def restore(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
+        self.cache.restore(blocks, data)
+
     def run(self, work: Pass) -> NDArray[np.float32]:
         """Compute the pass. Raises ParameterError for a pass whose tokens, slots, spans or blocks do not fit."""
-        _check(work, self._config.vocab_size, self.cache)
+        check_pass(work, self._config, self.cache.layouts, len(self.cache.memory))
         with torch.inference_mode():
             for copy in work.copies.tolist():
                 self.cache.copy(*copy)
@@ -259,36 +287,3 @@ def _check_rounding(weights: Mapping[str, NDArray[np.float32]], rounding: Mappin
     for name in rounding:
         if name not in weights:
             raise ParameterError(f"rounding must name weights, got {name!r}")
-
-
-def _check(work: Pass, vocab_size: int, cache: PagedKV) -> None:
-    rows = len(work.tokens)
-    _within("tokens", work.tokens, vocab_size)
-    _within("logit_rows", work.logit_rows, rows)
-    _within("reduce_rows", work.reduce_rows, rows)
-    _within("targets", work.targets, vocab_size)
-    if len(work.targets) != len(work.reduce_rows) or not 0 <= work.top <= vocab_size:
-        raise ParameterError(f"pass: {len(work.reduce_rows)} reduce_rows, {len(work.targets)} targets, top {work.top}")
-    if len(work.positions) != rows or len(work.slots) != rows:
-        raise ParameterError(f"pass: {rows} tokens, {len(work.positions)} positions, {len(work.slots)} slots")
-    for name, spans, end in (("spans", work.spans, rows), ("block_spans", work.block_spans, len(work.blocks))):
-        if len(spans) < 2 or spans[0] != 0 or spans[-1] != end or (np.diff(spans) < (name == "spans")).any():
-            raise ParameterError(f"pass: {name} must rise from 0 to {end}, got {spans.tolist()}")
-    sequences = len(work.spans) - 1
-    if len(work.block_spans) != len(cache.num_blocks) * sequences + 1:
-        raise ParameterError(f"pass: {len(work.spans)} spans, {len(work.block_spans)} block_spans")
-    for group, num_blocks in enumerate(cache.num_blocks):
-        for s in range(sequences):
-            table = work.blocks[slice(*work.block_spans[group * sequences + s :][:2])]
-            _within(f"blocks of sequence {s}", table, num_blocks, -1)
-            slots = work.slots[work.spans[s] : work.spans[s + 1]]
-            _within(f"slots of sequence {s}", slots, len(table) * cache.block_tokens)
-            _within(f"blocks that sequence {s} writes", table[slots // cache.block_tokens], num_blocks)
-    for group, source, target in work.copies:
-        _within("groups of copies", np.array([group]), len(cache.num_blocks))
-        _within("blocks of copies", np.array([source, target]), cache.num_blocks[group])
-
-
-def _within(name: str, values: NDArray[np.integer], end: int, low: int = 0) -> None:
-    if len(values) and (values.min() < low or values.max() >= end):
-        raise ParameterError(f"pass: {name} must lie in [{low}, {end}), got {values.min()} to {values.max()}")
