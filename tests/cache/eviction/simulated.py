@@ -6,6 +6,7 @@ The reference knows tokens, not slots: of each layer and KV head the tokens that
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,6 +65,14 @@ def rotation(rope: RopeTable, position: int) -> Tensor:
     return turn
 
 
+def one_thread() -> Iterator[None]:
+    """A fixture: products this small gain nothing from more threads, which wait for each other where cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Simulation:
     """A sequence whose rows are computed one chunk after another, evicted by an `Evictor` and by the reference alike."""
 
@@ -78,7 +87,7 @@ class Simulation:
         assert made is not None
         self.evictor, self.computed = made, 0
         self.tables: Tables = [[[] for _ in range(self.shape.num_kv_heads)] for _ in range(self.shape.num_layers)]
-        # [L][H_kv][token] what all rows, and each row, left
+        # [L, H_kv, row, token] in steps of 2**-24, as attention reports them: less than half a step is nothing
         self.probabilities = torch.zeros(
             self.shape.num_layers, self.shape.num_kv_heads, tokens, tokens, dtype=torch.float64
         )
@@ -104,11 +113,11 @@ class Simulation:
         for layer in range(self.shape.num_layers):
             for head, table in enumerate(self.tables[layer]):
                 table += range(first, end)
-                p = self._attention(layer, head, first, end)  # [query heads, rows, slots]
-                self.probabilities[layer, head, first:end, table] += p.sum(0)
+                steps = torch.round(self._attention(layer, head, first, end) * 2**24)  # [query heads, rows, slots]
+                self.probabilities[layer, head, first:end, table] += steps.sum(0)
                 if observation is not None and observation.sums is not None:
-                    steps = torch.round(p[:, begin - first : stop - first] * 2**24).long().sum((0, 1))
-                    observation.sums[layer, head, : len(table)] += steps.numpy()
+                    sums = steps[:, begin - first : stop - first].long().sum((0, 1))
+                    observation.sums[layer, head, : len(table)] += sums.numpy()
 
     def _attention(self, layer: int, head: int, first: int, end: int) -> Tensor:
         """Softmax over the tokens left that come no later than the row."""
@@ -145,7 +154,11 @@ class Simulation:
         assert policy is not None
         budget = policy.kept(self.computed)
         if self.params.layers == "pyramid":
-            budgets = pyramid(budget, sum(policy.protected(budget)), [len(self.tables[layer][0]) for layer in layers])
+            budgets = pyramid(
+                budget,
+                sum(policy.protected(budget)),
+                [sum(map(len, self.tables[layer])) // self.shape.num_kv_heads for layer in layers],
+            )
         else:
             budgets = [budget] * len(layers)
         found = {}
@@ -207,6 +220,8 @@ def keep(scores: list[dict[int, float]], budget: int, first: int, last: int, *, 
 def pyramid(budget: int, protected: int, most: list[int]) -> list[int]:
     """As PyramidKV has it, for layers that all have room: floating point will do here."""
     rest, layers = budget - protected, len(most)
+    if layers == 1:
+        return [budget]
     high = min(rest * 1.95, max(most) - protected)
     shares = [protected + high - (2 * high - 2 * rest) * i / (layers - 1) for i in range(layers)]
     whole = [math.floor(share + 1e-9) for share in shares]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
-from cache.eviction.simulated import Shape, Simulation, numbers, rope_table
+from cache.eviction.simulated import Shape, Simulation, numbers, one_thread, rope_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +20,9 @@ ONCE = ["h2o:budget=25%,every=0", "h2o:budget=12,recent=0.25", "snapkv:budget=50
 AGAIN = ["h2o:budget=25%,every=7", "h2o:budget=12,every=1", "snapkv:budget=10,window=4,kernel=3,every=9", "tova:budget=6,every=5",
          "tova:budget=60%,every=4", "keydiff:budget=8,every=6", "expectedattention:budget=8,window=12,every=5,sinks=1"]  # fmt: skip
 SPREADS = [("uniform", "uniform"), ("pyramid", "uniform"), ("uniform", "ada"), ("pyramid", "ada")]
+
+
+one_thread = pytest.fixture(autouse=True)(one_thread)
 
 
 def params(policy: str, layers: str = "uniform", heads: str = "uniform") -> CacheParams:
@@ -53,7 +58,7 @@ def test_kept_at_every_event(policy: str, layers: str, heads: str) -> None:
         assert kept.counts.max() <= simulation.evictor.most_kept(24, 60)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from(ONCE + AGAIN),
     st.sampled_from(SPREADS),
@@ -145,10 +150,24 @@ def test_what_is_observed() -> None:
     assert again is not None and (again.first, again.end) == (112, 120)
     assert again.sums is not None and again.sums.shape[2] >= 53 and not again.sums.any()
     queries = Evictor.of(params("expectedattention:window=16"), Shape(), 10, None)
-    assert queries is not None and (watched := queries.observation(0, 4)) is not None and watched.queries is not None
+    assert queries is not None
+    watched = queries.observation(0, 4)
+    assert watched is not None and watched.queries is not None
     assert (watched.first, watched.end, watched.sums, watched.queries.shape) == (0, 10, None, (3, 10, 32))
     keys = Evictor.of(params("keydiff"), Shape(), 10, None)
     assert keys is not None and keys.observation(0, 10) is None
+
+
+@pytest.mark.parametrize("policy", ["h2o:every=0", "snapkv:window=4", "expectedattention:window=4"])
+def test_memory_goes_with_the_last_event(policy: str) -> None:
+    made = Evictor.of(params(policy), Shape(), 20, None)
+    assert made is not None
+    watched = made.observation(0, 20)
+    assert watched is not None
+    memory = weakref.ref(watched.sums if watched.sums is not None else watched.queries)
+    made.evicted(made.choose(20, lambda layer, head, what: np.ones((20, 8), np.float32)))
+    del watched
+    assert memory() is None and made.next_event(20) is None and made.observation(20, 100) is None
 
 
 def test_the_sums_grow_with_the_rows() -> None:

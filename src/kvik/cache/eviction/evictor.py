@@ -148,6 +148,8 @@ class Evictor:
         self._counts, self._last = kept.counts[list(self.layers)].astype(np.int64), event
         self._evicted = event - Fraction(int(self._counts.sum()), self._counts.size)
         self._next = self.policy.event(self.prompt_tokens, event + 1, self._evicted)
+        if self._next is None:  # nothing is observed any more
+            self._sums = self._queries = None
 
     def fork(self) -> Evictor:
         """One in the same state."""
