@@ -160,6 +160,7 @@ NB_MODULE(_native, m) {
             return measure_bandwidth(self, kernels, mib, repeats);
         });
 
+    bind_cache(m);
     bind_sampler(m);
     bind_scoring(m);
     bind_program(m);

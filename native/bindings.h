@@ -16,6 +16,7 @@
 const kvik::Kernels& kernels_named(std::string name);
 
 void bind_program(nanobind::module_&);
+void bind_cache(nanobind::module_&);
 void bind_sampler(nanobind::module_&);
 void bind_scoring(nanobind::module_&);
 

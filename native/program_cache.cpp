@@ -114,10 +114,42 @@ int32_t Program::slots(const View& v, int32_t layer, int32_t head) const {
 
 namespace {
 
+bool reads_packed(const Cache& c, int32_t slot, int32_t reader) { return slot >= c.keep && slot < c.packed_end(reader); }
+
 // Whether what the row at `reader` reads of the slot is there.
 bool there(const Cache& c, int32_t slot, int32_t reader) {
-    if (slot >= c.keep && slot < c.packed_end(reader)) return c.packed_blocks[slot / c.packed.tokens] >= 0;
+    if (reads_packed(c, slot, reader)) return c.packed_blocks[slot / c.packed.tokens] >= 0;
     return c.blocks[slot / kBlockTokens] >= 0;
+}
+
+uint8_t* page_of(const Cache& c, int32_t slot) {
+    return c.base + size_t(c.packed_blocks[slot / c.packed.tokens]) * kAddressBytes + c.packed_at;
+}
+
+// The integers of a slot's value and what they mean, from one table's page to another's of the same format. (Rounded anew
+// they need not be the same: the zero of int4 was rounded too.)
+void copy_value(const Cache& from, int32_t source, const Cache& to, int32_t target) {
+    const PageShape &a = from.packed, &b = to.packed;
+    const uint8_t* old = page_of(from, source);
+    uint8_t* fresh = page_of(to, target);
+    const size_t d = size_t(a.head_size), i = size_t(source % a.tokens), j = size_t(target % b.tokens);
+    std::memcpy(fresh + b.value_scales() + 2 * j, old + a.value_scales() + 2 * i, 2);
+    if (a.v == KV::int4) fresh[b.value_zeros() + j] = old[a.value_zeros() + i];
+    old += a.values() + i / kBlockTokens * a.value_block();
+    fresh += b.values() + j / kBlockTokens * b.value_block();
+    // tokens of a lane of 32 bits: 4 or 8
+    const size_t lane = a.v == KV::int8 ? 4 : 8, row = 4 * d;
+    old += i % kBlockTokens / lane * row + i % 4;
+    fresh += j % kBlockTokens / lane * row + j % 4;
+    const bool high = a.v == KV::int4 && i & 4, to_high = a.v == KV::int4 && j & 4;
+    for (size_t channel = 0; channel < d; ++channel, old += 4, fresh += 4) {
+        if (a.v == KV::int8)
+            *fresh = *old;
+        else if (to_high)
+            *fresh = uint8_t((*fresh & 0x0F) | (high ? *old & 0xF0 : *old << 4));
+        else
+            *fresh = uint8_t((*fresh & 0xF0) | (high ? *old >> 4 : *old & 0x0F));
+    }
 }
 
 }  // namespace
@@ -231,8 +263,10 @@ void Program::run_evict(const Eviction& e, int32_t unit, ThreadState& own) const
             if (slot < to.keep || slot >= packed) kernels_.append(to, slot, own_k, own_v);
         }
         if (end > packed || end <= to.keep) continue;
-        uint8_t* share = kv_ + size_t(to.packed_blocks[first / each]) * kAddressBytes + to.packed_at;
-        kernels_.pack_page(to.packed, share, k, v);
+        kernels_.pack_page(to.packed, page_of(to, first), k, v);
+        if (!is_packed(to.packed.v) || from.packed.v != to.packed.v) continue;
+        for (int32_t slot = first; slot < end; ++slot)
+            if (reads_packed(from, kept[slot], reader)) copy_value(from, kept[slot], to, slot);
     }
 }
 

@@ -75,6 +75,48 @@ def best_rows(
     isa: str = "",
 ) -> None: ...
 
+# Kernels of the cache by themselves, for tests: one layer and KV head of one sequence. A page is (format of keys, of values,
+# tokens), formats as kvik.ops.pages.KV_FORMATS has them; blocks are addresses in steps of 64 bytes, -1 where nobody looks.
+_Page = tuple[int, int, int]
+
+def hadamard(isa: str, x: NDArray[np.float32]) -> None: ...
+def page_bytes(page: _Page, head_size: int) -> int: ...
+def pack_page(isa: str, page: _Page, k: NDArray[np.float32], v: NDArray[np.float32], out: NDArray[np.uint8]) -> None: ...
+
+class UnitCache:
+    def __init__(
+        self,
+        isa: str,
+        memory: NDArray[np.uint8],
+        head_size: int,
+        full: _Page,
+        blocks: NDArray[np.int32],
+        packed: _Page | None,
+        packed_blocks: NDArray[np.int32] | None,
+        shift: int,
+        keep: int,
+    ) -> None: ...
+    def append(self, slot: int, k: NDArray[np.float32], v: NDArray[np.float32]) -> None: ...
+    def pack_group(self, group: int) -> None: ...
+    def read_slot(self, slot: int, reader: int, k: NDArray[np.float32], v: NDArray[np.float32]) -> None: ...
+    # q, sink_q, out [rows, group * D]; slots [rows], not yet less the shift; tile: rows at once; shares: threads' parts of one
+    def attend(
+        self,
+        q: NDArray[np.float32],
+        sink_q: NDArray[np.float32] | None,
+        slots: NDArray[np.int32],
+        group: int,
+        window: int,
+        sinks: int,
+        scale: float,
+        tile: int,
+        shares: int,
+        out: NDArray[np.float32],
+        sums: NDArray[np.int64] | None,
+        observed_first: int,
+        observed_end: int,
+    ) -> None: ...
+
 # Rows of logits [R, V] reduced to the outputs, those of kvik.ops.Reduced.
 def reduce_logits(
     pool: Pool | None,
