@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import contenders, evaluation_text
 from bench.common import middle
@@ -22,8 +22,22 @@ SINKS, RECENT = 4, 1020
 CHARACTERS_A_TOKEN = 5  # more than English has here, so that the text is long enough
 QUALITY = {"quality": "f32", "end-to-end": "auto"}
 """Weights by the job's name: "auto" is the file's, with activations in 8 bits."""
-RECALL: Mapping[str, tuple[int, dict[str, int]]] = {"needle": (1024, {"needles": 2}), "keys": (512, {})}
-"""Tokens of a task's prompts and its settings: the full cache answers most."""
+
+
+class Task(NamedTuple):
+    """One of kvik.evaluation.tasks, tokens of its prompts, settings of its own; the full cache answers most."""
+
+    task: str
+    tokens: int
+    more: dict[str, int]
+
+
+RECALL: Mapping[str, Task] = {
+    "needle": Task("needle", 1024, {"needles": 2}), "keys": Task("keys", 512, {}),
+    "keys-in-text": Task("keys", 1024, {"lines": 5}),
+}  # fmt: skip
+"""By the job's name."""
+
 PREFILL = 4096
 CAPACITY = {"prompt": 2048, "new": 512, "kv_bytes": 384 << 20, "requests": 64}
 LLAMA = ("f16", "q4_0")
@@ -113,8 +127,8 @@ def stream(settings: Settings, sizes: Sizes) -> Measurement:
 
 
 def recall(settings: Settings, sizes: Sizes, task: str) -> Measurement:
-    tokens, more = RECALL[task]
-    found = ask(settings, "recall", 0, evicting(sizes.scorers), task=task, items=sizes.items, tokens=tokens, more=more)
+    asked = {**RECALL[task]._asdict(), "items": sizes.items}
+    found = ask(settings, "recall", 0, evicting(sizes.scorers), **asked)
     figures = {
         f"{name}: {figure}": float(value) for name, each in found["found"].items() for figure, value in each.items()
     }

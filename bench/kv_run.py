@@ -72,7 +72,7 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
 
 
 def context(settings: Settings, sizes: Sizes, options: argparse.Namespace) -> dict[str, object]:
-    tasks = "; ".join(f"{task}, prompts of {tokens:,} tokens" for task, (tokens, _) in RECALL.items())
+    tasks = "; ".join(f"{name}, prompts of {task.tokens:,} tokens" for name, task in RECALL.items())
     return {
         **machine(), "blocks": options.blocks, "repeats in a measurement": settings.repeat, "seed": settings.seed,
         "threads": settings.threads, "model": settings.model.name, "bytes": f"of a sequence of {BYTES_AT:,} tokens",

@@ -130,8 +130,8 @@ def test_llama_cpp_decodes_behind_as_many_tokens_with_its_own_format(settings, s
 
 
 def test_recall_asks_for_both_tasks_and_all_settings(settings, sizes, ran) -> None:
-    for task in ("needle", "keys"):
-        figures = plan(settings, sizes)[f"recall {task}"].measure(0).figures
+    for name, task in (("needle", "needle"), ("keys", "keys"), ("keys-in-text", "keys")):
+        figures = plan(settings, sizes)[f"recall {name}"].measure(0).figures
         assert figures["full: share"] == 0.91 and figures["tova 25 %, after: points"] == -1.0
         asked = json.loads(ran[-1][2])
         assert (asked["task"], asked["items"]) == (task, 4) and len(asked["settings"]) == 7

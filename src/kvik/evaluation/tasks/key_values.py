@@ -5,7 +5,7 @@ After the key-value retrieval of Liu et al. 2023, "Lost in the middle" (arXiv:23
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 
 from kvik.errors import ParameterError
 from kvik.evaluation.model import TextTokens
@@ -24,8 +24,8 @@ def key_values(
 ) -> RecallItem:
     """Item `number` of a seed, with a prompt of just so many tokens.
 
-    lines: of the list, 1 to 4,900; None is as many as have room. What they leave of the prompt is everyday English before
-    them. Raises ParameterError where the prompt has no room for the lines.
+    lines: of the list, 1 to 4,900; None is as many as have room. What they leave of the prompt is everyday English around
+    the list. Raises ParameterError where the prompt has no room for the lines.
     """
     if lines is not None:
         integer("lines", lines, 1, MOST_LINES)
@@ -49,9 +49,11 @@ def key_values(
     asked = draw.randrange(len(rows))
     name, value = entries[asked]
     end = encode(question := f"\n{name}:")
-    before = [token for piece in filler(tokenizer, draw, room - len(end)) for token in piece]
-    context = [*begin, *before, *title, *(token for row in rows for token in row)]
-    first = len(context) - sum(map(len, rows[asked:]))
+    text = filler(tokenizer, draw, room - len(end))
+    place = draw.randint(min(1, len(text)), len(text))  # the first piece lacks its beginning
+    before = [*begin, *chain(*text[:place]), *title]
+    context = [*before, *chain(*rows), *chain(*text[place:])]
+    first = len(before) + sum(map(len, rows[:asked]))
     return RecallItem(
         "keys", (*context, *end), len(context), (first, first + len(rows[asked])), question, str(value),
         tuple(encode(f" {value}")),
