@@ -12,7 +12,7 @@ from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk, Request
 from kvik.engine.sequence import Group
 from kvik.engine.stats import StepStats
-from kvik.params import BeamParams, CacheParams, SamplingParams
+from kvik.params import BeamParams, CacheParams, SamplingParams, parse_kv
 
 Rng = np.random.Generator
 TOKENS = 64
@@ -37,6 +37,7 @@ class Totals:
     hits: int = 0
     cancelled: int = 0
     requests: int = 0
+    parked: int = 0
 
 
 @dataclass
@@ -81,6 +82,27 @@ def random_beams(rng: Rng, tokens: int = TOKENS) -> BeamParams:
         diversity_penalty=pick(0.0, 0.7) if groups > 1 else 0.0, stop=pick((), (), ("ab", "x1"), ("Q",)),
         ignore_eos=bool(rng.integers(2)), logprobs=pick(None, 0, 2),
     )  # fmt: skip
+
+
+FORMATS = ("f16", "f16", "f32", "int8", "int4", "k8v4", "k16v8", "int4/f32")
+POLICIES = (
+    None, "streamingllm:sinks=4,window=30", "streamingllm:sinks=17,window=70", "h2o:budget=30%,every=16",
+    "h2o:budget=20", "snapkv:budget=50%,window=2", "snapkv:budget=30%,window=2,at=40,every=32", "tova:budget=24,every=16",
+    "keydiff:budget=30%,every=32", "expectedattention:budget=40%,window=8,every=24,sinks=1", "keydiff:budget=1.0,every=8",
+)  # fmt: skip
+
+
+def random_cache(rng: np.random.Generator) -> CacheParams:
+    pick = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
+    k, v = parse_kv(pick(FORMATS))
+    packed = {"group_size": pick((16, 32, 64)), "keep_first": pick((0, 4, 20))} if "int" in k + v else {}
+    policy = pick(POLICIES)
+    spread = {}
+    if policy is not None and not policy.startswith("streamingllm"):
+        spread = {"layers": pick(("uniform", "pyramid"))}
+        if not policy.startswith("tova"):
+            spread["heads"] = pick(("uniform", "ada"))
+    return CacheParams(k=k, v=v, rotate=bool(rng.integers(2)), policy=policy, **packed, **spread)
 
 
 def random_jobs(rng: Rng, vocab: int, count: int, tokens: int = TOKENS) -> list[Job]:
@@ -161,6 +183,7 @@ def run_schedule(made: Engine, jobs: list[Job], rng: Rng, totals: Totals, scores
     totals.hits += made.stats.prefix_hit_tokens
     totals.cancelled += made.stats.cancelled
     totals.requests += len(jobs)
+    totals.parked += made.stats.parked
 
 
 def alone(made: Engine, job: Job) -> list[Answer]:

@@ -14,34 +14,15 @@ from engine.schedules import (
     assert_same,
     pool_for,
     random_beams,
+    random_cache,
     random_jobs,
     run_schedule,
 )
 
 from kvik.engine.engine import Engine
-from kvik.params import CacheParams, parse_kv
 from kvik.text.tokenizer import Tokenizer
 
 SHAPES = {"heads": HEADS, "heads and a window": HEADS_AND_WINDOW}
-FORMATS = ("f16", "f16", "f32", "int8", "int4", "k8v4", "k16v8", "int4/f32")
-POLICIES = (
-    None, "streamingllm:sinks=4,window=30", "streamingllm:sinks=17,window=70", "h2o:budget=30%,every=16",
-    "h2o:budget=20", "snapkv:budget=50%,window=2", "snapkv:budget=30%,window=2,at=40,every=32", "tova:budget=24,every=16",
-    "keydiff:budget=30%,every=32", "expectedattention:budget=40%,window=8,every=24,sinks=1", "keydiff:budget=1.0,every=8",
-)  # fmt: skip
-
-
-def random_cache(rng: np.random.Generator) -> CacheParams:
-    pick = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
-    k, v = parse_kv(pick(FORMATS))
-    packed = {"group_size": pick((16, 32, 64)), "keep_first": pick((0, 4, 20))} if "int" in k + v else {}
-    policy = pick(POLICIES)
-    spread = {}
-    if policy is not None and not policy.startswith("streamingllm"):
-        spread = {"layers": pick(("uniform", "pyramid"))}
-        if not policy.startswith("tova"):
-            spread["heads"] = pick(("uniform", "ada"))
-    return CacheParams(k=k, v=v, rotate=bool(rng.integers(2)), policy=policy, **packed, **spread)
 
 
 def one_schedule(tokenizer: Tokenizer, shape: Shape, seed: int, totals: Totals, counts: Counter[str]) -> None:

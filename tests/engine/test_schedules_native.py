@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine.schedules import Job, Totals, alone, assert_same, pool_for, random_beams, random_jobs, run_schedule
+from engine.schedules import (
+    Job,
+    Totals,
+    alone,
+    assert_same,
+    pool_for,
+    random_beams,
+    random_cache,
+    random_jobs,
+    run_schedule,
+    scored_from,
+)
 from engine.small_engines import CONFIGS, small_engine
 
 from kvik.engine.engine import Engine
@@ -20,20 +31,24 @@ EACH = 8
 
 
 class Crowd:
-    """Jobs with what they say alone."""
+    """Jobs with what they say alone. mixed: each with its own cache."""
 
-    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
-        self.tokenizer, self.name = tokenizer, name
-        self.single = small_engine(tokenizer, name, prefix_sharing=False)
+    def __init__(self, tokenizer: Tokenizer, name: str, mixed: bool = False) -> None:
+        self.tokenizer, self.name, self.mixed = tokenizer, name, mixed
+        self.single = small_engine(tokenizer, name, any_format=mixed, prefix_sharing=False)
         self.jobs = random_jobs(np.random.default_rng(5), 98, JOBS)
         rng = np.random.default_rng(6)
         for job in self.jobs[::6]:
             job.params = random_beams(rng)
+        for job in self.jobs if mixed else ():
+            job.cache, job.prompt = random_cache(rng), (*job.prompt, *range(12))
         self.answers = [alone(self.single, job) for job in self.jobs]
         self.logits = [self._logits(job) for job in self.jobs]
 
     def _logits(self, job: Job) -> Any:
-        group = self.single.add_score(self.single.score_request(job.prompt, reduce=False))
+        group = self.single.add_score(
+            self.single.score_request(job.prompt, reduce=False, first=scored_from(job), cache=job.cache)
+        )
         while self.single.step():
             pass
         return group.samples[0].result().logits
@@ -44,9 +59,12 @@ class Crowd:
         jobs = []
         for i in chosen:
             cancelled = int(rng.integers(1, 60)) if rng.random() < 0.1 else None
-            jobs.append(Job(self.jobs[i].prompt, self.jobs[i].params, int(rng.integers(0, 20)), cancelled))
+            one = self.jobs[i]
+            jobs.append(Job(one.prompt, one.params, int(rng.integers(0, 20)), cancelled, one.cache))
         build = lambda slabs: self.build(slabs, **settings)  # noqa: E731
-        made = build(pool_for(build, jobs, float(rng.choice([0.25, 0.4, 0.7, 1.5]))))
+        made = build(
+            pool_for(build, jobs, float(rng.choice([0.1, 0.15, 0.25] if self.mixed else [0.25, 0.4, 0.7, 1.5])))
+        )
         run = made.executor.run
         splits = 0
 
@@ -67,12 +85,12 @@ class Crowd:
             assert np.array_equal(result.logits, self.logits[prompts[result.token_ids]])
 
     def build(self, slabs: int, **settings: Any) -> Engine:
-        return small_engine(self.tokenizer, self.name, slabs, **settings)
+        return small_engine(self.tokenizer, self.name, slabs, any_format=self.mixed, **settings)
 
 
 @cache
-def crowd_of(tokenizer: Tokenizer, name: str) -> Crowd:
-    return Crowd(tokenizer, name)
+def crowd_of(tokenizer: Tokenizer, name: str, mixed: bool = False) -> Crowd:
+    return Crowd(tokenizer, name, mixed)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -87,6 +105,20 @@ def test_any_schedule_says_what_each_request_says_alone(small_tokenizer: Tokeniz
         )  # fmt: skip
     assert totals.preemptions > 0 and totals.splits > 0 and totals.copies > 0 and totals.hits > 0
     assert totals.cancelled > 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("schedules", [20, pytest.param(300, marks=pytest.mark.slow)])
+def test_so_does_any_schedule_of_mixed_caches(small_tokenizer: Tokenizer, name: str, schedules: int) -> None:
+    crowd, totals = crowd_of(small_tokenizer, name, True), Totals()
+    for seed in range(schedules):
+        rng = np.random.default_rng(1000 * schedules + seed)
+        crowd.check(
+            rng, totals, threads=int(rng.integers(1, 3)), prefix_sharing=bool(rng.random() < 0.8),
+            max_batch_tokens=int(rng.choice([1, 7, 16, 40])), max_sequences=int(rng.choice([8, 64])),
+        )  # fmt: skip
+    assert totals.preemptions > 0 and totals.splits > 0 and totals.copies > 0 and totals.hits > 0
+    assert totals.parked > 0
 
 
 @pytest.mark.parametrize("name", CONFIGS)
