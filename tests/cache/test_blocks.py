@@ -315,3 +315,12 @@ def test_what_is_parked_together_shares_as_before(layout: KVLayout) -> None:
 def saved(memory: Memory, pool: BlockPool, cache: SequenceCache) -> list[bytes]:
     """Bytes of each block it holds."""
     return [memory.save(np.array([block], np.int32), pool.steps_of(block)).tobytes() for block in cache.held()]
+
+
+def test_a_block_that_is_written_to_again_is_not_found_by_what_it_held() -> None:
+    pool = plain_pool(10, PrefixIndex())
+    tokens = list(range(64))
+    cache = filled(pool, tokens)
+    cache.truncate(40)
+    cache.append(24, copies := [])
+    assert pool.index is not None and copies == [] and hit_quietly(pool.index, tokens[:48], PLAIN) == 32

@@ -57,23 +57,23 @@ def choose_slab_bytes(layouts: Sequence[KVLayout], pool_bytes: int, usual: Itera
     """Bytes of a slab: the smallest multiple of a full block with which no size of block leaves 3 % of the pool unused.
 
     That is behind the last block of each slab, and behind the last slab. Slabs have no more than 1/16 of the pool, where
-    that is enough for blocks of every size of `layouts`, which fit in any case; if all leave more, the one that leaves least
-    with these, then with others. usual: layouts whose blocks count too.
+    that is enough for blocks of every size of `layouts`, which fit in any case; if all leave more, one that all sizes fit and
+    that leaves least with these, then with others. usual: layouts whose blocks count too.
     """
     must = _sizes(layouts)
     sizes, largest = must | _sizes(usual), max(must)
     base = layouts[0].tables[0].steps * ADDRESS_BYTES
     least = -(-largest // base)
     most = min(max(least, pool_bytes // FEWEST_SLABS // base), least * MOST_MULTIPLE)
-    best = (2.0, 2.0, least)
+    best = (True, 2.0, 2.0, least)
     for count in range(least, most + 1):
         slab = count * base
         share = max(1, pool_bytes // slab) / max(pool_bytes, slab)
         unused, unused_by_own = (1 - min(slab // size * size for size in some) * share for some in (sizes, must))
         if unused <= MOST_WASTE:
             return slab
-        best = min(best, (max(unused_by_own, MOST_WASTE), unused, count))
-    return best[2] * base
+        best = min(best, (slab < max(sizes), max(unused_by_own, MOST_WASTE), unused, count))
+    return best[3] * base
 
 
 def check_slab(layout: KVLayout, slab_bytes: int) -> None:
