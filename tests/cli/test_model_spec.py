@@ -63,7 +63,7 @@ def test_refusals(text: str, said: str) -> None:
 
 
 def test_a_text_has_no_prompt_to_evict_behind() -> None:
-    check_scored("--models", parse_specs("--models", "A,evict=snapkv:at=99,B,evict=h2o,C"))
+    check_scored("--models", parse_specs("--models", "A,evict=snapkv:at=200,B,evict=h2o,C"))
     with pytest.raises(
         ParameterError, match="--models: B,evict=snapkv: snapkv evicts at the prompt's length, and a text has none"
     ):
