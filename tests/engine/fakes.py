@@ -371,12 +371,18 @@ def make_engine(
 
 
 def engine(
-    tokenizer: Tokenizer, *, num_blocks: int = 8, context: int = 100, batch: int = 32, **params: object
+    tokenizer: Tokenizer,
+    *,
+    num_blocks: int = 8,
+    slab_blocks: int = 1,
+    context: int = 100,
+    batch: int = 32,
+    **params: object,
 ) -> tuple[Engine, Script]:
     script = Script(tokenizer.vocab_size)
     shape = Shape(context_length=context, vocab_size=tokenizer.vocab_size)
     params = {"max_batch_tokens": batch, "prefix_sharing": False} | params
-    return make_engine(script, tokenizer, shape, PoolSize(num_blocks, shape.slab_bytes), **params), script  # type: ignore[arg-type]
+    return make_engine(script, tokenizer, shape, PoolSize(num_blocks, slab_blocks * shape.slab_bytes), **params), script  # type: ignore[arg-type]
 
 
 def seeing(

@@ -111,7 +111,7 @@ def test_without_max_tokens_a_small_pool_ends_a_generation(tokenizer: Tokenizer)
 
 
 def test_logits_that_are_not_finite_are_refused(tokenizer: Tokenizer) -> None:
-    made, script = engine(tokenizer)
+    made, script = engine(tokenizer, slab_blocks=2)
     make = script.make
 
     def poisoned(work, rows):

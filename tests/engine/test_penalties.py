@@ -13,7 +13,7 @@ from kvik.engine.admission import MOST_LISTS
 from kvik.engine.receipt import receipt_from_json, receipt_to_json
 from kvik.engine.request import Receipt
 from kvik.errors import ParameterError
-from kvik.params import PRESETS, Grammar, SamplingParams
+from kvik.params import PRESETS, CacheParams, Grammar, SamplingParams
 from kvik.text.tokenizer import Tokenizer
 from kvik.text.words import MAX_BREAKER_BYTES, MAX_BREAKER_TAIL, Pieces, bad_word_ids, breaker_ids
 from kvik.weights.gguf import read_gguf
@@ -170,6 +170,6 @@ def test_receipts_hold_every_field(params: SamplingParams) -> None:
     from dataclasses import asdict
 
     model = dict.fromkeys(("name", "path", "digest", "weights", "kv", "executor", "device"), "x") | {"isa": None}
-    receipt = Receipt("1", model, "sampling", asdict(params), (1,), ((2,),), ("length",))
+    receipt = Receipt("1", model, "sampling", asdict(params), CacheParams().as_dict(), (1,), ((2,),), ("length",))
     read = receipt_from_json(receipt_to_json(receipt), "it")
     assert SamplingParams(**read.params) == params
