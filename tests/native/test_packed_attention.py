@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native.pages import ISAS, Floats, Unit, attend, defined, unit
 
-from kvik.ops.pages import KVFormat
+from kvik.params import KVFormat
 
 FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
 ONE = 2**24

@@ -9,7 +9,8 @@ import pytest
 from native.pages import ISAS, full_of, numbered, packed_of, unit
 
 from kvik import _native
-from kvik.ops.pages import KVFormat, PageFormat, is_packed
+from kvik.ops.pages import PageFormat, is_packed
+from kvik.params import KVFormat
 
 FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
 PAIRS = [(k, v) for k in FORMATS for v in FORMATS]

@@ -15,10 +15,11 @@ from oracles.small_caches import Held, Space, pass_of
 from kvik.errors import ParameterError
 from kvik.models.config import ModelConfig
 from kvik.ops import Observation, RopeTable
-from kvik.ops.pages import KV_FORMATS, CacheLayout, KVFormat, PageFormat, is_packed
+from kvik.ops.pages import CacheLayout, PageFormat, is_packed
 from kvik.ops.torch_cache import TorchCache
 from kvik.ops.torch_ops import TorchOps
 from kvik.ops.torch_pages import FULL, code_keys, code_values, from_bytes, hadamard, to_bytes
+from kvik.params import KV_FORMATS, KVFormat
 from kvik.weights.layouts import Layout
 from native import tiny
 
