@@ -147,7 +147,6 @@ def compare_logits(
 
 _Matrix: TypeAlias = tuple[NDArray[np.uint8], int, int, int]
 _Norm: TypeAlias = tuple[NDArray[np.float32], float]
-_Page: TypeAlias = tuple[int, int, int]
 # kvik.ops.CacheView and Observation
 _View: TypeAlias = tuple[int, NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], int]
 _Observation: TypeAlias = tuple[int, int, int, NDArray[np.int64] | None, NDArray[np.float32] | None]
