@@ -147,8 +147,13 @@ def bytes_table(results: Results) -> str:
     for name in settings_in(results, BYTES, ": ratio"):
         over = of_nominal(results, name) if name.endswith("%") and name != BOTH else None
         kept = figure(results, BYTES, f"{name}: kept")
-        rows.append([name, number(figure(results, BYTES, f"{name}: ratio")), number(over), number(kept)])
+        rows.append([name, three(figure(results, BYTES, f"{name}: ratio")), three(over), number(kept)])
     return markdown_table(["cache", "bytes ÷ f16", "÷ nominal", "tokens kept"], rows)
+
+
+def three(value: float | None) -> str:
+    """Three decimals."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def quality_table(results: Results) -> str:

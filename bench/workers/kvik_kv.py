@@ -23,10 +23,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from kvik.params.cache import cache_params
 
 import kvik
 from bench.trace import token_ids
+from kvik.params.cache import cache_params
 
 Found = dict[str, Any]
 POOL = 2 << 30

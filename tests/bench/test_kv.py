@@ -203,7 +203,7 @@ def test_report_and_plot(results, tmp_path) -> None:
     assert "| end-to-end int4 | 10.1 | +1.000 % | +0.500 to +2.000 % | 97.00 % |" in text
     assert "| tova | after | 90.0 % (-1.0: -2.0 to +0.0)" in text and "| int4 + snapkv | inside | – |" in text
     assert "| llama.cpp q4_0 | 12.0 (12.0–12.0) | – | – | – |" in text and text.count("## Quality") == 1
-    assert "| tova 10 % | 0.25 | 2.50 |" in text and f"| {BOTH} | 0.25 | – |" in text
+    assert "| tova 10 % | 0.250 | 2.500 |" in text and f"| {BOTH} | 0.250 | – |" in text
     pytest.importorskip("matplotlib")
     plot(results, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 10_000

@@ -23,7 +23,8 @@ from kvik.cache.storage import (
     usual_layouts,
 )
 from kvik.errors import ParameterError
-from kvik.ops.pages import KV_FORMATS, PageFormat, is_packed
+from kvik.ops.pages import PageFormat, is_packed
+from kvik.params import KV_FORMATS
 from kvik.params.cache import CacheParams
 from kvik.params.eviction import StreamingLLM
 

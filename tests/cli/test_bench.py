@@ -80,6 +80,9 @@ def test_table(kvik):
         (["--depth", "-1"], ("--depth", "at least 0")),
         (["--prompt-tokens", "2048"], ("--prompt-tokens", "2049", "2048")),
         (["--depth", "2000", "--new-tokens", "48"], ("--depth", "2049", "2048")),
+        (["--evict", "snapkv:budget=1%"], ("--evict with --prompt-tokens 512: budget 1% keeps 5 of 512 tokens",)),
+        (["--evict", "snapkv", "--depth", "40"], ("--evict with --depth 40: budget 25% keeps 10 of 40 tokens",)),
+        (["--evict", "h2o", "--sequences", "2", "--depth", "90"], ("--sequences and --depth", "--evict h2o takes no")),
     ],
 )
 def test_refused(kvik, arguments, named):
@@ -88,6 +91,26 @@ def test_refused(kvik, arguments, named):
     (line,) = ended.err.splitlines()
     for part in named:
         assert part in line
+
+
+def test_caches(kvik, made):
+    asked = (
+        "bench",
+        "--kv",
+        "int8",
+        "--evict",
+        "snapkv:budget=50%",
+        "--depth",
+        "200",
+        "--new-tokens",
+        "3",
+        "--repeat",
+        "1",
+    )
+    ended = kvik(*asked)
+    assert ended.code == 0, ended.err
+    assert "kv int8, snapkv:budget=50%," in ended.out and {cache.k for cache in made[-1].caches} == {"int8"}
+    assert made[-1].engine.stats.evictions == 1 or made[-1].engine.stats.steps == 3
 
 
 def test_torch_has_no_reading_rate(kvik, monkeypatch):

@@ -5,7 +5,7 @@ from models.small_models import write_gguf
 
 from kvik.cli import model_spec
 from kvik.cli.machine import Memory
-from kvik.cli.model_spec import ModelSpec, find_models, load_models, parse_spec, parse_specs
+from kvik.cli.model_spec import ModelSpec, check_scored, find_models, load_models, parse_spec, parse_specs
 from kvik.errors import ParameterError, TryAgainError
 from kvik.params import CacheParams, EngineParams
 
@@ -60,6 +60,14 @@ def test_caches():
 def test_refusals(text: str, said: str) -> None:
     with pytest.raises(ParameterError, match=said):
         parse_spec("--model", text)
+
+
+def test_a_text_has_no_prompt_to_evict_behind() -> None:
+    check_scored("--models", parse_specs("--models", "A,evict=snapkv:at=200,B,evict=h2o,C"))
+    with pytest.raises(
+        ParameterError, match="--models: B,evict=snapkv: snapkv evicts at the prompt's length, and a text has none"
+    ):
+        check_scored("--models", parse_specs("--models", "A,B,evict=snapkv"))
 
 
 @pytest.fixture

@@ -25,10 +25,11 @@ from kvik.errors import ParameterError
 from kvik.models import MODELS
 from kvik.models.config import ModelConfig, RopeConfig
 from kvik.ops import Experts, Pass, Rounding
-from kvik.ops.pages import ADDRESS_BYTES, KVFormat
+from kvik.ops.pages import ADDRESS_BYTES
 from kvik.ops.torch_cache import TorchCache
 from kvik.ops.torch_ops import TorchExecutor, TorchOps
 from kvik.ops.torch_rounding import round_to_bf16, round_to_int8
+from kvik.params import KVFormat
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -58,6 +58,7 @@ def test_nothing_said_is_none():
         (None, "snapvk", "^evict: policy must be one of .* did you mean 'snapkv'"),
         (None, {"budget": 0.5}, r"^evict\.policy must be the name of a policy"),
         (None, {"policy": "h2o", "window": 4}, "^evict: a field of h2o must be one of .* got 'window'"),
+        (None, {"policy": "h2o", "is_share": True}, "^evict: a field of h2o must be one of .* got 'is_share'"),
         (None, {"policy": "none", "budget": 4}, "^evict: policy 'none' takes no fields, got 'budget'"),
         (None, {"policy": "snapkv", "budget": 0}, r"^evict\.budget must be"),
         (None, {"policy": "snapkv", "budget": "some"}, r"^evict\.budget must be a number, got 'some'"),

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kvik
-from kvik.ops import pages
 from kvik.params import GROUP_SIZES, KV_FORMATS, CacheParams, cache_params, kv_text, parse_kv
 
 FORMATS = st.sampled_from(KV_FORMATS)
@@ -37,10 +36,6 @@ def caches(draw: st.DrawFn) -> CacheParams:
             "heads": draw(st.sampled_from(["uniform", "ada"])),
         }
     return CacheParams(**fields)
-
-
-def test_formats_are_those_of_pages() -> None:
-    assert KV_FORMATS == pages.KV_FORMATS
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol
 
 from kvik.errors import ParameterError
 from kvik.ops import Sizes
-from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, RECENT, CacheLayout, KVFormat, PageFormat, is_packed
-from kvik.params.cache import CacheParams, kv_text, parse_kv
+from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, RECENT, CacheLayout, PageFormat, is_packed
+from kvik.params.cache import CacheParams, KVFormat, kv_text, parse_kv
 from kvik.params.eviction import StreamingLLM, policy_name
 
 __all__ = ["BLOCK_TOKENS", "CacheShape", "KVLayout", "LayerGroup", "Places", "Table", "blocks_for", "kv_layout"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvik.cli.cache_options import check_prompt
 from kvik.cli.eval_correlate import correlate
 from kvik.cli.eval_divergence import divergence
 from kvik.cli.eval_longppl import longppl
@@ -64,6 +65,7 @@ def logprobs(
     """
     if not 0 <= top <= MAX_LOGPROBS:
         raise ParameterError(f"--top must be in [0, {MAX_LOGPROBS}], got {top}")
+    check_prompt(model.cache(), None)
     machine, text = engine.params(), read_text(file)
     llm = model.load(machine)
     ids = llm.tokenizer.encode(text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from kvik.cli.model_spec import SPEC_HELP, ModelSpec, load_models, parse_spec
+from kvik.cli.model_spec import SPEC_HELP, ModelSpec, check_scored, load_models, parse_spec
 from kvik.cli.naming import naming_options
 from kvik.cli.options import EngineOptions, Json
 from kvik.cli.output import Progress, print_json
@@ -84,6 +84,7 @@ class DivergenceOptions:
 
 def _spec(option: str, text: str) -> ModelSpec:
     spec = parse_spec(option, text)
+    check_scored(option, [spec])
     if spec.ref.startswith(("http://", "https://")):
         raise ParameterError(
             f"{option}: an endpoint does not give whole distributions, which divergence needs, got {spec.ref}"

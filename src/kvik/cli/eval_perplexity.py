@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from kvik.cli.endpoint_options import EndpointOptions, refuse_engine
-from kvik.cli.model_spec import SPEC_HELP, ModelSpec, find_models, load_models, parse_specs
+from kvik.cli.model_spec import SPEC_HELP, ModelSpec, check_scored, find_models, load_models, parse_specs
 from kvik.cli.naming import naming_options
 from kvik.cli.options import EngineOptions, Json
 from kvik.cli.output import Progress, note, print_json
@@ -76,7 +76,9 @@ class PerplexityOptions:
     def specs(self, endpoint: EndpointOptions) -> list[ModelSpec]:
         """The models to load; none where only an endpoint is asked for."""
         if self.models is not None:
-            return parse_specs("--models", self.models)
+            found = parse_specs("--models", self.models)
+            check_scored("--models", found)
+            return found
         return [] if endpoint.endpoint is not None else parse_specs("--models", DEFAULT_MODEL)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvik.cli import options
+from kvik.cli.cache_options import check_prompt
 from kvik.cli.machine import memory
 from kvik.cli.output import Progress, amount
 from kvik.errors import DataError, ParameterError, TryAgainError
@@ -18,7 +19,17 @@ if TYPE_CHECKING:
 
     from kvik.llm import LLM
 
-__all__ = ["KEYS", "ROOM_BYTES", "SPEC_HELP", "ModelSpec", "find_models", "load_models", "parse_spec", "parse_specs"]
+__all__ = [
+    "KEYS",
+    "ROOM_BYTES",
+    "SPEC_HELP",
+    "ModelSpec",
+    "check_scored",
+    "find_models",
+    "load_models",
+    "parse_spec",
+    "parse_specs",
+]
 
 KEYS: dict[str, str] = {
     "weights": "auto, f32, bf16, int8 or int4",
@@ -141,6 +152,12 @@ def _check(option: str, spec: ModelSpec) -> None:
         check_device(choose("executor", spec.get("executor", "native"), EXECUTORS), spec.get("device", "cpu"))
     except ParameterError as error:
         raise ParameterError(f"{option}: {error}") from None
+
+
+def check_scored(option: str, specs: Sequence[ModelSpec]) -> None:
+    """ParameterError where a policy has no place to evict at in a text that is scored from its beginning."""
+    for spec in specs:
+        check_prompt(spec.cache() or CacheParams(), None, f"{option}: {spec}")
 
 
 def find_models(specs: Sequence[ModelSpec]) -> None:

@@ -53,7 +53,7 @@ class Event(NamedTuple):
     @property
     def pairs(self) -> int:
         """Layers and heads."""
-        return self.states.shape[0] * self.states.shape[1]
+        return int(self.states.shape[0] * self.states.shape[1])
 
     @property
     def attention_kept(self) -> float | None:

@@ -141,9 +141,10 @@ def _measured(
     choice, usage = answer.choices[0], answer.usage
     ids = tuple(choice.token_ids)
     common = next((i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
-    speeds = (median(rates), min(rates), max(rates)) if rates else (None, None, None)
+    middle, slowest, fastest = (median(rates), min(rates), max(rates)) if rates else (None, None, None)
     return CacheMeasured(
-        name, cache, usage.kv_bytes_now, usage.kv_bytes_peak, usage.kv_tokens_kept, *speeds, moved, common, choice.text, ids,
+        name, cache, usage.kv_bytes_now, usage.kv_bytes_peak, usage.kv_tokens_kept, middle, slowest,
+        fastest, moved, common, choice.text, ids,
         choice.finish_reason,
     )  # fmt: skip
 

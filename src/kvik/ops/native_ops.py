@@ -12,8 +12,9 @@ from kvik import _native
 from kvik.ops import CacheView, Config, Ops, Pass, Reduced, StepTimes
 from kvik.ops.native_lowering import lower
 from kvik.ops.native_recording import NativeOps, Node, Weight
-from kvik.ops.pages import ADDRESS_BYTES, KV_FORMATS, CacheLayout, PageFormat
+from kvik.ops.pages import ADDRESS_BYTES, CacheLayout, PageFormat
 from kvik.ops.reduction import empty_reduced
+from kvik.params import KV_FORMATS
 
 __all__ = ["NativeExecutor"]
 

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
+
+from kvik.params import KVFormat
 
 __all__ = [
     "ADDRESS_BYTES",
     "BLOCK_TOKENS",
-    "KV_FORMATS",
     "RECENT",
     "CacheLayout",
-    "KVFormat",
     "PageFormat",
     "is_packed",
 ]
 
-KVFormat = Literal["f32", "f16", "bf16", "int8", "int4"]
-"""In the order of the native core's numbers."""
-KV_FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
 _BITS: dict[KVFormat, int] = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
 
 BLOCK_TOKENS = 16

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from kvik.errors import ParameterError
 from kvik.ops import Observation, Pass, Sizes
-from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, KV_FORMATS, CacheLayout, is_packed
+from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, CacheLayout, is_packed
+from kvik.params import KV_FORMATS
 
 __all__ = ["check_layout", "check_pass", "within"]
 

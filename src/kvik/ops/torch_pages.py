@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvik.ops.pages import KVFormat, PageFormat
+from kvik.ops.pages import PageFormat
+from kvik.params import KVFormat
 
 __all__ = ["Coded", "code_keys", "code_values", "from_bytes", "hadamard", "to_bytes"]
 

@@ -14,6 +14,7 @@ from kvik.params.eviction import Policy, Scorer, parse_policy, policy_name, poli
 __all__ = ["GROUP_SIZES", "KV_FORMATS", "CacheParams", "KVFormat", "cache_params", "kv_text", "parse_kv"]
 
 KVFormat = Literal["f32", "f16", "bf16", "int8", "int4"]
+"""In the order of the native core's numbers."""
 KV_FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
 GROUP_SIZES = (16, 32, 64, 128)
 MAX_KEEP_FIRST = 1024

@@ -66,7 +66,7 @@ def _evicting(evict: object, base: CacheParams) -> CacheParams:
         spread |= {name: given.pop(name) for name in tuple(spread) if name in given}
         policy = parse_policy(text)
         if given:
-            known = () if policy is None else [field.name for field in fields(policy)]
+            known = () if policy is None else tuple(field.name for field in fields(policy) if field.init)
             name = next((name for name in given if name not in known), None)
             if name is not None and not known:
                 raise ParameterError(f"policy 'none' takes no fields, got {name!r}")

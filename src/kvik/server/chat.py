@@ -11,7 +11,7 @@ from kvik.errors import ParameterError
 from kvik.server.body import Fields, JsonObject
 from kvik.server.errors import ApiError, api_error
 from kvik.server.events import Events, follow, usage_of
-from kvik.server.fields import GENERATION, Common, cache_of, chat_fields, check_cache, check_top, generation_params
+from kvik.server.fields import GENERATION, Common, cache_of, chat_fields, check_policy, check_top, generation_params
 from kvik.server.formats import names
 from kvik.server.logprobs import chat_logprobs
 from kvik.server.responding import Reply
@@ -32,9 +32,9 @@ async def answer_chat(service: Service, body: JsonObject, reply: Reply) -> None:
     try:
         params = generation_params(fields, common.max_tokens, _top_logprobs(fields))
         ids = await conversation_ids(service, fields)
-        cache = cache_of(fields, service.info.cache)
-        check_cache(service.llm.engine.admission, cache, len(ids))
+        cache = cache_of(fields, service.llm.engine.admission)
         service.check_length(len(ids), 1, "messages", cache)
+        check_policy(cache, len(ids))
         request = await service.request(ids, params, common.salt, cache)
     except ParameterError as error:
         raise api_error(error, FIELDS, RENAMED | names(fields)) from None

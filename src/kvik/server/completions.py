@@ -17,7 +17,7 @@ from kvik.server.fields import (
     GENERATION,
     Common,
     cache_of,
-    check_cache,
+    check_policy,
     check_top,
     completion_fields,
     generation_params,
@@ -55,7 +55,7 @@ async def answer_completion(service: Service, body: JsonObject, reply: Reply) ->
             400, "receipt needs generated tokens, and max_tokens is 0", param="receipt", code="invalid_value"
         )
     params = generation_params(fields, 1 if only_score else common.max_tokens, top)
-    cache = cache_of(fields, service.info.cache)
+    cache = cache_of(fields, service.llm.engine.admission)
     jobs = await _jobs(service, fields, _Asked(params, cache, common.salt, echo, only_score))
     scored = await _scores(service, jobs)
     answering = _Answering(service, jobs, scored, params, common, echo)
@@ -124,7 +124,7 @@ async def _jobs(service: Service, fields: Fields, asked: _Asked) -> list[Job]:
 async def _job(service: Service, prompt: Prompt, name: str, asked: _Asked) -> Job:
     llm, params, cache = service.llm, asked.params, asked.cache
     ids = await service.ids(prompt, name, 0 if asked.only_score else 1, cache)
-    check_cache(llm.engine.admission, cache, None if asked.only_score else len(ids))
+    check_policy(cache, None if asked.only_score else len(ids))
     request = None if asked.only_score else await service.request(ids, params, asked.salt, cache)
     score = None
     if asked.echo and (asked.only_score or params.logprobs is not None):

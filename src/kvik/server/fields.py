@@ -14,7 +14,7 @@ from kvik.server.formats import FORMATS, grammar_field
 from kvik.text.tokenizer import check_text
 
 __all__ = [
-    "GENERATION", "Common", "cache_of", "chat_fields", "check_cache", "check_top", "completion_fields", "generation_params",
+    "GENERATION", "Common", "cache_of", "chat_fields", "check_policy", "check_top", "completion_fields", "generation_params",
 ]  # fmt: skip
 
 MAX_TOP_LOGPROBS = 20
@@ -126,19 +126,20 @@ def generation_params(fields: Fields, max_tokens: int | None, logprobs: int | No
     return any_params(given | {"max_tokens": max_tokens, "logprobs": logprobs})
 
 
-def cache_of(fields: Fields, base: CacheParams) -> CacheParams:
-    """How the keys and values of a body's requests are kept: `base` where it does not say. ParameterError begins with kv or
-    evict."""
-    return json_cache(fields.given.get("kv"), fields.given.get("evict"), base) or base
-
-
-def check_cache(admission: Admission, cache: CacheParams, prompt_tokens: int | None) -> None:
-    """ParameterError, naming kv or evict, where the model cannot have the cache, or the policy makes no sense for a prompt of
-    so many tokens (None: a text)."""
+def cache_of(fields: Fields, admission: Admission) -> CacheParams:
+    """How the keys and values of a body's requests are kept: the engine's where it does not say. ParameterError begins with
+    kv or evict, also where the model cannot have it."""
+    base = admission.cache
+    cache = json_cache(fields.given.get("kv"), fields.given.get("evict"), base) or base
     try:
         admission.layout(cache)
     except ParameterError as error:
         raise ParameterError(f"{cache_field(str(error)) or 'kv'}: {error}") from None
+    return cache
+
+
+def check_policy(cache: CacheParams, prompt_tokens: int | None) -> None:
+    """ParameterError, naming evict, where the policy makes no sense for a prompt of so many tokens (None: a text)."""
     try:
         cache.check(prompt_tokens)
     except ParameterError as error:

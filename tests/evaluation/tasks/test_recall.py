@@ -34,7 +34,7 @@ def test_a_seed_and_a_number_decide_an_item(smollm, task, more) -> None:
     assert items == recall_items(task, smollm, 6, 400, seed=3, **more)
     assert items[2:] == recall_items(task, smollm, 4, 400, seed=3, first=2, **more)
     others = recall_items(task, smollm, 6, 400, seed=4, **more)
-    assert len({item.answer for item in items + others}) == 12
+    assert len({item.prompt for item in items + others}) == 12
     with pytest.raises(FrozenInstanceError):
         items[0].answer = "1"
 
@@ -97,7 +97,7 @@ def test_names_are_all_different_and_the_first_share_no_word() -> None:
         ("needle", 0, {}, "tokens must be"), ("needle", 30, {}, "1 needles and the question take"),
         ("needle", 300, {"needles": 71}, "needles must be in .1, 70."), ("needle", 300, {"seed": -1}, "seed must be at least 0"),
         ("keys", 20, {}, "1 lines and the question do not fit in a prompt of 20 tokens"),
-        ("keys", 60, {"lines": 40}, "40 lines and the question do not fit"), ("keys", 300, {"lines": 0}, "lines must be in .1, 4900."),
+        ("keys", 60, {"lines": 40}, "40 lines and the question do not fit"), ("keys", 300, {"lines": 0}, "lines must be in .1, 4900."), ("keys", 300, {"digits": 1}, "digits must be in"),
         ("keys", 300, {"lines": True}, "lines must be an integer"), ("needles", 300, {}, "task must be one of needle, keys, got 'needles'; did you mean"),
     ],
 )  # fmt: skip

@@ -44,5 +44,5 @@ def recall_items(
     task: str, tokenizer: TextTokens, count: int, tokens: int, *, seed: int = 0, first: int = 0, **more: int
 ) -> list[RecallItem]:
     """Items `first` to `first + count - 1` of a task; more: settings of its own (`needles`, `lines`)."""
-    make = TASKS[choose("task", task, TASKS)]
+    make = TASKS[choose("task", task, list(TASKS))]
     return [make(tokenizer, tokens, seed=seed, number=first + at, **more) for at in range(count)]

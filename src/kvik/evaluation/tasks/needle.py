@@ -10,40 +10,43 @@ from itertools import islice
 
 from kvik.errors import ParameterError
 from kvik.evaluation.model import TextTokens
-from kvik.evaluation.tasks.recall import RecallItem, beginning, filler, task_draw
+from kvik.evaluation.tasks.recall import DIGITS, RecallItem, answers, beginning, filler, task_draw
 from kvik.evaluation.tasks.texts import names
 from kvik.params.checks import integer
 
 __all__ = ["needle"]
 
-DIGITS = 5
 MOST_NEEDLES = 70
 
 
-def needle(tokenizer: TextTokens, tokens: int, *, seed: int = 0, number: int = 0, needles: int = 1) -> RecallItem:
+def needle(
+    tokenizer: TextTokens, tokens: int, *, seed: int = 0, number: int = 0, needles: int = 1, digits: int = DIGITS
+) -> RecallItem:
     """Item `number` of a seed, with a prompt of just so many tokens.
 
-    needles: sentences of the kind, each about something else and with a number of its own; one of them is asked for.
+    needles: sentences of the kind, each about something else and with a number of its own; one of them is asked for. digits: of the numbers.
     The places of all are drawn evenly. Raises ParameterError where the prompt has no room for them.
     """
     integer("needles", needles, 1, MOST_NEEDLES)
     draw = task_draw("needle", seed, number, tokens)
     wanted = list(islice(names(draw), needles))
-    numbers = draw.sample(range(10 ** (DIGITS - 1), 10**DIGITS), needles)
+    answer, others = answers(draw, digits, needles - 1)
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special=False, first=False)
 
     question = f"\n\nWhat is the number of the {wanted[0]}? The number of the {wanted[0]} is"
     begin, end = beginning(tokenizer, "Remember the numbers that are told in this text."), encode(question)
-    facts = [encode(f" The number of the {name} is {value}.") for name, value in zip(wanted, numbers, strict=True)]
+    facts = [
+        encode(f" The number of the {name} is {value}.") for name, value in zip(wanted, (answer, *others), strict=True)
+    ]
     room = tokens - len(begin) - len(end) - sum(map(len, facts))
     if room < 0:
         raise ParameterError(f"{needles} needles and the question take {tokens - room} tokens, the prompt has {tokens}")
     context, first = hidden(draw, begin, facts, filler(tokenizer, draw, room))
     return RecallItem(
-        "needle", (*context, *end), len(context), (first, first + len(facts[0])), question, str(numbers[0]),
-        tuple(encode(f" {numbers[0]}")),
+        "needle", (*context, *end), len(context), (first, first + len(facts[0])), question, answer,
+        tuple(encode(f" {answer}")),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from kvik.params import SamplingParams, choose
 from kvik.params.checks import integer
 
 __all__ = [
-    "MOST_TOKENS", "PLACES", "Compared", "Place", "RecallItem", "Recalled", "answer_params", "beginning", "compared", "filler",
+    "DIGITS", "MOST_TOKENS", "PLACES", "Compared", "Place", "RecallItem", "Recalled", "answer_params", "answers", "beginning", "compared", "filler",
     "given", "recalled", "task_draw",
 ]  # fmt: skip
 
@@ -27,6 +27,7 @@ Place = Literal["inside", "after"]
 PLACES: tuple[Place, ...] = get_args(Place)
 """Of the question, beside the eviction."""
 MOST_TOKENS = 1 << 24
+DIGITS = 3
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,15 @@ def filler(tokenizer: TextTokens, draw: random.Random, room: int) -> list[list[i
         pieces.append(ids[-room:])
         room -= len(ids)
     return pieces[::-1]
+
+
+def answers(draw: random.Random, digits: int, others: int) -> tuple[str, list[str]]:
+    """A number of so many digits, 2 to 9, that is asked for, and others that differ from it."""
+    integer("digits", digits, 2, 9)
+    least, most = 10 ** (digits - 1), 10**digits - 1
+    asked = draw.randint(least, most)
+    rest = (draw.randint(least, most - 1) for _ in range(others))  # the one asked for left out
+    return str(asked), [str(other + (other >= asked)) for other in rest]
 
 
 def beginning(tokenizer: TextTokens, text: str) -> list[int]:
