@@ -124,6 +124,23 @@ def test_chunks_are_those_of_the_synchronous_answer(model: AsyncLLM) -> None:
         assert usage.completion_tokens == whole.usage.completion_tokens and chunks[-1].stats is not None
 
 
+def test_each_request_has_its_cache(model: AsyncLLM) -> None:
+    """The window of the model's layers is 32: all but the packed format is refused by name."""
+    packed = kvik.CacheParams(k="int8", v="int4", group_size=16)
+
+    async def run() -> tuple[list[list[Chunk]], Any]:
+        both = (read(model.generate("abc" * 20, params(), cache=cache)) for cache in (None, packed))
+        return await asyncio.gather(*both), await model.score("abc" * 20, cache=packed)
+
+    answers, scored = asyncio.run(run())
+    for cache, chunks in zip((None, packed), answers, strict=True):
+        done = model.llm.generate("abc" * 20, params(), cache=cache)[0]
+        assert tuple(t for c in chunks for t in c.token_ids) == done.choices[0].token_ids
+    assert scored.logprobs.tolist() == model.llm.score("abc" * 20, cache=packed)[0].logprobs.tolist()
+    with pytest.raises(kvik.ParameterError, match="policy is tova; all layers of this model have a window"):
+        model.generate("abc", cache=kvik.CacheParams(policy="tova"))
+
+
 def test_complete_and_score_are_the_synchronous_ones(model: AsyncLLM) -> None:
     want, scored = model.llm.generate("abc", params())[0], model.llm.score("hello there", top=2)[0]
 

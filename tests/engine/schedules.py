@@ -10,6 +10,7 @@ import numpy as np
 
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk, Request
+from kvik.engine.scheduler import Step
 from kvik.engine.sequence import Group
 from kvik.engine.stats import StepStats
 from kvik.params import BeamParams, CacheParams, SamplingParams, parse_kv
@@ -148,8 +149,13 @@ def pool_for(made: Callable[[int], Engine], jobs: list[Job], share: float) -> in
     return max(max(each), int(share * sum(each)))
 
 
-def run_schedule(made: Engine, jobs: list[Job], rng: Rng, totals: Totals, scores: list[Any] | None = None) -> None:
-    """All jobs through the engine; the books are checked after each step."""
+def run_schedule(
+    made: Engine, jobs: list[Job], rng: Rng, totals: Totals, scores: list[Any] | None = None, preempted: float = 0.0
+) -> None:
+    """All jobs through the engine; the books are checked after each step.
+
+    preempted: how often, per step, the youngest is though there is room.
+    """
     step, seen = 0, list[StepStats]()
     made.on_step = seen.append
     waiting = sorted(jobs, key=lambda job: job.arrives)
@@ -168,6 +174,11 @@ def run_schedule(made: Engine, jobs: list[Job], rng: Rng, totals: Totals, scores
         for job in jobs:
             if job.cancelled_at is not None and job.group is not None and step >= job.arrives + job.cancelled_at:
                 made.cancel(job.group)
+        if preempted and rng.random() < preempted and made.scheduler.running:
+            by_force, youngest = Step(), made.scheduler.running[-1]
+            made.scheduler._preempt(youngest, by_force)
+            youngest.lost_alone = 0
+            totals.preemptions, totals.parked = totals.preemptions + 1, totals.parked + by_force.parked
         stepped = made.step()
         for error in (job.group.error for job in jobs if job.group is not None and job.group.error is not None):
             raise error

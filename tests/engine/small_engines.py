@@ -37,7 +37,8 @@ def weights_of(name: str, layout: Layout) -> Any:
 
 def pool_of(name: str, num_slabs: int, kv: str, any_format: bool = False) -> PoolSize:
     """So many slabs of whole blocks of the format, or of any."""
-    layouts = usual_layouts(CONFIGS[name]) if any_format else (kv_layout(CONFIGS[name], kv),)
+    c = CONFIGS[name]
+    layouts = (*usual_layouts(c), kv_layout(c, "int8/f32")) if any_format else (kv_layout(c, kv),)
     return PoolSize(num_slabs, choose_slab_bytes(layouts, 0))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from engine.fakes import HEADS, HEADS_AND_WINDOW, LAYOUT, Script, Seeing, Shape, make_engine, run_out, seeing
+from engine.small_engines import small_engine
 
 from kvik.cache.storage import PoolSize
 from kvik.engine.engine import Engine
@@ -14,7 +16,7 @@ from kvik.engine.scheduler import Step
 from kvik.engine.sequence import Group
 from kvik.errors import ParameterError
 from kvik.llm import score_result
-from kvik.params import BeamParams, CacheParams, SamplingParams
+from kvik.params import BeamParams, CacheParams, SamplingParams, cache_params
 from kvik.text.tokenizer import Tokenizer
 
 STREAM = CacheParams(policy="streamingllm:sinks=4,window=60")
@@ -238,3 +240,32 @@ def test_an_event_that_fails_ends_its_request_only(small_tokenizer: Tokenizer) -
     run_out(made)
     assert isinstance(first.error, RuntimeError) and second.error is None
     assert [s.finish_reason for s in (*first.samples, *second.samples)] == ["error", "length"]
+
+
+@pytest.mark.parametrize("kv", ["f16", "bf16", "f32", "int8", "int4", "k8v4"])
+def test_a_budget_for_everything_evicts_nothing(small_tokenizer: Tokenizer, kv: str) -> None:
+    """The same bits as without a policy, natively."""
+    answers = []
+    for policy in (None, "h2o:budget=100%,every=8", "keydiff:budget=10000,every=8", "snapkv:budget=100,at=100"):
+        made = small_engine(small_tokenizer, "windows", any_format=True)
+        group = add(made, cache=cache_params(kv, policy, CacheParams()), logprobs=0, n=2)
+        run_out(made)
+        assert made.stats.evictions == 0
+        answers.append([sample.choice() for sample in group.samples])
+    assert all(answer == answers[0] for answer in answers)
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8", "k8v4", "int4"])
+def test_what_an_event_leaves_is_what_is_reported(small_tokenizer: Tokenizer, kv: str) -> None:
+    made = small_engine(small_tokenizer, "grouped heads", any_format=True, max_batch_tokens=512, prefix_sharing=False)
+    cache = cache_params(kv, "snapkv:budget=25%,window=8", CacheParams())
+    groups = [
+        add(made, 4, prompt=[i % 95 for i in range(320)], cache=one) for one in (replace(cache, policy=None), cache)
+    ]
+    run_out(made)
+    whole, left = (group.samples[0].usage for group in groups)
+    layout = made.admission.layout(cache)
+    assert whole is not None and left is not None
+    assert (whole.kv_bytes_now, left.kv_bytes_now) == (layout.bytes_at(323), layout.bytes_at(83))
+    assert (whole.kv_tokens_kept, left.kv_tokens_kept) == (323, 83)
+    assert left.kv_bytes_peak >= layout.bytes_at(320) + layout.bytes_at(80) > whole.kv_bytes_now
