@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvik import _native
-from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, KV_FORMATS, RECENT, KVFormat, PageFormat, is_packed
+from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, RECENT, PageFormat, is_packed
+from kvik.params import KV_FORMATS, KVFormat
 
 Floats = NDArray[np.float32]
 ISAS = _native.isa_available()

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from oracles.small_caches import Held
 
 from kvik.ops import CacheView
-from kvik.ops.pages import ADDRESS_BYTES, CacheLayout, KVFormat, PageFormat, is_packed
+from kvik.ops.pages import ADDRESS_BYTES, CacheLayout, PageFormat, is_packed
 from kvik.ops.torch_pages import code_keys, code_values
+from kvik.params import KVFormat
 from kvik.weights.layouts import Layout
 
 SHAPE = C.num_layers, C.num_kv_heads

@@ -17,8 +17,9 @@ from kvik.models import llama
 from kvik.models.config import ModelConfig, RopeConfig
 from kvik.ops import Executor, Ops, Pass
 from kvik.ops.native_ops import NativeExecutor
-from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, CacheLayout, KVFormat, PageFormat, is_packed
+from kvik.ops.pages import ADDRESS_BYTES, BLOCK_TOKENS, CacheLayout, PageFormat, is_packed
 from kvik.ops.torch_ops import TorchExecutor
+from kvik.params import KVFormat
 from kvik.weights.ggml_types import GGMLType
 from kvik.weights.layouts import Layout
 from kvik.weights.packed import PackedTensor
