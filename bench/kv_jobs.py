@@ -39,7 +39,8 @@ RECALL: Mapping[str, Task] = {
 """By the job's name."""
 
 PREFILL = 4096
-CAPACITY = {"prompt": 2048, "new": 512, "kv_bytes": 384 << 20, "requests": 64}
+CAPACITY = {"prompt": 1024, "new": 512, "kv_bytes": 256 << 20, "requests": 80}
+"""Answers of at least half a prompt's length: while they come, prompts get three tokens a step and sequence."""
 LLAMA = ("f16", "q4_0")
 """Formats of llama.cpp's cache."""
 
@@ -56,6 +57,7 @@ class Sizes:
         scorers: policies of the recall tasks and the bytes, as kv_settings writes them.
         depth: tokens behind which is decoded.
         requests: of the capacity.
+        prefill: tokens of the prompts that scorers are timed on.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class Sizes:
     scorers: tuple[str, ...]
     depth: int = DEPTH
     requests: int = CAPACITY["requests"]
+    prefill: int = PREFILL
 
     @property
     def text(self) -> Path:
@@ -137,7 +140,7 @@ def recall(settings: Settings, sizes: Sizes, task: str) -> Measurement:
 
 def capacity(settings: Settings, sizes: Sizes) -> Measurement:
     """How many run at once in the same bytes, over the f16 cache's, and over what their bytes promise."""
-    named = {**formats(), **evicting(["keydiff", "tova"])}
+    named = {**formats(), **evicting(["keydiff"])}
     found = ask(settings, "capacity", 0, named, **{**CAPACITY, "requests": sizes.requests})
     full, figures = found[FULL], {}
     for name, each in found.items():
@@ -172,10 +175,10 @@ def decode_llama(settings: Settings, sizes: Sizes, kv: str) -> Measurement:
     return Measurement({"decode": middle(tests[-1]["samples_ts"])}, tests)
 
 
-def prefill(settings: Settings, block: int) -> Measurement:
+def prefill(settings: Settings, sizes: Sizes, block: int) -> Measurement:
     """cost: the part that a policy adds to the time of a prompt."""
     named = {FULL: KvSetting(), **{name: KvSetting(FULL, f"{name}:budget=25%") for name in SCORERS}}
-    found = ask(settings, "prefill", block, named, tokens=PREFILL)["seconds"]
+    found = ask(settings, "prefill", block, named, tokens=sizes.prefill)["seconds"]
     figures = {f"{FULL}: seconds": middle(found[FULL])}
     for name in SCORERS:
         figures[f"{name}: cost"] = middle(
@@ -205,7 +208,7 @@ def plan(settings: Settings, sizes: Sizes) -> dict[str, Job]:
         found[f"decode llama.cpp {kv}"] = of_llama(
             settings, lambda: settings.peers.variant("Q4_1"), lambda block, kv=kv: decode_llama(settings, sizes, kv)
         )
-    return {**found, "prefill": ours(partial(prefill, settings))}
+    return {**found, "prefill": ours(partial(prefill, settings, sizes))}
 
 
 def in_blocks(names: Iterable[str]) -> list[str]:

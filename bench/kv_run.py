@@ -12,6 +12,7 @@ from bench.contenders import Settings
 from bench.jobs import check
 from bench.kv_jobs import (
     BYTES_AT,
+    CAPACITY,
     DEPTH,
     PREFILL,
     RECALL,
@@ -30,11 +31,13 @@ from bench.results import Results, machine
 from bench.side_by_side import Run
 
 BLOCKS = 5
-DEFAULTS = {"tokens": 24_576, "items": 500, "stream_tokens": 100_000, "positions": 500, "depth": DEPTH, "requests": 64}
+DEFAULTS = {"tokens": 24_576, "items": 500, "stream_tokens": 100_000, "positions": 500, "depth": DEPTH, "requests": CAPACITY["requests"],
+    "prefill": PREFILL,
+}  # fmt: skip
 MEANT = {
     "tokens": "predictions of a quality job", "items": "of each recall task", "stream_tokens": "of the long text",
     "positions": "of the long text that are scored", "depth": "tokens behind which is decoded",
-    "requests": "of the capacity, all at once",
+    "requests": "of the capacity, all at once", "prefill": "tokens of the prompts that scorers are timed on",
 }  # fmt: skip
 LEAST = {"stream_tokens": 4096, "tokens": 2, "depth": 128}
 
@@ -77,7 +80,7 @@ def context(settings: Settings, sizes: Sizes, options: argparse.Namespace) -> di
         **machine(), "blocks": options.blocks, "repeats in a measurement": settings.repeat, "seed": settings.seed,
         "threads": settings.threads, "model": settings.model.name, "bytes": f"of a sequence of {BYTES_AT:,} tokens",
         "quality": f"{sizes.tokens:,} predictions in windows of {WINDOW:,}, against keys and values in f32",
-        "recall": f"{sizes.items} items a task: {tasks}", "prefill": f"{PREFILL:,} tokens",
+        "recall": f"{sizes.items} items a task: {tasks}", "prefill": f"{sizes.prefill:,} tokens",
         "long text": f"{sizes.stream_tokens:,} tokens, {SINKS} + {RECENT:,} of them kept, {sizes.positions} places",
         "decode": f"behind {sizes.depth:,} tokens",
     }  # fmt: skip
