@@ -33,8 +33,8 @@ class Task(NamedTuple):
 
 
 RECALL: Mapping[str, Task] = {
-    "needle": Task("needle", 1024, {"needles": 2}), "keys": Task("keys", 512, {"digits": 2}),
-    "keys-in-text": Task("keys", 1024, {"lines": 5, "digits": 2}),
+    "needle": Task("needle", 1024, {}), "needles": Task("needle", 1024, {"needles": 4}),
+    "keys": Task("keys", 512, {"digits": 2}),
 }  # fmt: skip
 """By the job's name."""
 
