@@ -133,7 +133,7 @@ def recall_verdicts(results: Results) -> list[Verdict]:
 
 
 def best(results: Results, job: str, place: str, share: int = 25) -> str | None:
-    """The setting with f16 at a share that answers most."""
+    """The setting with f16 at a share that answers most, picked on the items it is reported on."""
     ending = f", {place}: share"
     names = [name for name in settings_in(results, job, ending) if name.endswith(f" {share} %") and name != BOTH]
     return max(names, key=lambda name: figure(results, job, name + ending) or 0.0, default=None)

@@ -12,7 +12,7 @@ __all__ = ["FORMATS", "FULL", "QUALITY_TARGETS", "SCORERS", "SHARES", "KvSetting
 FULL = "f16"
 FORMATS = ("int8", "k8v4", "int4")
 SCORERS = ("h2o", "snapkv", "tova", "keydiff", "expectedattention")
-ALLOCATED = ("snapkv,layers=pyramid", "snapkv,heads=ada")
+ALLOCATED = ("snapkv,layers=pyramid", "snapkv,heads=ada", "keydiff,heads=ada")
 """A scorer with another allocator, as its name is written here: the scorer, then fields."""
 SHARES = (50, 25, 10)
 """Of the tokens, in percent."""

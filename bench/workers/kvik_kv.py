@@ -5,7 +5,7 @@ kvik_kv.py '{"mode": …, "model": …, "threads": 2, "seed": "0/3", "settings":
     quality     "weights", "reference", "text", "window", "tokens": each setting's divergence from the reference's cache
     decode      "depth", "new", "repeat": tokens per second behind so many tokens, the settings in turns
     stream      "text", "tokens", "positions", "sinks", "window", "new": a long text with constant memory
-    recall      "task", "tokens", "items", "more": which items each setting answers, question inside and after
+    recall      "task", "tokens", "items", "task_seed", "more": which items each setting answers, question inside and after
     prefill     "tokens", "repeat": seconds to the second token, the settings in turns
     capacity    "kv_bytes", "prompt", "new", "requests": sequences that ran at once in so many bytes
 """
@@ -185,7 +185,8 @@ def recall(request: Found) -> Found:
     from kvik.evaluation.tasks import PLACES, answer_params, compared, given, recall_items
 
     llm, settings = build(request, max_sequences=32), caches(request)
-    items = recall_items(request["task"], llm.tokenizer, request["items"], request["tokens"], **request["more"])
+    count, tokens, more = request["items"], request["tokens"], request["more"]
+    items = recall_items(request["task"], llm.tokenizer, count, tokens, seed=request["task_seed"], **more)
     right: dict[str, list[bool]] = {f"{name}, {place}": [] for name in settings for place in PLACES} | {"full": []}
     for item in items:
         params = answer_params(item)

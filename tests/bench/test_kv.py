@@ -130,11 +130,11 @@ def test_llama_cpp_decodes_behind_as_many_tokens_with_its_own_format(settings, s
 
 
 def test_recall_asks_for_both_tasks_and_all_settings(settings, sizes, ran) -> None:
-    for name, task in (("needle", "needle"), ("keys", "keys"), ("keys-in-text", "keys")):
+    for name, task in (("needle", "needle"), ("keys", "keys"), ("needles", "needle")):
         figures = plan(settings, sizes)[f"recall {name}"].measure(0).figures
         assert figures["full: share"] == 0.91 and figures["tova 25 %, after: points"] == -1.0
         asked = json.loads(ran[-1][2])
-        assert (asked["task"], asked["items"]) == (task, 4) and len(asked["settings"]) == 7
+        assert (asked["task"], asked["items"], asked["task_seed"]) == (task, 4, 1) and len(asked["settings"]) == 7
 
 
 def test_speeds_come_in_every_block_and_the_rest_once(settings, sizes, ran, tmp_path) -> None:

@@ -15,6 +15,7 @@ from kvik.params.checks import integer
 
 __all__ = ["key_values"]
 
+TITLE = "\n\nA list of names and their numbers:\n"
 MOST_LINES = 4900  # names there are
 
 
@@ -41,7 +42,7 @@ def key_values(
 
     keys = list(islice(names(draw), lines or MOST_LINES))
     answer, others = answers(draw, digits, len(keys))
-    begin, title = beginning(tokenizer, ""), encode("\n\nA list of names and their numbers:\n")
+    begin, title = beginning(tokenizer, ""), encode(TITLE)
     whole, rows, used, longest = tokens - len(begin) - len(title), list[list[list[int]]](), 0, 0
     for name, other in zip(keys, others, strict=True):
         both = [encode(f"{name}: {value}\n") for value in (other, answer)]
