@@ -40,6 +40,7 @@ static inline void store_terms(uint8_t* terms, int at, int n, F x) {
     store_bytes(terms + at, _mm512_srai_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(128)), 8));
     store_bytes(terms + n + at, i);
 }
+constexpr int kTermBytes = 1;  // from a number to the next
 // sum += the bytes times the four numbers from `at` on
 static inline void add_dot(Dot& s, Line w, const uint8_t* terms, int at, int n) {
     s.a = dot4(s.a, w.v, reinterpret_cast<const int8_t*>(terms + at));
@@ -88,6 +89,7 @@ static inline void store_terms(uint8_t* terms, int at, int, F x) {
                                            10, 11, 14, 15);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(terms + 2 * at), _mm256_shuffle_epi8(i, order));
 }
+constexpr int kTermBytes = 2;
 static inline void add_dot(Dot& s, Line w, const uint8_t* terms, int at, int) {
     int32_t even, odd;
     std::memcpy(&even, terms + 2 * at, 4);
@@ -149,6 +151,7 @@ static inline void store_terms(uint8_t* terms, int at, int, F x) {
     for (int i = 0; i < kLanes; ++i) whole[i] = int16_t(__builtin_rintf(x.v[i]));
     std::memcpy(terms + 2 * at, whole, sizeof whole);
 }
+constexpr int kTermBytes = 2;
 static inline void add_dot(Dot& s, const Line& w, const uint8_t* terms, int at, int) {
     int16_t x[4];
     std::memcpy(x, terms + 2 * at, sizeof x);
