@@ -270,6 +270,7 @@ static inline void ask_blocks(const uint8_t* const* blocks, int count, size_t by
 static void attend_part(const Tile& tile, Part& at, const Part& next, const Work& w, float* out) {
     const PageShape &s = tile.shape(at), &other = tile.shape(next);
     const int queries = tile.queries(), d = s.head_size, stride = state_stride(d);
+    const int tiles = (queries + kQueryTile - 1) / kQueryTile, most = (queries + tiles - 1) / tiles;  // queries of one, alike
     const bool many = queries > 2 * kQueryTile;
     KV k = s.k, v = s.v;
     Asked beside_keys, beside_values;
@@ -292,18 +293,18 @@ static void attend_part(const Tile& tile, Part& at, const Part& next, const Work
         beside_keys.full = Ahead(at.values, s.value_block(), s.key_block());
         beside_values.full = Ahead(keys, other.key_block(), s.value_block());
     }
-    for (int i = 0; i < queries; i += kQueryTile) {
-        const int n = queries - i < kQueryTile ? queries - i : kQueryTile;
+    for (int i = 0; i < queries; i += most) {
+        const int n = queries - i < most ? queries - i : most;
         all_scores(n, k, s, at, i == 0 ? beside_keys : Asked(), w.q + i * d, w.p + i * kPartition);
     }
-    for (int i = 0; i < queries; i += kQueryTile) {
-        const int n = queries - i < kQueryTile ? queries - i : kQueryTile;
+    for (int i = 0; i < queries; i += most) {
+        const int n = queries - i < most ? queries - i : most;
         for (int j = i; j < i + n; ++j)
             if (!tile.sees_all(at, tile.slot(j))) mask(tile, at, tile.slot(j), w.p + j * kPartition);
         exponentials_of<kQueryTile>(n, at.count, w.p + i * kPartition, out + i * stride + d, stride);
     }
-    for (int i = 0; i < queries; i += kQueryTile) {
-        const int n = queries - i < kQueryTile ? queries - i : kQueryTile;
+    for (int i = 0; i < queries; i += most) {
+        const int n = queries - i < most ? queries - i : most;
         all_weigh(n, v, s, at, i == 0 ? beside_values : Asked(), w.p + i * kPartition, out + i * stride, stride);
     }
 }
@@ -322,6 +323,8 @@ struct Observed {
           begin(reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(t.a.observed) + 63) / 64 * 64)),
           maximums(count ? exponentials_of(t.places()) : nullptr) {}
     float* exponentials_of(int part) const { return begin + size_t(part) * size_t(count) * kPartition; }
+    // where the next part's scores go: where all queries are observed, to stay
+    float* place(float* scratch) const { return count == tile.queries() ? exponentials_of(parts) : scratch; }
 
     void keep(const Part& part, const float* p, const float* out) {
         if (!count) return;
@@ -329,7 +332,8 @@ struct Observed {
         float *to = exponentials_of(parts), *top = maximums + parts++ * count;
         for (int i = 0; i < count; ++i) {
             const float* from = p + (first + i) * kPartition;
-            for (int b = 0; b < part.count; ++b) store(to + i * kPartition + b * kBlockTokens, load(from + b * kBlockTokens));
+            if (p != to)
+                for (int b = 0; b < part.count; ++b) store(to + i * kPartition + b * kBlockTokens, load(from + b * kBlockTokens));
             top[i] = out[(first + i) * stride + d];
         }
     }
@@ -379,7 +383,7 @@ static void attend(const Queries& a, const Cache& c) {
     const Tile tile(a, c);
     const int d = c.full.head_size, queries = tile.queries(), stride = state_stride(d);
     float* q = a.scratch + kMaxQueries * kPartition;
-    const Work w{a.scratch, q, q + kMaxQueries * d};
+    Work w{a.scratch, q, q + kMaxQueries * d};
     alignas(64) float local[kMaxQueries * state_stride(kMaxHeadSize)];
     if (a.partials)
         for (int i = 0; i < tile.places() * queries; ++i) {
@@ -396,6 +400,7 @@ static void attend(const Queries& a, const Cache& c) {
         if (from != scaled) scale_queries(a, d, scaled = from, q);
         const Part next = tile.from(at.place + 1);
         float* out = a.partials ? a.partials + size_t(at.place) * size_t(queries) * size_t(stride) : local;
+        w.p = observed.place(a.scratch);
         attend_part(tile, at, next, w, out);
         observed.keep(at, w.p, out);
         if (!a.partials) attend_join(a.state, out, queries, d);
