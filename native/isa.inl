@@ -9,6 +9,7 @@
 #include "pages.inl"
 #include "attention.inl"
 #include "packed_attention.inl"
+#include "parts.inl"
 #include "attend.inl"
 #include "sampler_kernels.inl"
 #include "reduction.inl"
