@@ -42,14 +42,24 @@ static inline void round_queries(const PageShape& s, const uint8_t* share, const
         out.step[i] = rounding_step(most);
         out.beside[i] = Type == KV::int4 ? reduce_add(low[i]) : 0.0f;
     }
-    for (int j = 0; j < d; j += kLanes) {
-        const F scale = load_f16(scales + j);
+    for (int j = 0; j < d; j += 4 * kLanes) {
+        F scale[4];
+        KVIK_UNROLL
+        for (int v = 0; v < 4; ++v) scale[v] = j + v * kLanes < d ? load_f16(scales + j + v * kLanes) : zero();
         KVIK_UNROLL
         for (int i = 0; i < Q; ++i) {
-            const F steps = mul(mul(load(q + i * d + j), scale), factor[i]);
-            const F whole = round_even(within(steps, -kMostSteps, kMostSteps));
-            store_terms(out.terms + i * 2 * kQueryTerms, j, kQueryTerms, whole);
-            if constexpr (Type == KV::int8) sum[i] = add(sum[i], whole);
+            F whole[4];
+            KVIK_UNROLL
+            for (int v = 0; v < 4; ++v) {
+                if (j + v * kLanes >= d) {
+                    whole[v] = zero();
+                    continue;
+                }
+                const F steps = mul(mul(load(q + i * d + j + v * kLanes), scale[v]), factor[i]);
+                whole[v] = round_even(within(steps, -kMostSteps, kMostSteps));
+                if constexpr (Type == KV::int8) sum[i] = add(sum[i], whole[v]);
+            }
+            store_terms(out.terms + i * 2 * kQueryTerms + sixteen_at(j / kLanes), kQueryTerms, whole);
         }
     }
     KVIK_UNROLL
@@ -72,20 +82,24 @@ static inline void packed_scores(const uint8_t* const* keys, const uint8_t* cons
     for (int i = 0; i < Q; ++i)
         KVIK_UNROLL
         for (int b = 0; b < B; ++b) sum[i][b] = no_dot();
-    const uint8_t* terms = q.terms;
-    for (size_t j = 0; j < size_t(d) / step * 64; j += 64, terms += step * kTermBytes) {
+    size_t j = 0;
+    for (int v = 0; v < d / kLanes; ++v) {
+        const uint8_t* terms = q.terms + sixteen_at(v);
         KVIK_UNROLL
-        for (int b = 0; b < B; ++b) prefetch(soon[b] + j);
-        KVIK_UNROLL
-        for (int b = 0; b < B; ++b) {
-            const Line line = load_line(at[b] + j);
-            const Line low = Type == KV::int8 ? line : low_nibbles(line);
+        for (int l = 0; l < kLanes / step; ++l, j += 64, terms += step / 4 * kFourBytes) {
             KVIK_UNROLL
-            for (int i = 0; i < Q; ++i) add_dot(sum[i][b], low, terms + i * 2 * kQueryTerms, 0, kQueryTerms);
-            if constexpr (Type == KV::int4) {
-                const Line high = high_nibbles(line);
+            for (int b = 0; b < B; ++b) prefetch(soon[b] + j);
+            KVIK_UNROLL
+            for (int b = 0; b < B; ++b) {
+                const Line line = load_line(at[b] + j);
+                const Line low = Type == KV::int8 ? line : low_nibbles(line);
                 KVIK_UNROLL
-                for (int i = 0; i < Q; ++i) add_dot(sum[i][b], high, terms + i * 2 * kQueryTerms, 4, kQueryTerms);
+                for (int i = 0; i < Q; ++i) add_dot(sum[i][b], low, terms + i * 2 * kQueryTerms, kQueryTerms);
+                if constexpr (Type == KV::int4) {
+                    const Line high = high_nibbles(line);
+                    KVIK_UNROLL
+                    for (int i = 0; i < Q; ++i) add_dot(sum[i][b], high, terms + i * 2 * kQueryTerms + kFourBytes, kQueryTerms);
+                }
             }
         }
     }
@@ -138,14 +152,21 @@ static inline void round_weights(const PageShape& s, const Part& at, const float
         factor[i] = set1(steps_in(most));
         out.step[i] = rounding_step(most);
     }
-    for (int b = 0; b < at.count; ++b)
+    KVIK_UNROLL
+    for (int i = 0; i < Q; ++i) {
+        F whole[kBlocks];
         KVIK_UNROLL
-        for (int i = 0; i < Q; ++i) {
+        for (int b = 0; b < kBlocks; ++b) {
+            if (b >= at.count) {
+                whole[b] = zero();
+                continue;
+            }
             const F steps = mul(mul(load(p + i * kPartition + b * kBlockTokens), scale[b]), factor[i]);
-            const F whole = round_even(within(steps, 0.0f, kMostSteps));
-            store_terms(out.terms + i * 2 * kWeightTerms, b * kBlockTokens, kWeightTerms, whole);
-            total[i] = fma(whole, offset[b], total[i]);
+            whole[b] = round_even(within(steps, 0.0f, kMostSteps));
+            total[i] = fma(whole[b], offset[b], total[i]);
         }
+        store_terms(out.terms + i * 2 * kWeightTerms, kWeightTerms, whole);
+    }
     KVIK_UNROLL
     for (int i = 0; i < Q; ++i) out.less[i] = int32_t(reduce_add(total[i]));
 }
@@ -158,12 +179,12 @@ static inline void packed_weigh(const Part& at, const uint8_t* const* ahead, con
     for (int i = 0; i < Q; ++i)
         KVIK_UNROLL
         for (int j = 0; j < V; ++j) sum[i][j] = no_dot();
-    const uint8_t* terms = p.terms;
     const size_t word = size_t(d / kLanes) * 64;
     for (int b = 0; b < at.count; ++b) {
         const uint8_t* lines = at.values[b] + size_t(from / kLanes) * 64;
         const uint8_t* soon = ahead ? ahead[b] + size_t(from / kLanes) * 64 : lines;
-        for (int w = 0; w < words; ++w, lines += word, soon += word, terms += kBlockTokens / words * kTermBytes) {
+        const uint8_t* terms = p.terms + sixteen_at(b);
+        for (int w = 0; w < words; ++w, lines += word, soon += word, terms += 4 / words * kFourBytes) {
             KVIK_UNROLL
             for (int j = 0; j < V; ++j) prefetch(soon + j * 64);
             KVIK_UNROLL
@@ -171,11 +192,11 @@ static inline void packed_weigh(const Part& at, const uint8_t* const* ahead, con
                 const Line line = load_line(lines + j * 64);
                 const Line low = Type == KV::int8 ? lifted(line) : low_nibbles(line);
                 KVIK_UNROLL
-                for (int i = 0; i < Q; ++i) add_dot(sum[i][j], low, terms + i * 2 * kWeightTerms, 0, kWeightTerms);
+                for (int i = 0; i < Q; ++i) add_dot(sum[i][j], low, terms + i * 2 * kWeightTerms, kWeightTerms);
                 if constexpr (Type == KV::int4) {
                     const Line high = high_nibbles(line);
                     KVIK_UNROLL
-                    for (int i = 0; i < Q; ++i) add_dot(sum[i][j], high, terms + i * 2 * kWeightTerms, 4, kWeightTerms);
+                    for (int i = 0; i < Q; ++i) add_dot(sum[i][j], high, terms + i * 2 * kWeightTerms + kFourBytes, kWeightTerms);
                 }
             }
         }
