@@ -1,4 +1,4 @@
-// Attention of a tile of rows: which blocks they see, part by part; states; what is observed.
+// Attention of a tile of rows: states; one part after another; what is observed.
 
 namespace KVIK_NS {
 using namespace kvik;
@@ -21,8 +21,9 @@ static void attend_join(float* state, const float* partial, int32_t queries, int
         for (int i = 0; i < n; ++i) {
             const float was = state[(from + i) * stride + d], is = partial[(from + i) * stride + d];
             factors[i] = was < is ? was - is : is - was;
+            if (n <= kQueryTile) factors[i] = exp1(factors[i]);  // sooner than all together, which wait for these stores
         }
-        store(factors, exp(load(factors)));
+        if (n > kQueryTile) store(factors, exp(load(factors)));
         for (int i = 0; i < n; ++i) {
             float* s = state + (from + i) * stride;
             const float* x = partial + (from + i) * stride;
@@ -46,97 +47,12 @@ static void attend_finish(const float* state, int32_t rows, int32_t group, int32
         }
 }
 
-// ---- parts -----------------------------------------------------------------------------------------------------------
+// ---- exponentials -----------------------------------------------------------------------------------------------------
 
-// A tile of rows and its cache, in slots of the table.
-struct Tile {
-    const Queries& a;
-    const Cache& c;
-    const int32_t first, last, start;  // slots of the first and the last row; the first slot that the first row sees
-    const int32_t packed_first;        // packed_end of the first row
-    const Partitions partitions;
-    const int states, page_bits;  // a page has 2^bits tokens
-
-    Tile(const Queries& queries, const Cache& cache)
-        : a(queries), c(cache), first(a.slots[0] - c.shift), last(a.slots[a.rows - 1] - c.shift), start(seen_from(first)),
-          packed_first(c.packed_end(first)), partitions(partitions_of(first, last, a.window, a.sinks)), states(states_of(c)),
-          page_bits(__builtin_ctz(unsigned(c.packed.tokens))) {}
-
-    int queries() const { return a.rows * a.group; }
-    int places() const { return (a.last_partition - a.first_partition) * states; }
-    int32_t slot(int query) const { return a.slots[query / a.group] - c.shift; }
-    int32_t packed_end(int32_t slot) const {
-        return states > 1 && slot + 1 > kRecent ? (slot + 1 - kRecent) >> page_bits << page_bits : 0;
-    }
-    // the first slot that a row sees through q
-    int32_t seen_from(int32_t slot) const {
-        const int32_t begin = a.window && slot + 1 > a.window ? slot + 1 - a.window : 0;
-        return begin > a.sinks ? begin : a.sinks;
-    }
-    // whether some row sees slots of the full block from `base` on, of the packed one
-    bool sees_full(int32_t base) const {
-        if (base + kBlockTokens <= start || base > last || last < a.sinks) return false;
-        return base < c.keep || base >= packed_first;
-    }
-    bool sees_packed(int32_t base) const {
-        if (base < c.keep) return false;
-        const int32_t page_end = ((base >> page_bits) + 1) << page_bits, earliest = page_end + kRecent - 1;
-        const int32_t reader = first > earliest ? first : earliest;  // the first row that reads it packed
-        return reader <= last && base + kBlockTokens > seen_from(reader);
-    }
-    void add_full(Part& at, int32_t base) const {
-        const uint8_t* block = full_block(c, base);
-        const int b = at.count++;
-        at.slots[b] = base;
-        at.keys[b] = block;
-        at.values[b] = block + c.full.values();
-        at.tokens = b * kBlockTokens + (last + 1 - base < kBlockTokens ? last + 1 - base : kBlockTokens);
-    }
-    void add_packed(Part& at, int32_t base) const {
-        const PageShape& s = c.packed;
-        const uint8_t* page = packed_page(c, base >> page_bits);
-        const size_t within = size_t(base & (s.tokens - 1)) / kBlockTokens;
-        const int b = at.count++;
-        at.slots[b] = base;
-        at.pages[b] = page;
-        at.keys[b] = page + within * s.key_block();
-        at.values[b] = page + s.values() + within * s.value_block();
-        at.tokens = at.count * kBlockTokens;
-    }
-    Part part(int place) const {
-        Part at;
-        at.place = place;
-        const int n = a.first_partition + place / states;
-        at.packed = states > 1 && place % states == 0;
-        at.sinks = n < partitions.sinks;
-        const int32_t begin = (at.sinks ? n : partitions.begin + n - partitions.sinks) * kPartition;
-        for (int32_t base = begin; base < begin + kPartition; base += kBlockTokens) {
-            if (at.sinks) {
-                if (!at.packed && base < a.sinks && base <= last) add_full(at, base);
-            } else if (at.packed) {
-                if (sees_packed(base)) add_packed(at, base);
-            } else if (sees_full(base)) {
-                add_full(at, base);
-            }
-        }
-        return at;
-    }
-    // the next part from `place` on that has blocks; none: count is 0
-    Part from(int place) const {
-        for (; place < places(); ++place) {
-            const Part at = part(place);
-            if (at.count) return at;
-        }
-        return {};
-    }
-    const PageShape& shape(const Part& at) const { return at.packed ? c.packed : c.full; }
-};
-
-// Scores to exponentials, in place; what the query may not see becomes 0. Maximum and sum to out[0], out[1].
-static inline void exponentials(const Tile& tile, const Part& at, int32_t slot, float* s, float* out) {
+// Scores of what the row at `slot` may not see become nothing.
+static inline void mask(const Tile& tile, const Part& at, int32_t slot, float* s) {
     const int32_t from = at.sinks ? 0 : tile.seen_from(slot), end = at.sinks && tile.a.sinks <= slot ? tile.a.sinks : slot + 1;
     const int32_t keep = tile.c.keep, packed = tile.packed_end(slot);
-    F top = set1(kNothing);
     for (int b = 0; b < at.count; ++b) {
         const int32_t base = at.slots[b];
         const bool other = at.sinks ? false : (base >= keep && base < packed) != at.packed;
@@ -144,39 +60,71 @@ static inline void exponentials(const Tile& tile, const Part& at, int32_t slot, 
         float* x = s + b * kBlockTokens;
         for (int t = 0; t < (first < kBlockTokens ? first : kBlockTokens); ++t) x[t] = kNothing;
         for (int t = last > 0 ? last : 0; t < kBlockTokens; ++t) x[t] = kNothing;
-        top = max(top, load(x));
     }
-    const float maximum = reduce_max(top);
-    F sum = zero();
-    for (int b = 0; b < at.count; ++b) {
-        const F e = maximum > kNothing ? exp(sub(load(s + b * kBlockTokens), set1(maximum))) : zero();
-        store(s + b * kBlockTokens, e);
-        sum = add(sum, e);
+}
+
+// Scores of Q queries to exponentials, in place; maxima and sums to out [Q][stride]: [0], [1].
+template <int Q>
+static inline void exponentials(int count, float* s, float* out, int stride) {
+    F top[Q], sum[Q];
+    KVIK_UNROLL
+    for (int i = 0; i < Q; ++i) {
+        top[i] = set1(kNothing);
+        sum[i] = zero();
     }
-    out[0] = maximum;
-    out[1] = reduce_add(sum);
+    for (int b = 0; b < count; ++b)
+        KVIK_UNROLL
+        for (int i = 0; i < Q; ++i) top[i] = max(top[i], load(s + i * kPartition + b * kBlockTokens));
+    KVIK_UNROLL
+    for (int i = 0; i < Q; ++i) {
+        const float maximum = reduce_max(top[i]);
+        out[i * stride] = maximum;
+        top[i] = set1(maximum);
+    }
+    const F nothing = set1(kNothing);
+    for (int b = 0; b < count; ++b)
+        KVIK_UNROLL
+        for (int i = 0; i < Q; ++i) {
+            float* x = s + i * kPartition + b * kBlockTokens;
+            const F e = where_less(nothing, top[i], exp(sub(load(x), top[i])), zero());
+            store(x, e);
+            sum[i] = add(sum[i], e);
+        }
+    KVIK_UNROLL
+    for (int i = 0; i < Q; ++i) out[i * stride + 1] = reduce_add(sum[i]);
+}
+template <int Q>
+static void exponentials_of(int n, int count, float* s, float* out, int stride) {
+    if (n == Q) return exponentials<Q>(count, s, out, stride);
+    if constexpr (Q > 1) exponentials_of<Q - 1>(n, count, s, out, stride);
 }
 
 // ---- one part --------------------------------------------------------------------------------------------------------
 
-static void all_scores(int n, KV type, const PageShape& s, const Part& at, const Ahead& ahead, const float* q, float* out) {
+// What to ask for beside the keys (values) of a part: `full` where those are full blocks, `packed` where they are packed.
+struct Asked {
+    Ahead full;
+    const uint8_t* const* packed = nullptr;
+};
+
+static void all_scores(int n, KV type, const PageShape& s, const Part& at, const Asked& ahead, const float* q, float* out) {
     const int d = s.head_size;
     switch (type) {
-        case KV::f32: return scores_of<kQueryTile, KV::f32>(n, at, ahead, q, d, out);
-        case KV::f16: return scores_of<kQueryTile, KV::f16>(n, at, ahead, q, d, out);
-        case KV::bf16: return scores_of<kQueryTile, KV::bf16>(n, at, ahead, q, d, out);
-        case KV::int8: return packed_scores_of<kQueryTile, KV::int8>(n, s, at, ahead, q, out);
-        case KV::int4: return packed_scores_of<kQueryTile, KV::int4>(n, s, at, ahead, q, out);
+        case KV::f32: return scores_of<kQueryTile, KV::f32>(n, at, ahead.full, q, d, out);
+        case KV::f16: return scores_of<kQueryTile, KV::f16>(n, at, ahead.full, q, d, out);
+        case KV::bf16: return scores_of<kQueryTile, KV::bf16>(n, at, ahead.full, q, d, out);
+        case KV::int8: return packed_scores_of<kQueryTile, KV::int8>(n, s, at, ahead.packed, q, out);
+        case KV::int4: return packed_scores_of<kQueryTile, KV::int4>(n, s, at, ahead.packed, q, out);
     }
 }
-static void all_weigh(int n, KV type, const PageShape& s, const Part& at, const Ahead& ahead, const float* p, float* acc, int stride) {
+static void all_weigh(int n, KV type, const PageShape& s, const Part& at, const Asked& ahead, const float* p, float* acc, int stride) {
     const int d = s.head_size;
     switch (type) {
-        case KV::f32: return weigh_of<kQueryTile, KV::f32>(n, at, ahead, d, p, acc, stride);
-        case KV::f16: return weigh_of<kQueryTile, KV::f16>(n, at, ahead, d, p, acc, stride);
-        case KV::bf16: return weigh_of<kQueryTile, KV::bf16>(n, at, ahead, d, p, acc, stride);
-        case KV::int8: return packed_weigh_of<kQueryTile, KV::int8>(n, s, at, ahead, p, acc, stride);
-        case KV::int4: return packed_weigh_of<kQueryTile, KV::int4>(n, s, at, ahead, p, acc, stride);
+        case KV::f32: return weigh_of<kQueryTile, KV::f32>(n, at, ahead.full, d, p, acc, stride);
+        case KV::f16: return weigh_of<kQueryTile, KV::f16>(n, at, ahead.full, d, p, acc, stride);
+        case KV::bf16: return weigh_of<kQueryTile, KV::bf16>(n, at, ahead.full, d, p, acc, stride);
+        case KV::int8: return packed_weigh_of<kQueryTile, KV::int8>(n, s, at, ahead.packed, p, acc, stride);
+        case KV::int4: return packed_weigh_of<kQueryTile, KV::int4>(n, s, at, ahead.packed, p, acc, stride);
     }
 }
 
@@ -208,34 +156,47 @@ static inline void ask_blocks(const uint8_t* const* blocks, int count, size_t by
 }
 
 // One part for all queries: out [queries][state_stride] holds the weighted values, the maximum and the sum. The first queries
-// ask for what is read next: with the keys for the values, with the values for the next part's keys.
+// ask for what is read next. Of packed parts: the next one's keys with these keys, its values with these values. Else, since
+// these are more bytes: with the keys for these values, with the values for the next part's keys.
 static void attend_part(const Tile& tile, Part& at, const Part& next, const Work& w, float* out) {
     const PageShape &s = tile.shape(at), &other = tile.shape(next);
     const int queries = tile.queries(), d = s.head_size, stride = state_stride(d);
+    const int tiles = (queries + kQueryTile - 1) / kQueryTile, most = (queries + tiles - 1) / tiles;  // queries of one, alike
     const bool many = queries > 2 * kQueryTile;
     KV k = s.k, v = s.v;
-    Ahead values, keys;
-    const uint8_t* blocks[kBlocks];
+    Asked beside_keys, beside_values;
+    const uint8_t *keys[kBlocks], *values[kBlocks];
     ask_scales(tile, next);
+    // where the next part has fewer blocks any other will do
+    for (int b = 0; b < at.count; ++b) {
+        keys[b] = next.count ? next.keys[b < next.count ? b : 0] : at.keys[b];
+        values[b] = next.count ? next.values[b < next.count ? b : 0] : at.values[b];
+    }
     if (many) {
         k = widened(k, at.keys, at.count, d, w.wide);
         v = widened(v, at.values, at.count, d, w.wide + kPartition * d);
         ask_blocks(next.keys, next.count, other.key_block());
         ask_blocks(next.values, next.count, other.value_block());
+    } else if (at.packed && next.packed) {
+        beside_keys = {Ahead(keys, s.key_block(), s.key_block()), keys};
+        beside_values = {Ahead(values, s.value_block(), s.value_block()), values};
     } else {
-        values = Ahead(at.values, s.value_block(), s.key_block());
-        // where the next part has fewer blocks any other will do
-        for (int b = 0; b < at.count; ++b) blocks[b] = next.count ? next.keys[b < next.count ? b : 0] : at.keys[b];
-        keys = Ahead(blocks, other.key_block(), s.value_block());
+        beside_keys.full = Ahead(at.values, s.value_block(), s.key_block());
+        beside_values.full = Ahead(keys, other.key_block(), s.value_block());
     }
-    for (int i = 0; i < queries; i += kQueryTile) {
-        const int n = queries - i < kQueryTile ? queries - i : kQueryTile;
-        all_scores(n, k, s, at, i == 0 ? values : Ahead(), w.q + i * d, w.p + i * kPartition);
+    for (int i = 0; i < queries; i += most) {
+        const int n = queries - i < most ? queries - i : most;
+        all_scores(n, k, s, at, i == 0 ? beside_keys : Asked(), w.q + i * d, w.p + i * kPartition);
     }
-    for (int i = 0; i < queries; ++i) exponentials(tile, at, tile.slot(i), w.p + i * kPartition, out + i * stride + d);
-    for (int i = 0; i < queries; i += kQueryTile) {
-        const int n = queries - i < kQueryTile ? queries - i : kQueryTile;
-        all_weigh(n, v, s, at, i == 0 ? keys : Ahead(), w.p + i * kPartition, out + i * stride, stride);
+    for (int i = 0; i < queries; i += most) {
+        const int n = queries - i < most ? queries - i : most;
+        for (int j = i; j < i + n; ++j)
+            if (!tile.sees_all(at, tile.slot(j))) mask(tile, at, tile.slot(j), w.p + j * kPartition);
+        exponentials_of<kQueryTile>(n, at.count, w.p + i * kPartition, out + i * stride + d, stride);
+    }
+    for (int i = 0; i < queries; i += most) {
+        const int n = queries - i < most ? queries - i : most;
+        all_weigh(n, v, s, at, i == 0 ? beside_values : Asked(), w.p + i * kPartition, out + i * stride, stride);
     }
 }
 
@@ -253,6 +214,8 @@ struct Observed {
           begin(reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(t.a.observed) + 63) / 64 * 64)),
           maximums(count ? exponentials_of(t.places()) : nullptr) {}
     float* exponentials_of(int part) const { return begin + size_t(part) * size_t(count) * kPartition; }
+    // where the next part's scores go: where all queries are observed, to stay
+    float* place(float* scratch) const { return count == tile.queries() ? exponentials_of(parts) : scratch; }
 
     void keep(const Part& part, const float* p, const float* out) {
         if (!count) return;
@@ -260,7 +223,8 @@ struct Observed {
         float *to = exponentials_of(parts), *top = maximums + parts++ * count;
         for (int i = 0; i < count; ++i) {
             const float* from = p + (first + i) * kPartition;
-            for (int b = 0; b < part.count; ++b) store(to + i * kPartition + b * kBlockTokens, load(from + b * kBlockTokens));
+            if (p != to)
+                for (int b = 0; b < part.count; ++b) store(to + i * kPartition + b * kBlockTokens, load(from + b * kBlockTokens));
             top[i] = out[(first + i) * stride + d];
         }
     }
@@ -310,7 +274,7 @@ static void attend(const Queries& a, const Cache& c) {
     const Tile tile(a, c);
     const int d = c.full.head_size, queries = tile.queries(), stride = state_stride(d);
     float* q = a.scratch + kMaxQueries * kPartition;
-    const Work w{a.scratch, q, q + kMaxQueries * d};
+    Work w{a.scratch, q, q + kMaxQueries * d};
     alignas(64) float local[kMaxQueries * state_stride(kMaxHeadSize)];
     if (a.partials)
         for (int i = 0; i < tile.places() * queries; ++i) {
@@ -321,11 +285,13 @@ static void attend(const Queries& a, const Cache& c) {
     Part at = tile.from(0);
     ask_scales(tile, at);
     ask_blocks(at.keys, at.count, tile.shape(at).key_block());
+    if (at.packed) ask_blocks(at.values, at.count, tile.shape(at).value_block());
     for (const float* scaled = nullptr; at.count;) {
         const float* from = at.sinks ? a.sink_q : a.q;
         if (from != scaled) scale_queries(a, d, scaled = from, q);
         const Part next = tile.from(at.place + 1);
         float* out = a.partials ? a.partials + size_t(at.place) * size_t(queries) * size_t(stride) : local;
+        w.p = observed.place(a.scratch);
         attend_part(tile, at, next, w, out);
         observed.keep(at, w.p, out);
         if (!a.partials) attend_join(a.state, out, queries, d);

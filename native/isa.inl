@@ -8,6 +8,8 @@
 #include "elementwise.inl"
 #include "pages.inl"
 #include "attention.inl"
+#include "packed_attention.inl"
+#include "parts.inl"
 #include "attend.inl"
 #include "sampler_kernels.inl"
 #include "reduction.inl"

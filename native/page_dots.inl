@@ -33,17 +33,22 @@ static inline Dot no_dot() { return {_mm512_setzero_si512(), _mm512_setzero_si51
 static inline F dot_of(const Dot& s, int32_t less) {
     return {_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(s.a, 8), s.b), _mm512_set1_epi32(less)))};
 }
-// 16 of n rounded numbers, from `at` on: first all first terms, then all second ones.
-static inline void store_bytes(uint8_t* p, __m512i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
-static inline void store_terms(uint8_t* terms, int at, int n, F x) {
-    const __m512i i = _mm512_cvtps_epi32(x.v);
-    store_bytes(terms + at, _mm512_srai_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(128)), 8));
-    store_bytes(terms + n + at, i);
+// Four times 16 rounded numbers: their first terms to `terms`, their second ones n bytes behind, as the packing instructions
+// leave them: number 16 v + 4 i + j at 16 i + 4 v + j.
+constexpr int kFourBytes = 16;  // from four numbers to the next four of the same 16
+constexpr int sixteen_at(int v) { return v / 4 * 64 + v % 4 * 4; }  // where the v-th 16 begin
+static inline void store_terms(uint8_t* terms, int n, const F* x) {
+    const __m512i low = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0].v), _mm512_cvtps_epi32(x[1].v));
+    const __m512i high = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2].v), _mm512_cvtps_epi32(x[3].v));
+    const __m512i half = _mm512_set1_epi16(128), byte = _mm512_set1_epi16(255);
+    _mm512_storeu_si512(terms, _mm512_packs_epi16(_mm512_srai_epi16(_mm512_add_epi16(low, half), 8),
+                                                  _mm512_srai_epi16(_mm512_add_epi16(high, half), 8)));
+    _mm512_storeu_si512(terms + n, _mm512_packus_epi16(_mm512_and_si512(low, byte), _mm512_and_si512(high, byte)));
 }
-// sum += the bytes times the four numbers from `at` on
-static inline void add_dot(Dot& s, Line w, const uint8_t* terms, int at, int n) {
-    s.a = dot4(s.a, w.v, reinterpret_cast<const int8_t*>(terms + at));
-    s.b = dot4(s.b, w.v, reinterpret_cast<const int8_t*>(terms + n + at));
+// sum += the bytes times the four numbers at `terms`
+static inline void add_dot(Dot& s, Line w, const uint8_t* terms, int n) {
+    s.a = dot4(s.a, w.v, reinterpret_cast<const int8_t*>(terms));
+    s.b = dot4(s.b, w.v, reinterpret_cast<const int8_t*>(terms + n));
 }
 
 #elif defined(KVIK_AVX2)
@@ -81,17 +86,22 @@ static inline F dot_of(const Dot& s, int32_t less) {
     const __m256i off = _mm256_set1_epi32(less);
     return {_mm256_cvtepi32_ps(_mm256_sub_epi32(s.v[0], off)), _mm256_cvtepi32_ps(_mm256_sub_epi32(s.v[1], off))};
 }
-// 16 numbers of 16 bits, of each four the first, third, second and fourth.
-static inline void store_terms(uint8_t* terms, int at, int, F x) {
+// Four times 16 numbers of 16 bits, of each four the first, third, second and fourth.
+constexpr int kFourBytes = 8;
+constexpr int sixteen_at(int v) { return 32 * v; }
+static inline void store_sixteen(uint8_t* terms, F x) {
     const __m256i i = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
     const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13,
                                            10, 11, 14, 15);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(terms + 2 * at), _mm256_shuffle_epi8(i, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(terms), _mm256_shuffle_epi8(i, order));
 }
-static inline void add_dot(Dot& s, Line w, const uint8_t* terms, int at, int) {
+static inline void store_terms(uint8_t* terms, int, const F* x) {
+    for (int v = 0; v < 4; ++v) store_sixteen(terms + sixteen_at(v), x[v]);
+}
+static inline void add_dot(Dot& s, Line w, const uint8_t* terms, int) {
     int32_t even, odd;
-    std::memcpy(&even, terms + 2 * at, 4);
-    std::memcpy(&odd, terms + 2 * at + 4, 4);
+    std::memcpy(&even, terms, 4);
+    std::memcpy(&odd, terms + 4, 4);
     const __m256i e = _mm256_set1_epi32(even), o = _mm256_set1_epi32(odd), mask = _mm256_set1_epi16(255);
     for (int i = 0; i < 2; ++i) {
         const __m256i x = _mm256_madd_epi16(_mm256_and_si256(w.v[i], mask), e);
@@ -144,14 +154,16 @@ static inline F dot_of(const Dot& s, int32_t less) {
     for (int i = 0; i < kLanes; ++i) r.v[i] = float(s.v[i] - less);
     return r;
 }
-static inline void store_terms(uint8_t* terms, int at, int, F x) {
-    int16_t whole[kLanes];
-    for (int i = 0; i < kLanes; ++i) whole[i] = int16_t(__builtin_rintf(x.v[i]));
-    std::memcpy(terms + 2 * at, whole, sizeof whole);
+constexpr int kFourBytes = 8;
+constexpr int sixteen_at(int v) { return 32 * v; }
+static inline void store_terms(uint8_t* terms, int, const F* x) {
+    int16_t whole[4 * kLanes];
+    for (int i = 0; i < 4 * kLanes; ++i) whole[i] = int16_t(__builtin_rintf(x[i / kLanes].v[i % kLanes]));
+    std::memcpy(terms, whole, sizeof whole);
 }
-static inline void add_dot(Dot& s, const Line& w, const uint8_t* terms, int at, int) {
+static inline void add_dot(Dot& s, const Line& w, const uint8_t* terms, int) {
     int16_t x[4];
-    std::memcpy(x, terms + 2 * at, sizeof x);
+    std::memcpy(x, terms, sizeof x);
     for (int i = 0; i < 4 * kLanes; ++i) s.v[i / 4] += int32_t(w.v[i]) * x[i % 4];
 }
 
