@@ -64,6 +64,18 @@ def test_what_is_admitted_runs_by_itself(small_tokenizer: Tokenizer, name: str, 
     assert tokens_of(groups[0]) == tokens_of(groups[1]) and groups[1].times.preemptions == 0
 
 
+@pytest.mark.parametrize("every", [8, 16])
+def test_layers_with_windows_count_all_tokens_after_an_event(small_tokenizer: Tokenizer, every: int) -> None:
+    """They evict nothing: in the least pool their blocks must be there, too."""
+    cache = CacheParams(policy=TOVA(budget=1, every=every))
+    plenty = small_engine(small_tokenizer, "windows", max_batch_tokens=24)
+    least = plenty.admission.slabs(2, 60, 3, cache)
+    made = small_engine(small_tokenizer, "windows", least, max_batch_tokens=24)
+    group = add(made, prompt=PROMPT[:2], cache=cache, n=3, temperature=1.0)
+    run_out(made)
+    assert group.error is None and group.times.preemptions == 0
+
+
 @pytest.mark.parametrize("name", CACHES)
 def test_beams_are_preempted_at_any_step(small_tokenizer: Tokenizer, name: str) -> None:
     answers = []
