@@ -10,13 +10,14 @@ from engine.fakes import HEADS, HEADS_AND_WINDOW, LAYOUT, Script, Seeing, Shape,
 from engine.small_engines import small_engine
 
 from kvik.cache.storage import PoolSize
+from kvik.engine import admission
 from kvik.engine.engine import Engine
 from kvik.engine.request import Chunk
 from kvik.engine.scheduler import Step
 from kvik.engine.sequence import Group
 from kvik.errors import ParameterError
 from kvik.llm import score_result
-from kvik.params import BeamParams, CacheParams, SamplingParams, cache_params
+from kvik.params import TOVA, BeamParams, CacheParams, SamplingParams, StreamingLLM, cache_params
 from kvik.text.tokenizer import Tokenizer
 
 STREAM = CacheParams(policy="streamingllm:sinks=4,window=60")
@@ -61,6 +62,18 @@ def test_what_is_admitted_runs_by_itself(small_tokenizer: Tokenizer, name: str, 
         groups.append(add(made, cache=CACHES[name], n=samples))
         run_out(made)
     assert tokens_of(groups[0]) == tokens_of(groups[1]) and groups[1].times.preemptions == 0
+
+
+@pytest.mark.parametrize("every", [8, 16])
+def test_layers_with_windows_count_all_tokens_after_an_event(small_tokenizer: Tokenizer, every: int) -> None:
+    """They evict nothing: in the least pool their blocks must be there, too."""
+    cache = CacheParams(policy=TOVA(budget=1, every=every))
+    plenty = small_engine(small_tokenizer, "windows", max_batch_tokens=24)
+    least = plenty.admission.slabs(2, 60, 3, cache)
+    made = small_engine(small_tokenizer, "windows", least, max_batch_tokens=24)
+    group = add(made, prompt=PROMPT[:2], cache=cache, n=3, temperature=1.0)
+    run_out(made)
+    assert group.error is None and group.times.preemptions == 0
 
 
 @pytest.mark.parametrize("name", CACHES)
@@ -269,3 +282,19 @@ def test_what_an_event_leaves_is_what_is_reported(small_tokenizer: Tokenizer, kv
     assert (whole.kv_bytes_now, left.kv_bytes_now) == (layout.bytes_at(323), layout.bytes_at(83))
     assert (whole.kv_tokens_kept, left.kv_tokens_kept) == (323, 83)
     assert left.kv_bytes_peak >= layout.bytes_at(320) + layout.bytes_at(80) > whole.kv_bytes_now
+
+
+def test_only_what_decides_a_layout_counts_as_one(small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients may send as many budgets as they like; an engine remembers the last caches only."""
+    monkeypatch.setattr(admission, "MOST_LAYOUTS", 3)
+    monkeypatch.setattr(admission, "MOST_CACHES", 4)
+    made = small_engine(small_tokenizer, "grouped heads")
+    for budget in range(1, 20):
+        made.request(PROMPT, SamplingParams(), cache=CacheParams(policy=TOVA(budget=budget, every=8)))
+    assert len(made.admission._layouts) == 4
+    assert made.admission.layout(CacheParams(policy=TOVA(budget=1))) is made.layout
+    for window in (8, 9):
+        made.request(PROMPT, SamplingParams(), cache=CacheParams(policy=StreamingLLM(window=window)))
+    with pytest.raises(ParameterError, match="3 different layouts already"):
+        made.request(PROMPT, SamplingParams(), cache=CacheParams(policy=StreamingLLM(window=10)))
+    made.request(PROMPT, SamplingParams(), cache=CacheParams(policy=StreamingLLM(window=8)))  # forgotten, but known

@@ -26,7 +26,8 @@ from kvik.text.words import Pieces, bad_word_ids, breaker_ids
 __all__ = ["Admission", "Model", "scored_prompt"]
 
 MOST_LISTS = 16  # of bad_words, and of dry_breakers, that an engine remembers
-MOST_LAYOUTS = 4096
+MOST_CACHES = 1024  # of requests whose layouts an engine remembers
+MOST_LAYOUTS = 4096  # that an executor ever knows
 MOST_STREAMED = 2**30  # tokens of a sequence that has no context to fit
 
 Sequences = tuple[tuple[int, ...], ...]
@@ -69,25 +70,32 @@ class Admission:
 
     def __init__(self, model: Model, cache: CacheParams, pool: PoolSize, params: EngineParams) -> None:
         self.model, self.cache, self.pool, self.params = model, cache, pool, params
+        self._remembering = threading.Lock()  # requests are checked in any thread
         self._layouts: dict[CacheParams, KVLayout] = {}
+        self._distinct: dict[KVLayout, KVLayout] = {}  # one object of each
         self.layout(cache)
         self._bad: dict[tuple[str, ...], Sequences] = {}
         self._breakers: dict[tuple[str, ...], Breakers] = {}
         self._pieces: Pieces | None = None
-        self._remembering = threading.Lock()  # requests are checked in any thread
         self.grammars = Grammars(model.tokenizer, model.vocab_size)
 
     def layout(self, cache: CacheParams) -> KVLayout:
         """Of a request's cache. ParameterError where the model cannot have it."""
-        layout = self._layouts.get(cache)
+        with self._remembering:
+            layout = self._layouts.get(cache)
         if layout is None:
-            if len(self._layouts) >= MOST_LAYOUTS:
-                raise ParameterError(
-                    f"cache: requests have asked for {MOST_LAYOUTS} different ones already; use one of them"
-                )
             layout = kv_layout(self.model.shape, cache)
             check_slab(layout, self.pool.slab_bytes)
+        with self._remembering:
+            layout = self._distinct.get(layout, layout)  # caches that differ in a scorer's fields have the same
+            if layout not in self._distinct and len(self._distinct) >= MOST_LAYOUTS:
+                raise ParameterError(
+                    f"cache: requests have asked for {MOST_LAYOUTS} different layouts already; use one of them"
+                )
+            self._distinct[layout] = layout
             self._layouts[cache] = layout
+            if len(self._layouts) > MOST_CACHES:
+                del self._layouts[next(iter(self._layouts))]
         return layout
 
     def _cache(self, cache: CacheParams | None, prompt_tokens: int | None) -> CacheParams:

@@ -53,7 +53,8 @@ class Room(NamedTuple):
         begun = self._shared(min(shared, first), first, n)
         kept = min(tokens, scorer.kept(tokens))
         held = min(tokens, kept + 1 + scorer.every if scorer.every else scorer.kept(first) + tokens - first)
-        return [begun, begun + self._evicted(scorer.kept(first), n), self._evicted(held, n) + self._evicted(kept, 1)]
+        after = self._evicted(held, n, tokens) + self._evicted(kept, 1)
+        return [begun, begun + self._evicted(scorer.kept(first), n), after]
 
     def _shared(self, shared: int, tokens: int, n: int) -> Blocks:
         """Of n samples that have `shared` tokens in common."""
@@ -66,9 +67,18 @@ class Room(NamedTuple):
                 common.append(group.pages(shared).held if table.packed else shared // BLOCK_TOKENS)
         return self.layout.by_size(own * n - same * (n - 1) for own, same in zip(whole, common, strict=True))
 
-    def _evicted(self, kept: int, n: int) -> Blocks:
-        """Of n samples that hold so many tokens on average in each layer and head, however they are spread."""
-        layout = self.layout.after_event
+    def _evicted(self, kept: int, n: int, tokens: int | None = None) -> Blocks:
+        """Of n samples that hold so many tokens on average in each layer and head, however they are spread.
+
+        tokens: of the sequence; layers with a window of their own, which evict nothing, go by them. None: without these layers.
+        """
+        layout, whole = self.layout.after_event, []
         slack = 0 if layout is self.layout else 1  # a table of fewer tokens may fill its last block less
-        whole = layout.sequence_blocks(kept, self.chunk)
-        return layout.by_size((count + slack) * n for count in whole)
+        for table in layout.tables:
+            group = layout.groups[table.group]
+            if group.own:
+                count = 0 if tokens is None else group.most(tokens, self.chunk)[table.packed]
+            else:
+                count = group.most(kept, self.chunk)[table.packed] + slack
+            whole.append(count * n)
+        return layout.by_size(whole)

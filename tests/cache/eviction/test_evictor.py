@@ -158,6 +158,20 @@ def test_what_is_observed() -> None:
     assert keys is not None and keys.observation(0, 10) is None
 
 
+def test_a_window_longer_than_all_tokens_keeps_its_first_queries() -> None:
+    """Both events observe rows from the very first on: the second has those of the first, and more."""
+    made = Evictor.of(params("expectedattention:budget=5,window=64,every=8"), Shape(), 10, None)
+    assert made is not None
+    watched = made.observation(0, 10)
+    assert watched is not None and watched.queries is not None
+    watched.queries[:] = 1
+    made.evicted(made.choose(10, lambda layer, head, what: np.ones((10, 8), np.float32)))
+    again = made.observation(10, 8)
+    assert again is not None and again.queries is not None
+    assert (again.first, again.end, again.queries.shape) == (0, 18, (3, 18, 32))
+    assert again.queries[:, :10].all() and not again.queries[:, 10:].any()
+
+
 @pytest.mark.parametrize("policy", ["h2o:every=0", "snapkv:window=4", "expectedattention:window=4"])
 def test_memory_goes_with_the_last_event(policy: str) -> None:
     made = Evictor.of(params(policy), Shape(), 20, None)

@@ -200,7 +200,7 @@ class Evictor:
 
     def _queries_of(self, begin: int, event: int) -> NDArray[np.float32]:
         """Memory of the queries of rows [begin, event); rows that the last event had, too, are there already."""
-        if self._queries is None or self._queries[0] != begin:
+        if self._queries is None or self._queries[0] != begin or self._queries[1].shape[1] != event - begin:
             width = self._shape.num_heads * self._shape.head_size
             memory = np.zeros((self._shape.num_layers, event - begin, width), np.float32)
             if self._queries is not None:
