@@ -282,6 +282,7 @@ def test_what_an_event_leaves_is_what_is_reported(small_tokenizer: Tokenizer, kv
     assert (whole.kv_bytes_now, left.kv_bytes_now) == (layout.bytes_at(323), layout.bytes_at(83))
     assert (whole.kv_tokens_kept, left.kv_tokens_kept) == (323, 83)
     assert left.kv_bytes_peak >= layout.bytes_at(320) + layout.bytes_at(80) > whole.kv_bytes_now
+    assert left.kv_bytes_unshared == left.kv_bytes_peak
 
 
 def test_only_what_decides_a_layout_counts_as_one(small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,5 +122,7 @@ def test_wrong_json() -> None:
         CacheParams.from_dict({"polcy": "h2o"})
     with pytest.raises(kvik.ParameterError, match="cache must be an object, got 'int8'"):
         CacheParams.from_dict("int8")  # type: ignore[arg-type]
+    with pytest.raises(kvik.ParameterError, match="policy h2o: layers is given twice"):
+        cache_params(None, "h2o:layers=pyramid,layers=uniform", CacheParams())
     with pytest.raises(kvik.ParameterError, match="evict must be a string, got 5"):
         cache_params(None, 5, CacheParams())  # type: ignore[arg-type]

@@ -208,7 +208,8 @@ class Group:
         else:
             held = held_together([*(sequence.cache for sequence in self.sequences), besides])
         self.peak_bytes = max(self.peak_bytes, held)
-        self.peak_unshared = max(self.peak_unshared, sum(sequence.cache.held_bytes for sequence in self.sequences))
+        unshared = sum(sequence.cache.held_bytes for sequence in self.sequences)
+        self.peak_unshared = max(self.peak_unshared, unshared + (0 if besides is None else besides.held_bytes))
         return held
 
 

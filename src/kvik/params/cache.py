@@ -181,14 +181,16 @@ def _evict(text: str) -> dict[str, Any]:
     """policy, layers and heads of a text."""
     if not isinstance(text, str):
         raise ParameterError(f"evict must be a string, got {text!r:.80}")
-    found: dict[str, Any] = {"layers": "uniform", "heads": "uniform"}
+    found: dict[str, Any] = {}
     name, colon, rest = text.partition(":")
     mine = []
     for part in rest.split(","):
         field, equals, value = (piece.strip() for piece in part.partition("="))
         if equals and field in ("layers", "heads"):
+            if field in found:
+                raise ParameterError(f"policy {name.strip()}: {field} is given twice")
             found[field] = choose(field, value, LAYERS if field == "layers" else HEADS)
         else:
             mine.append(part)
     found["policy"] = parse_policy(name + colon + ",".join(mine))
-    return found
+    return {"layers": "uniform", "heads": "uniform"} | found
