@@ -187,16 +187,18 @@ class Simulation:
                 zip(table, (-torch.nn.functional.cosine_similarity(keys, mean[None], dim=1)).tolist(), strict=True)
             )
         assert isinstance(policy, ExpectedAttention)
-        total = torch.zeros(len(table), dtype=torch.float64)
+        others, total = keys[policy.sinks :], torch.zeros(len(table), dtype=torch.float64)
+        observed = range(max(0, self.computed - policy.window), self.computed)
+        observed = range(max(policy.sinks, observed.start), self.computed) or observed
         for query in range(head * self.shape.group, (head + 1) * self.shape.group):
-            rows = self.numbers.queries[layer, max(0, self.computed - policy.window) : self.computed, query].double()
+            rows = self.numbers.queries[layer, observed.start : observed.stop, query].double()
             mean, covariance = rows.mean(0), torch.cov(rows.T, correction=0)
             if self.rope is not None:
                 coming = range(self.computed, self.computed + policy.future)
                 turn = sum(rotation(self.rope, position) for position in coming) / policy.future
                 mean, covariance = turn @ mean, turn @ covariance @ turn.T
-            logits = [self.scale * mean @ k + self.scale**2 * (k @ covariance @ k) / 2 for k in keys]
-            total += torch.softmax(torch.stack(logits), 0)
+            logits = [self.scale * mean @ k + self.scale**2 * (k @ covariance @ k) / 2 for k in others]
+            total[policy.sinks :] += torch.softmax(torch.stack(logits), 0)
         values = self.numbers.values[layer, table, head].double().norm(dim=1)
         return dict(zip(table, (total / self.shape.group * values).tolist(), strict=True))
 

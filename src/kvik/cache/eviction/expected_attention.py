@@ -28,17 +28,23 @@ def scores(policy: ExpectedAttention, seen: Seen) -> NDArray[np.float32]:
     """E[e^(scale q k)] over queries to come, normalized over the slots, times |value|: [L', H_kv, n], mean of query heads.
 
     For normal q with mean m and covariance S it is e^(scale m k + scale^2 k S k / 2). m and S are those of the last
-    `window` queries, turned by the mean rotation of the next `future` positions.
+    `window` queries, turned by the mean rotation of the next `future` positions. The sinks, which stay anyway, have a score of
+    0 and no part in m, S (where other rows were observed) and the sum that normalizes: they would decide how much each query
+    head of a KV head counts.
     """
     assert seen.queries is not None
     found = np.zeros((*seen.held.shape, int(seen.held.max())), np.float32)
     turn = None if seen.rope is None else _mean_rotation(seen.rope, seen.tokens, policy.future)
+    outliers = max(0, policy.sinks - (seen.tokens - seen.queries.shape[1]))  # sinks' rows among those observed
+    first = outliers if outliers < seen.queries.shape[1] else 0
     for place, layer in enumerate(seen.layers):
-        coming = _coming(seen.queries[place], turn)
+        coming = _coming(seen.queries[place, first:], turn)
         for head, heads in enumerate(np.split(np.arange(len(coming.mean)), seen.held.shape[1])):
-            expected = _expected(seen.read(layer, head, "keys"), _Queries(*(x[heads] for x in coming)), seen.scale)
-            values = seen.read(layer, head, "values")
-            found[place, head, : len(values)] = expected * np.sqrt(np.einsum("nd,nd->n", values, values))
+            keys, values = (seen.read(layer, head, what)[policy.sinks :] for what in ("keys", "values"))
+            expected = _expected(keys, _Queries(*(x[heads] for x in coming)), seen.scale)
+            found[place, head, policy.sinks : policy.sinks + len(values)] = expected * np.sqrt(
+                np.einsum("nd,nd->n", values, values)
+            )
     return found
 
 
@@ -49,7 +55,7 @@ def _expected(keys: NDArray[np.float32], queries: _Queries, scale: float) -> NDA
         _product(keys, covariance * np.float32(scale * scale / 2), products)
         logits = np.einsum("nd,nd->n", products, keys)
         logits += np.einsum("nd,d->n", keys, mean * np.float32(scale))
-        logits -= logits.max()
+        logits -= logits.max(initial=-np.inf)  # of no keys, nothing
         np.exp(logits, out=logits)
         logits /= logits.sum()
         total += logits
