@@ -258,11 +258,12 @@ def test_scored_cell(tokenizer: Tokenizer, how: str, feature: str, model: str, k
     first = asked.get("first", 1)
     if cache.scorer is not None:  # evicts in the text, the same wherever it is scored from
         first = asked["first"] = 20
-    alone = small_engine(tokenizer, model, any_format=mixed, prefix_sharing=False)
+    own = kv if kv in PLAIN else "f16"
+    alone = small_engine(tokenizer, model, kv=own, any_format=mixed, prefix_sharing=False)
     want = scored_beside(
         alone, {"reduce": False, "top": 3, "cache": cache} | ({"first": 20} if cache.scorer is not None else {}), 0
     )
-    made = small_engine(tokenizer, model, any_format=mixed, **what.get("engine", {}))
+    made = small_engine(tokenizer, model, kv=own, any_format=mixed, **what.get("engine", {}))
     for _ in range(what.get("before", 0)):
         scored_beside(made, {"cache": cache, "first": first}, 0)
     got = scored_beside(made, asked, what.get("mates", 0))
