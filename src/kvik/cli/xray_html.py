@@ -16,7 +16,7 @@ from kvik.cli.xray_tree import Node, path_of, tree_svg
 if TYPE_CHECKING:
     from kvik.decoding.trace import TokenTrace
 
-__all__ = ["ASSETS", "MOST_BITS", "VISIBLE", "document", "page", "shown", "surprise"]
+__all__ = ["ASSETS", "MOST_BITS", "VISIBLE", "document", "page", "script_of", "shown", "surprise"]
 
 ASSETS = Path(__file__).parent / "xray_page"
 MOST_BITS = 8.0
@@ -52,9 +52,13 @@ def page(
     piece: a token's bytes. facts: model, strategy (a line), temperature, prompt, raw (whether the text goes on from the
     prompt), beams (how many were followed).
     """
-    script, style = (ASSETS / "page.js").read_text(), (ASSETS / "page.css").read_text()
     data, body = _data(traces, tree, piece, facts), _body(traces, tree, piece, facts)
-    return document(_title(facts), body, data, style, script)
+    return document(_title(facts), body, data, (ASSETS / "page.css").read_text(), script_of("page.js"))
+
+
+def script_of(name: str) -> str:
+    """A page's script behind what all pages share."""
+    return (ASSETS / "nodes.js").read_text() + (ASSETS / name).read_text()
 
 
 def document(title: str, body: str, data: Any, style: str, script: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvik.cli.output import amount
-from kvik.cli.xray_html import ASSETS, VISIBLE, document, shown
+from kvik.cli.xray_html import ASSETS, VISIBLE, document, script_of, shown
 from kvik.cli.xray_kv_events import Event, name_of
 from kvik.params import policy_name
 
@@ -41,7 +41,7 @@ def page(found: KvXray, pieces: Sequence[bytes], model: str) -> str:
         "all": len(found.events), "unit": name_of(found.cache.policy),  # type: ignore[arg-type]
     }  # fmt: skip
     style = (ASSETS / "page.css").read_text() + (ASSETS / "kv.css").read_text()
-    return document(title, _body(found, pieces, model, chosen), data, style, (ASSETS / "kv.js").read_text())
+    return document(title, _body(found, pieces, model, chosen), data, style, script_of("kv.js"))
 
 
 def shown_events(events: Sequence[Event]) -> list[int]:

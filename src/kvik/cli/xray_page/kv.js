@@ -5,23 +5,9 @@
   const byId = id => document.getElementById(id);
   const spans = [...document.querySelectorAll(".tok")];
   const panel = byId("panel"), map = byId("map"), labels = byId("labels"), counts = byId("counts");
-  const SVG = "http://www.w3.org/2000/svg";
   const STATES = ["gone before", "given up here", "kept for its score", "one of the first, always kept", "one of the last, always kept"];
-  const count = n => n.toLocaleString("en");
   let event = null, chosen = 0, at = 0;
 
-  function make(tag, attributes, ...children) {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes || {})) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-  function draw(tag, attributes, text) {
-    const node = document.createElementNS(SVG, tag);
-    for (const [name, value] of Object.entries(attributes || {})) node.setAttribute(name, value);
-    if (text !== undefined) node.textContent = text;
-    return node;
-  }
   function bytes(text) {
     const raw = atob(text), found = new Uint8Array(raw.length);
     for (let i = 0; i < raw.length; i++) found[i] = raw.charCodeAt(i);

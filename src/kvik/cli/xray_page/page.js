@@ -5,7 +5,6 @@
   const spans = [...document.querySelectorAll(".tok")];
   const panel = document.getElementById("panel");
   const here = document.getElementById("here");
-  const SVG = "http://www.w3.org/2000/svg";
   const TITLES = {
     logits: "model", greedy: "greedy", temperature: "temperature", top_k: "top-k", top_p: "top-p", min_p: "min-p",
     typical_p: "typical", epsilon_cutoff: "epsilon", eta_cutoff: "eta", top_n_sigma: "top-n-sigma", xtc: "XTC",
@@ -14,20 +13,7 @@
   };
   let chosen = 0, stage = null;
 
-  function make(tag, attributes, ...children) {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes || {})) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-  function draw(tag, attributes, text) {
-    const node = document.createElementNS(SVG, tag);
-    for (const [name, value] of Object.entries(attributes || {})) node.setAttribute(name, value);
-    if (text !== undefined) node.textContent = text;
-    return node;
-  }
   const title = name => TITLES[name] || name;
-  const count = n => n.toLocaleString("en");
   function percent(p) {
     if (p === 0) return "0";
     const v = 100 * p;
