@@ -16,7 +16,7 @@ from kvik.cli.xray_tree import Node, path_of, tree_svg
 if TYPE_CHECKING:
     from kvik.decoding.trace import TokenTrace
 
-__all__ = ["ASSETS", "MOST_BITS", "VISIBLE", "document", "page", "script_of", "shown", "surprise"]
+__all__ = ["ASSETS", "MOST_BITS", "VISIBLE", "document", "page", "running", "script_of", "shown", "surprise"]
 
 ASSETS = Path(__file__).parent / "xray_page"
 MOST_BITS = 8.0
@@ -39,6 +39,16 @@ def shown(token: bytes) -> str:
         return "⟨" + token.hex(" ") + "⟩"
     text = text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\t", "⇥").translate(VISIBLE)
     return text.replace(" ", "␣") or "∅"
+
+
+def running(token: bytes) -> str:
+    """A token's text as HTML within a running text: its line breaks are shown and made."""
+    try:
+        text = token.decode()
+    except UnicodeDecodeError:
+        text = shown(token)
+    kept = {code: sign for code, sign in VISIBLE.items() if code not in (9, 10)}
+    return escape(text.translate(kept)).replace("\n", '<i class="nl">⏎</i>\n') or '<i class="nl">∅</i>'
 
 
 def page(
@@ -174,12 +184,7 @@ def _body(
 def _token(index: int, one: TokenTrace, piece: Callable[[int], bytes]) -> str:
     """A token in the running text. Line breaks are shown and made."""
     raw = piece(one.token_id)
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        text = shown(raw)
-    kept = {code: sign for code, sign in VISIBLE.items() if code not in (9, 10)}
-    inner = escape(text.translate(kept)).replace("\n", '<i class="nl">⏎</i>\n') or '<i class="nl">∅</i>'
+    inner = running(raw)
     heat = min(1.0, surprise(one.probability) / MOST_BITS)
     classes = "tok" if one.rank == 1 else "tok off"
     label = escape(f"{shown(raw)}, {100 * one.probability:.3g} percent, rank {one.rank}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvik.cli.output import amount
-from kvik.cli.xray_html import ASSETS, VISIBLE, document, script_of, shown
+from kvik.cli.xray_html import ASSETS, document, running, script_of, shown
 from kvik.cli.xray_kv_events import Event, name_of
 from kvik.params import policy_name
 
@@ -112,12 +112,7 @@ def _body(found: KvXray, pieces: Sequence[bytes], model: str, chosen: Sequence[i
 
 def _token(index: int, piece: bytes, share: float, generated: bool) -> str:
     """A token in the running text. Line breaks are shown and made."""
-    try:
-        text = piece.decode()
-    except UnicodeDecodeError:
-        text = shown(piece)
-    kept = {code: sign for code, sign in VISIBLE.items() if code not in (9, 10)}
-    inner = escape(text.translate(kept)).replace("\n", '<i class="nl">⏎</i>\n') or '<i class="nl">∅</i>'
+    inner = running(piece)
     classes = "tok answer" if generated else "tok"
     return (
         f'<span class="{classes}" role="option" aria-selected="false" tabindex="-1" data-i="{index}" style="--s:{share:.3f}">'
