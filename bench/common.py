@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -274,3 +274,14 @@ def foreign_process(python: str | Path) -> Iterator[int]:
 def middle(values: Sequence[float]) -> float:
     """The median of repeats inside one measurement."""
     return float(statistics.median(values))
+
+
+def drawing() -> Any:
+    """matplotlib's pyplot, which draws to files, the same bytes each time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "kvik"
+    from matplotlib import pyplot
+
+    return pyplot

@@ -9,6 +9,7 @@ from bench.common import (
     Target,
     Verdict,
     bootstrap_median,
+    drawing,
     markdown_table,
     paired_ratios,
     spread,
@@ -212,12 +213,7 @@ def report(results: Results) -> str:
 
 def plot(results: Results, path: Path) -> None:
     """Decode by sequences and by depth, every engine a line with its intervals. SVG or PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "kvik"
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5))
     sections = (("batch ", SEQUENCES, "sequences"), ("deep ", DEPTHS, "tokens before"))
     for axis, (begin, places, label) in zip(axes, sections, strict=True):

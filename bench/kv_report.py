@@ -10,6 +10,7 @@ from bench.common import (
     Interval,
     Target,
     Verdict,
+    drawing,
     markdown_table,
     number,
     paired_ratios,
@@ -260,12 +261,7 @@ def report(results: Results) -> str:
 
 def plot(results: Results, path: Path) -> None:
     """Perplexity by bytes, decode by cache, recall by share of the tokens. SVG or PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "kvik"
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     figures, axes = pyplot.subplots(1, 2 + len(RECALL), figsize=(4.4 * (2 + len(RECALL)), 4))
     for begin, colour in zip(QUALITY, ("#c0392b", "#34495e"), strict=True):
         points = [

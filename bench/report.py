@@ -10,6 +10,7 @@ from bench.common import (
     Target,
     Verdict,
     bootstrap_median,
+    drawing,
     markdown_table,
     number,
     paired_ratios,
@@ -189,12 +190,7 @@ def report(results: Results) -> str:
 
 def plot(results: Results, path: Path) -> None:
     """Tokens per second of every engine with its interval; hollow marks are not of Kvik's quality. SVG or PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "kvik"
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     engines = sorted(results.engines(), key=lambda engine: results.median(engine, "decode"))
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 0.36 * len(engines) + 1.6), sharey=True)
     phases: Sequence[Phase] = ("decode", "prefill")
