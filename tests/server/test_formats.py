@@ -34,7 +34,7 @@ def test_json_schema(client):
         (choice,) = answer["choices"]
         assert choice["finish_reason"] == "stop"
         jsonschema.validate(json.loads(choice["message"]["content"]), SCHEMA)
-    answer = client.complete([ASKED, "Another."], response_format=FORMAT, max_tokens=100, n=2)
+    answer = client.complete([ASKED, "Another."], response_format=FORMAT, max_tokens=100, n=2, seed=7)
     for choice in answer["choices"]:
         jsonschema.validate(json.loads(choice["text"]), SCHEMA)
 
