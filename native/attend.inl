@@ -93,9 +93,37 @@ static inline void exponentials(int count, float* s, float* out, int stride) {
     KVIK_UNROLL
     for (int i = 0; i < Q; ++i) out[i * stride + 1] = reduce_add(sum[i]);
 }
+// The same of 64 slots, which the registers hold.
+template <int Q>
+static inline void whole_exponentials(float* s, float* out, int stride) {
+    const F nothing = set1(kNothing);
+    F x[Q][kBlocks], top[Q];
+    KVIK_UNROLL
+    for (int i = 0; i < Q; ++i) {
+        KVIK_UNROLL
+        for (int b = 0; b < kBlocks; ++b) x[i][b] = load(s + i * kPartition + b * kBlockTokens);
+        const float maximum = reduce_max(max(max(x[i][0], x[i][1]), max(x[i][2], x[i][3])));
+        out[i * stride] = maximum;
+        top[i] = set1(maximum);
+    }
+    KVIK_UNROLL
+    for (int b = 0; b < kBlocks; ++b)
+        KVIK_UNROLL
+        for (int i = 0; i < Q; ++i) {
+            x[i][b] = where_less(nothing, top[i], exp(sub(x[i][b], top[i])), zero());
+            store(s + i * kPartition + b * kBlockTokens, x[i][b]);
+        }
+    KVIK_UNROLL
+    for (int i = 0; i < Q; ++i)
+        out[i * stride + 1] = reduce_add(add(add(add(add(zero(), x[i][0]), x[i][1]), x[i][2]), x[i][3]));
+}
 template <int Q>
 static void exponentials_of(int n, int count, float* s, float* out, int stride) {
-    if (n == Q) return exponentials<Q>(count, s, out, stride);
+    if (n == Q) {
+        if constexpr (Q <= 3)
+            if (count == kBlocks) return whole_exponentials<Q>(s, out, stride);
+        return exponentials<Q>(count, s, out, stride);
+    }
     if constexpr (Q > 1) exponentials_of<Q - 1>(n, count, s, out, stride);
 }
 
@@ -146,7 +174,7 @@ static KV widened(KV type, const uint8_t** blocks, int count, int d, float* to) 
 
 // What a packed page's integers mean, at its end.
 static inline void ask_scales(const Tile& tile, const Part& at) {
-    for (int b = 0; b < at.count; ++b)
+    for (int b = 0; b < (at.whole ? 1 : at.count); ++b)
         if (at.packed && (b == 0 || at.pages[b] != at.pages[b - 1]))
             for (size_t i = tile.c.packed.key_scales() / 64 * 64; i < tile.c.packed.share_bytes(); i += 64) prefetch(at.pages[b] + i);
 }
@@ -165,12 +193,16 @@ static void attend_part(const Tile& tile, Part& at, const Part& next, const Work
     const bool many = queries > 2 * kQueryTile;
     KV k = s.k, v = s.v;
     Asked beside_keys, beside_values;
-    const uint8_t *keys[kBlocks], *values[kBlocks];
+    const uint8_t *others[2][kBlocks];
+    const uint8_t *const *keys = next.keys, *const *values = next.values;
     ask_scales(tile, next);
-    // where the next part has fewer blocks any other will do
-    for (int b = 0; b < at.count; ++b) {
-        keys[b] = next.count ? next.keys[b < next.count ? b : 0] : at.keys[b];
-        values[b] = next.count ? next.values[b < next.count ? b : 0] : at.values[b];
+    if (next.count < at.count) {  // any other will do where it has fewer
+        for (int b = 0; b < at.count; ++b) {
+            others[0][b] = b < next.count ? next.keys[b] : at.keys[b];
+            others[1][b] = b < next.count ? next.values[b] : at.values[b];
+        }
+        keys = others[0];
+        values = others[1];
     }
     if (many) {
         k = widened(k, at.keys, at.count, d, w.wide);
@@ -190,7 +222,7 @@ static void attend_part(const Tile& tile, Part& at, const Part& next, const Work
     }
     for (int i = 0; i < queries; i += most) {
         const int n = queries - i < most ? queries - i : most;
-        for (int j = i; j < i + n; ++j)
+        for (int j = i; j < i + n && !at.whole; ++j)
             if (!tile.sees_all(at, tile.slot(j))) mask(tile, at, tile.slot(j), w.p + j * kPartition);
         exponentials_of<kQueryTile>(n, at.count, w.p + i * kPartition, out + i * stride + d, stride);
     }
@@ -275,27 +307,32 @@ static void attend(const Queries& a, const Cache& c) {
     const int d = c.full.head_size, queries = tile.queries(), stride = state_stride(d);
     float* q = a.scratch + kMaxQueries * kPartition;
     Work w{a.scratch, q, q + kMaxQueries * d};
-    alignas(64) float local[kMaxQueries * state_stride(kMaxHeadSize)];
-    if (a.partials)
-        for (int i = 0; i < tile.places() * queries; ++i) {
-            a.partials[i * stride + d] = kNothing;
-            a.partials[i * stride + d + 1] = 0.0f;
-        }
+    const int state = queries * stride;
+    alignas(64) float local[2 * kMaxQueries * state_stride(kMaxHeadSize)];
+    float* const of_part = local + state;
+    for (int n = 0; a.partials && n < a.last_span - a.first_span; ++n)
+        for (int i = 0; i < queries; ++i) a.partials[n * state + i * stride + d] = kNothing;  // where it has no part
     Observed observed(tile);
     Part at = tile.from(0);
     ask_scales(tile, at);
     ask_blocks(at.keys, at.count, tile.shape(at).key_block());
     if (at.packed) ask_blocks(at.values, at.count, tile.shape(at).value_block());
-    for (const float* scaled = nullptr; at.count;) {
-        const float* from = at.sinks ? a.sink_q : a.q;
-        if (from != scaled) scale_queries(a, d, scaled = from, q);
-        const Part next = tile.from(at.place + 1);
-        float* out = a.partials ? a.partials + size_t(at.place) * size_t(queries) * size_t(stride) : local;
-        w.p = observed.place(a.scratch);
-        attend_part(tile, at, next, w, out);
-        observed.keep(at, w.p, out);
+    const float* scaled = nullptr;
+    while (at.count) {
+        const int span = tile.span_of(at);
+        float* const out = a.partials ? a.partials + size_t(span - a.first_span) * size_t(state) : local;
+        for (bool first = true; at.count && tile.span_of(at) == span; first = false) {
+            const float* from = at.sinks ? a.sink_q : a.q;
+            if (from != scaled) scale_queries(a, d, scaled = from, q);
+            const Part next = tile.from(at.place + 1);
+            float* to = first ? out : of_part;
+            w.p = observed.place(a.scratch);
+            attend_part(tile, at, next, w, to);
+            observed.keep(at, w.p, to);
+            if (!first) attend_join(out, of_part, queries, d);
+            at = next;
+        }
         if (!a.partials) attend_join(a.state, out, queries, d);
-        at = next;
     }
     observed.add_sums();
 }

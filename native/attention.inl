@@ -1,6 +1,6 @@
 // Attention over pages. Of a partition of 64 slots the packed ones, then the full ones, are computed from nothing (maximum,
-// exponentials, weighted values) and joined to the running state, in order of slot: the same sums whether a query comes alone
-// or in a tile, and whether its partitions are computed by one thread or by many. (Online softmax: Milakov & Gimelshein 2018.)
+// exponentials, weighted values) and joined, first to those of its span, in order of slot: the same sums whether a query comes
+// alone or in a tile, and whether its spans are computed by one thread or by many. (Online softmax: Milakov & Gimelshein 2018.)
 
 namespace KVIK_NS {
 using namespace kvik;
@@ -16,7 +16,8 @@ struct Part {
     int32_t slots[kBlocks];         // each one's first
     int count = 0, tokens = 0;      // blocks; tokens in them that are written
     bool packed = false, sinks = false;
-    int place = 0;                  // partition and state, as the partials are numbered
+    bool whole = false;             // 64 slots of one page that every row sees
+    int place = 0;                  // partition and state
 };
 
 // What to ask for while something else is read, a line for a line: `per` lines of block b with each line of that.

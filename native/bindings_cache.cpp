@@ -4,6 +4,7 @@
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
+#include <cmath>
 #include <tuple>
 #include <vector>
 
@@ -78,25 +79,26 @@ void attend(const UnitCache& u, const Floats2& q, const std::optional<Floats2>& 
         a.scratch = scratch.data();
         a.state = state.data();
         const int32_t slot = a.slots[0] - u.cache.shift;
-        const int32_t parts = partitions_of(slot, slot + count - 1, window, sinks).count();
+        const Partitions partitions = partitions_of(slot, slot + count - 1, window, sinks);
+        const int32_t spans = partitions.spans();
         if (sums) {
             a.sums = sums->data();
             a.observed_first = std::clamp(observed_first - first, 0, count);
             a.observed_end = std::clamp(observed_end - first, a.observed_first, count);
-            observed.resize(std::max(observed.size(), attend_observed(queries, parts)));
+            observed.resize(std::max(observed.size(), attend_observed(queries, partitions.count())));
             a.observed = observed.data();
         }
         u.kernels.attend_reset(state.data(), queries, d);
-        const size_t partial = size_t(queries) * stride, states = size_t(states_of(u.cache));
-        if (shares > 1) partials.assign(size_t(parts) * states * partial, 0.0f);
+        const size_t partial = size_t(queries) * stride;
+        if (shares > 1) partials.assign(size_t(spans) * partial, NAN);
         for (int32_t i = 0; i < shares; ++i) {
-            a.first_partition = parts * i / shares;
-            a.last_partition = parts * (i + 1) / shares;
-            if (shares > 1) a.partials = partials.data() + size_t(a.first_partition) * states * partial;
+            a.first_span = spans * i / shares;
+            a.last_span = spans * (i + 1) / shares;
+            if (shares > 1) a.partials = partials.data() + size_t(a.first_span) * partial;
             u.kernels.attend(a, u.cache);
         }
         if (shares > 1)
-            for (size_t n = 0; n < size_t(parts) * states; ++n)
+            for (size_t n = 0; n < size_t(spans); ++n)
                 u.kernels.attend_join(state.data(), partials.data() + n * partial, queries, d);
         u.kernels.attend_finish(state.data(), count, group, d, out.data() + size_t(first) * out.shape(1), int32_t(out.shape(1)));
     }

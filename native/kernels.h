@@ -133,17 +133,24 @@ struct Cache {
 };
 
 // What a tile of rows (slots of the table) may see, in partitions of 64 slots: first those with sinks, then those from `begin`
-// to `end`. Each of the latter is computed from nothing twice, its packed slots and its full ones, and joined in that order.
+// to `end`. Each of the latter is computed from nothing twice, its packed slots and its full ones. What partitions give is joined
+// in order in each span, then what spans give: those of the sinks, and every 256 slots.
 struct Partitions {
+    static constexpr int32_t kSpan = 4;
     int32_t sinks, begin, end;
     int32_t count() const { return sinks + end - begin; }
+    int32_t spans() const { return (sinks > 0) + (end + kSpan - 1) / kSpan - begin / kSpan; }
+    int32_t span_of(int32_t n) const { return n < sinks ? 0 : (sinks > 0) + (begin + n - sinks) / kSpan - begin / kSpan; }
+    // the first partition of a span; of the one behind the last: count()
+    int32_t first_of(int32_t span) const {
+        const int32_t at = (begin / kSpan + span - (sinks > 0)) * kSpan;
+        return sinks > 0 && span == 0 ? 0 : sinks + (at < begin ? begin : at > end ? end : at) - begin;
+    }
 };
 constexpr Partitions partitions_of(int32_t first_slot, int32_t last_slot, int32_t window, int32_t sinks) {
     const int32_t start = window && first_slot + 1 > window ? first_slot + 1 - window : 0;
     return {(sinks + kPartition - 1) / kPartition, start / kPartition, last_slot / kPartition + 1};
 }
-// states that a partition leaves in `partials`
-constexpr int32_t states_of(const Cache& c) { return c.packed_blocks ? 2 : 1; }
 
 // Queries of consecutive rows of one sequence on one KV head.
 struct Queries {
@@ -155,10 +162,10 @@ struct Queries {
     int32_t window;        // 0: everything before
     int32_t sinks;         // slots before it are seen whatever the window, through sink_q, and by no row through q
     float scale;           // of the scores
-    int32_t first_partition, last_partition;  // [first, last) of those that partitions_of the rows counts
+    int32_t first_span, last_span;  // [first, last) of those that partitions_of the rows counts
     float* scratch;        // attend_scratch() floats
-    float* state;          // [rows * group][state_stride]: running over partitions
-    float* partials;       // null, or [partition - first][states_of][rows * group][state_stride], to be joined in order
+    float* state;          // [rows * group][state_stride]: running over spans
+    float* partials;       // null, or [span - first][rows * group][state_stride], to be joined in order
     // Rows [observed_first, observed_end) of these: their probabilities are added to sums [slots of the table] (see
     // kvik.ops.Observation), atomically. Never together with partials.
     int64_t* sums;
@@ -204,7 +211,7 @@ struct Kernels {
     // `slot` of the table as a row at `reader` would read it (packed or full): k, v [D], either may be null
     void (*read_slot)(const Cache&, int32_t slot, int32_t reader, float* k, float* v);
     void (*attend)(const Queries&, const Cache&);
-    // start or continue a running state with one partition's partial; finish divides by the sum
+    // start or continue a running state with one span's partial; finish divides by the sum
     void (*attend_reset)(float* state, int32_t queries, int32_t head_size);
     void (*attend_join)(float* state, const float* partial, int32_t queries, int32_t head_size);
     void (*attend_finish)(const float* state, int32_t rows, int32_t group, int32_t head_size, float* out, int32_t ldo);

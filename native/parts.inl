@@ -10,15 +10,16 @@ struct Tile {
     const int32_t first, last, start;  // slots of the first and the last row; the first slot that the first row sees
     const int32_t packed_first;        // packed_end of the first row
     const Partitions partitions;
-    const int states, page_bits;  // a page has 2^bits tokens
+    const int first_partition, states, page_bits;  // states of a partition: of its packed, of its full slots; a page has 2^bits tokens
 
     Tile(const Queries& queries, const Cache& cache)
         : a(queries), c(cache), first(a.slots[0] - c.shift), last(a.slots[a.rows - 1] - c.shift), start(seen_from(first)),
-          packed_first(c.packed_end(first)), partitions(partitions_of(first, last, a.window, a.sinks)), states(states_of(c)),
-          page_bits(__builtin_ctz(unsigned(c.packed.tokens))) {}
+          packed_first(c.packed_end(first)), partitions(partitions_of(first, last, a.window, a.sinks)), first_partition(partitions.first_of(a.first_span)),
+          states(c.packed_blocks ? 2 : 1), page_bits(__builtin_ctz(unsigned(c.packed.tokens))) {}
 
     int queries() const { return a.rows * a.group; }
-    int places() const { return (a.last_partition - a.first_partition) * states; }
+    int places() const { return (partitions.first_of(a.last_span) - first_partition) * states; }
+    int span_of(const Part& at) const { return partitions.span_of(first_partition + at.place / states); }
     int32_t slot(int query) const { return a.slots[query / a.group] - c.shift; }
     int32_t packed_end(int32_t slot) const {
         return states > 1 && slot + 1 > kRecent ? (slot + 1 - kRecent) >> page_bits << page_bits : 0;
@@ -78,11 +79,13 @@ struct Tile {
         }
         at.count = kBlocks;
         at.tokens = kPartition;
+        at.whole = begin >= seen_from(last);
     }
     void fill(Part& at, int place) const {
         at.count = at.tokens = 0;
+        at.whole = false;
         at.place = place;
-        const int n = a.first_partition + place / states;
+        const int n = first_partition + place / states;
         at.packed = states > 1 && place % states == 0;
         at.sinks = n < partitions.sinks;
         const int32_t begin = (at.sinks ? n : partitions.begin + n - partitions.sinks) * kPartition;

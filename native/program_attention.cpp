@@ -82,16 +82,16 @@ std::vector<Program::Item> Program::attention_tiles(const Attention& a) const {
             const int32_t rows = std::min(most, pass_.spans[s + 1] - r), slot = pass_.slots[r];
             for (int32_t h = 0; h < kv_heads_; ++h) {
                 const int32_t first = slot - shift_of(s, a.layer, h);
-                const int32_t count = partitions_of(first, first + rows - 1, window, sinks).count();
-                tiles.push_back({r, rows, h, s, 0, count, count, 1, -1, 0});
+                const Partitions partitions = partitions_of(first, first + rows - 1, window, sinks);
+                tiles.push_back({r, rows, h, s, 0, partitions.spans(), partitions.count(), partitions, 1, -1, 0});
             }
         }
     }
     return tiles;
 }
 
-// A tile with too much of the work for the threads to end together is divided: its partitions are shared out and joined, in
-// order, by whoever finishes last. One with observed rows is not.
+// A tile with too much of the work for the threads to end together is divided: its spans are shared out and joined, in order, by
+// whoever finishes last. One with observed rows is not.
 Program::AttentionPlan Program::plan_attention(const Attention& a, AttentionNeeds& needs) const {
     AttentionPlan plan;
     plan.window = a.window;
@@ -105,19 +105,19 @@ Program::AttentionPlan Program::plan_attention(const Attention& a, AttentionNeed
     for (Item item : tiles) {
         const RowRange observed = observed_rows(item.sequence, item.row, item.rows);
         if (observed.first < observed.end)
-            needs.observed = std::max(needs.observed, attend_observed((observed.end - observed.first) * group, item.partitions));
+            needs.observed = std::max(needs.observed, attend_observed((observed.end - observed.first) * group, item.count));
         else
-            item.shares = int32_t(std::min<int64_t>(item.partitions, (item.work(group) + enough - 1) / enough));
+            item.shares = int32_t(std::min<int64_t>(item.partitions.spans(), (item.work(group) + enough - 1) / enough));
         if (item.shares > 1) {
-            const size_t states = layout_of(item.sequence).packs ? 2 : 1;
             item.tile = int32_t(needs.countdowns.size());
             item.partials = needs.partials;
             needs.countdowns.push_back(item.shares);
-            needs.partials += size_t(item.partitions) * states * size_t(item.rows * group) * size_t(state_stride(head_size_));
+            needs.partials += size_t(item.partitions.spans()) * size_t(item.rows * group) * size_t(state_stride(head_size_));
         }
         for (int32_t i = 0; i < item.shares; ++i) {
-            item.first = item.partitions * i / item.shares;
-            item.last = item.partitions * (i + 1) / item.shares;
+            item.first = item.partitions.spans() * i / item.shares;
+            item.last = item.partitions.spans() * (i + 1) / item.shares;
+            item.count = item.partitions.first_of(item.last) - item.partitions.first_of(item.first);
             plan.items.push_back(item);
         }
     }
@@ -219,7 +219,7 @@ void Program::run_attend(const Node& node, const Item& item, uint32_t thread) {
     const Attention& a = node.attention;
     const CacheLayout& l = layout_of(item.sequence);
     const Cache c = cache(item.sequence, a.layer, item.head);
-    const size_t states = size_t(states_of(c)), partial = size_t(queries) * size_t(state_stride(head_size_));
+    const size_t partial = size_t(queries) * size_t(state_stride(head_size_));
     Queries q{};
     q.q = row(a.q, item.row) + column;
     q.ld = ld(a.q);
@@ -230,11 +230,11 @@ void Program::run_attend(const Node& node, const Item& item, uint32_t thread) {
     q.sinks = a.window ? 0 : l.sinks;
     if (q.sinks) q.sink_q = sink_queries_.data.get() + size_t(item.row) * size_t(q.ld) + column;
     q.scale = a.scale;
-    q.first_partition = item.first;
-    q.last_partition = item.last;
+    q.first_span = item.first;
+    q.last_span = item.last;
     q.scratch = own.attend.data();
     q.state = own.state.data();
-    if (item.tile >= 0) q.partials = partials_.data() + item.partials + size_t(item.first) * states * partial;
+    if (item.tile >= 0) q.partials = partials_.data() + item.partials + size_t(item.first) * partial;
     const RowRange observed = observed_rows(item.sequence, item.row, item.rows);
     if (observed.first < observed.end) {
         const ObservationView& o = pass_.observations[observation_of_[size_t(item.sequence)]];
@@ -249,7 +249,7 @@ void Program::run_attend(const Node& node, const Item& item, uint32_t thread) {
         std::atomic<int32_t>& left = countdown_[size_t(item.tile)];
         if (left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
         left.store(item.shares, std::memory_order_relaxed);  // for the next layer
-        for (size_t n = 0; n < size_t(item.partitions) * states; ++n)
+        for (size_t n = 0; n < size_t(item.partitions.spans()); ++n)
             kernels_.attend_join(own.state.data(), partials_.data() + item.partials + n * partial, queries, head_size_);
     }
     kernels_.attend_finish(own.state.data(), item.rows, group, head_size_, row(node.out, item.row) + column, ld(node.out));
