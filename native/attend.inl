@@ -93,37 +93,9 @@ static inline void exponentials(int count, float* s, float* out, int stride) {
     KVIK_UNROLL
     for (int i = 0; i < Q; ++i) out[i * stride + 1] = reduce_add(sum[i]);
 }
-// The same of 64 slots, which the registers hold.
-template <int Q>
-static inline void whole_exponentials(float* s, float* out, int stride) {
-    const F nothing = set1(kNothing);
-    F x[Q][kBlocks], top[Q];
-    KVIK_UNROLL
-    for (int i = 0; i < Q; ++i) {
-        KVIK_UNROLL
-        for (int b = 0; b < kBlocks; ++b) x[i][b] = load(s + i * kPartition + b * kBlockTokens);
-        const float maximum = reduce_max(max(max(x[i][0], x[i][1]), max(x[i][2], x[i][3])));
-        out[i * stride] = maximum;
-        top[i] = set1(maximum);
-    }
-    KVIK_UNROLL
-    for (int b = 0; b < kBlocks; ++b)
-        KVIK_UNROLL
-        for (int i = 0; i < Q; ++i) {
-            x[i][b] = where_less(nothing, top[i], exp(sub(x[i][b], top[i])), zero());
-            store(s + i * kPartition + b * kBlockTokens, x[i][b]);
-        }
-    KVIK_UNROLL
-    for (int i = 0; i < Q; ++i)
-        out[i * stride + 1] = reduce_add(add(add(add(add(zero(), x[i][0]), x[i][1]), x[i][2]), x[i][3]));
-}
 template <int Q>
 static void exponentials_of(int n, int count, float* s, float* out, int stride) {
-    if (n == Q) {
-        if constexpr (Q <= 3)
-            if (count == kBlocks) return whole_exponentials<Q>(s, out, stride);
-        return exponentials<Q>(count, s, out, stride);
-    }
+    if (n == Q) return count == kBlocks ? exponentials<Q>(kBlocks, s, out, stride) : exponentials<Q>(count, s, out, stride);
     if constexpr (Q > 1) exponentials_of<Q - 1>(n, count, s, out, stride);
 }
 
@@ -174,7 +146,7 @@ static KV widened(KV type, const uint8_t** blocks, int count, int d, float* to) 
 
 // What a packed page's integers mean, at its end.
 static inline void ask_scales(const Tile& tile, const Part& at) {
-    for (int b = 0; b < (at.whole ? 1 : at.count); ++b)
+    for (int b = 0; b < at.count; ++b)
         if (at.packed && (b == 0 || at.pages[b] != at.pages[b - 1]))
             for (size_t i = tile.c.packed.key_scales() / 64 * 64; i < tile.c.packed.share_bytes(); i += 64) prefetch(at.pages[b] + i);
 }
@@ -190,7 +162,7 @@ static void attend_part(const Tile& tile, Part& at, const Part& next, const Work
     const PageShape &s = tile.shape(at), &other = tile.shape(next);
     const int queries = tile.queries(), d = s.head_size, stride = state_stride(d);
     const int tiles = (queries + kQueryTile - 1) / kQueryTile, most = (queries + tiles - 1) / tiles;  // queries of one, alike
-    const bool many = queries > 2 * kQueryTile;
+    const bool many = queries > 2 * kQueryTile, masked = !tile.all_see_all(at);
     KV k = s.k, v = s.v;
     Asked beside_keys, beside_values;
     const uint8_t *others[2][kBlocks];
@@ -222,7 +194,7 @@ static void attend_part(const Tile& tile, Part& at, const Part& next, const Work
     }
     for (int i = 0; i < queries; i += most) {
         const int n = queries - i < most ? queries - i : most;
-        for (int j = i; j < i + n && !at.whole; ++j)
+        for (int j = i; masked && j < i + n; ++j)
             if (!tile.sees_all(at, tile.slot(j))) mask(tile, at, tile.slot(j), w.p + j * kPartition);
         exponentials_of<kQueryTile>(n, at.count, w.p + i * kPartition, out + i * stride + d, stride);
     }

@@ -16,7 +16,6 @@ struct Part {
     int32_t slots[kBlocks];         // each one's first
     int count = 0, tokens = 0;      // blocks; tokens in them that are written
     bool packed = false, sinks = false;
-    bool whole = false;             // 64 slots of one page that every row sees
     int place = 0;                  // partition and state
 };
 

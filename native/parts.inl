@@ -35,6 +35,8 @@ struct Tile {
         if (at.sinks || begin < seen_from(slot) || end > slot + 1) return false;
         return at.packed ? begin >= c.keep && end <= packed : end <= c.keep || begin >= packed;
     }
+    // whether every row does: what the first or the last sees all of, those between do
+    bool all_see_all(const Part& at) const { return sees_all(at, first) && sees_all(at, last); }
     // whether some row sees slots of the full block from `base` on, of the packed one
     bool sees_full(int32_t base) const {
         if (base + kBlockTokens <= start || base > last || last < a.sinks) return false;
@@ -79,11 +81,9 @@ struct Tile {
         }
         at.count = kBlocks;
         at.tokens = kPartition;
-        at.whole = begin >= seen_from(last);
     }
     void fill(Part& at, int place) const {
         at.count = at.tokens = 0;
-        at.whole = false;
         at.place = place;
         const int n = first_partition + place / states;
         at.packed = states > 1 && place % states == 0;

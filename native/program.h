@@ -152,14 +152,15 @@ class Program {
     struct Item {  // spans of one tile of rows of one sequence on one KV head
         int32_t row, rows, head, sequence;
         int32_t first, last;    // spans this item computes
-        int32_t count;          // partitions in them
         Partitions partitions;  // of the whole tile
         int32_t shares;         // into which the tile is divided
         int32_t tile;           // where a tile's spans are shared out: its countdown, else -1
         size_t partials;        // floats into partials_ of the tile's first span
         // Reading a partition costs about what computing it for this many queries does.
         static constexpr int64_t kReading = 12;
-        int64_t work(int32_t group) const { return count * (kReading + rows * group); }
+        int64_t work(int32_t group) const {
+            return (partitions.first_of(last) - partitions.first_of(first)) * (kReading + rows * group);
+        }
     };
     struct PackItem {  // one packed page of one sequence and KV head, made in this pass
         int32_t sequence, head, group;

@@ -83,7 +83,7 @@ std::vector<Program::Item> Program::attention_tiles(const Attention& a) const {
             for (int32_t h = 0; h < kv_heads_; ++h) {
                 const int32_t first = slot - shift_of(s, a.layer, h);
                 const Partitions partitions = partitions_of(first, first + rows - 1, window, sinks);
-                tiles.push_back({r, rows, h, s, 0, partitions.spans(), partitions.count(), partitions, 1, -1, 0});
+                tiles.push_back({r, rows, h, s, 0, partitions.spans(), partitions, 1, -1, 0});
             }
         }
     }
@@ -105,7 +105,7 @@ Program::AttentionPlan Program::plan_attention(const Attention& a, AttentionNeed
     for (Item item : tiles) {
         const RowRange observed = observed_rows(item.sequence, item.row, item.rows);
         if (observed.first < observed.end)
-            needs.observed = std::max(needs.observed, attend_observed((observed.end - observed.first) * group, item.count));
+            needs.observed = std::max(needs.observed, attend_observed((observed.end - observed.first) * group, item.partitions.count()));
         else
             item.shares = int32_t(std::min<int64_t>(item.partitions.spans(), (item.work(group) + enough - 1) / enough));
         if (item.shares > 1) {
@@ -117,7 +117,6 @@ Program::AttentionPlan Program::plan_attention(const Attention& a, AttentionNeed
         for (int32_t i = 0; i < item.shares; ++i) {
             item.first = item.partitions.spans() * i / item.shares;
             item.last = item.partitions.spans() * (i + 1) / item.shares;
-            item.count = item.partitions.first_of(item.last) - item.partitions.first_of(item.first);
             plan.items.push_back(item);
         }
     }
